@@ -1,0 +1,155 @@
+"""The RSRT record, its JSONL file, and the text corpus made of it.
+
+One line an image: ``{"image": "port_3.jpg", "model": "…", "variants": [{"one_sentence", "feature", "caption"}, …]}``.
+Lines made elsewhere may also be flat RSRT (one variant a line) or plain ``{"image", "caption"}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from trsllava_utils.artefacts import InputError, shown
+from trsllava_utils.datasets import CORPUS_COLUMNS, clean_text
+
+MAX_VARIANTS = 5
+FIELDS = ("one_sentence", "feature", "caption")
+TEXTS = ("joined", "fields")
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Variant(BaseModel):
+    """One structured caption. A plain caption made elsewhere has only ``caption``."""
+
+    model_config = ConfigDict(frozen=True)
+    one_sentence: Text | None = None
+    feature: Text | None = None
+    caption: Text
+
+    @property
+    def structured(self) -> bool:
+        return self.one_sentence is not None and self.feature is not None
+
+    def joined(self) -> str:
+        """The variant as one text, as the paper embeds it."""
+        if not self.structured:
+            return self.caption
+        return f"ONE_SENTENCE: {self.one_sentence}\nFEATURE: {self.feature}\nCAPTION: {self.caption}"
+
+
+class Record(BaseModel):
+    """The captions of one image; ``image_sha256`` tells which pixels they describe."""
+
+    image: Text
+    model: Text
+    variants: Annotated[list[Variant], Field(min_length=1, max_length=MAX_VARIANTS)]
+    image_sha256: str = ""
+
+    @property
+    def image_id(self) -> str:
+        return Path(self.image).stem
+
+    def line(self) -> str:
+        """The record as one JSON line."""
+        return self.model_dump_json(exclude_none=True, exclude_defaults=True) + "\n"
+
+
+def parse_line(line: str) -> Record:
+    """One line in any of the three layouts -> a Record.
+
+    Raises:
+        InputError: what is wrong with the line, in one sentence (the caller knows the line number).
+    """
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"not whole JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"expected a JSON object, found {type(value).__name__}")
+    plain = "variants" not in value
+    if plain:
+        value = {
+            "image": value.get("image") or value.get("filename"),
+            "model": value.get("model") or "file",
+            "variants": [{k: value[k] for k in FIELDS if k in value}],
+        }
+    value.setdefault("model", "file")
+    try:
+        record = Record.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: {first['msg']}") from error
+    partial = [v for v in record.variants if not v.structured and (not plain or v.one_sentence or v.feature)]
+    if partial:
+        absent = [f for f in FIELDS if getattr(partial[0], f) is None]
+        raise InputError(f"a variant lacks {' and '.join(absent)}")
+    return record
+
+
+def read_records(path: str | os.PathLike) -> tuple[dict[str, Record], list[str]]:
+    """Read a captions file.
+
+    Flat layouts are grouped by image. Of two whole records for one image the first is kept.
+
+    Returns:
+        Records by file name, in the order of the file, and one sentence for every line that could not be used.
+    """
+    records: dict[str, Record] = {}
+    problems: list[str] = []
+    with open(path, encoding="utf-8-sig", errors="replace") as f:
+        for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
+            try:
+                record = parse_line(line)
+            except InputError as error:
+                problems.append(f"{Path(path).name}, line {number}: {error}; the line was left out")
+                continue
+            known = records.get(record.image)
+            if known is None:
+                records[record.image] = record
+            elif "variants" not in json.loads(line) and len(known.variants) < MAX_VARIANTS:
+                records[record.image] = known.model_copy(update={"variants": [*known.variants, *record.variants]})
+            else:
+                problems.append(f"{Path(path).name}, line {number}: {record.image} has enough captions; the line was left out")
+    return records, problems
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add one line, on disk when this returns. A torn last line (power cut) is ended first, so it costs only itself."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as f:
+            end = f.seek(0, os.SEEK_END)
+            torn = end > 0 and (f.seek(end - 1), f.read(1))[1] != b"\n"
+            f.write((b"\n" if torn else b"") + record.line().encode())
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as error:
+        raise InputError(f"cannot write {shown(path)}: {error.strerror}; captions written before are safe, run again to go on") from error
+
+
+def caption_corpus(records: Iterable[tuple[str, Record]], source: str, texts: str = "joined") -> pd.DataFrame:
+    """Records as a text corpus (see DESIGN: ``image_id, source, variant, field, text``).
+
+    Args:
+        records: ``(image_id, record)`` pairs.
+        source: the captioner's id.
+        texts: "joined" gives one text a variant (field "full"; the paper's way), "fields" one text a field.
+    """
+    rows = []
+    for image_id, record in records:
+        for n, variant in enumerate(record.variants):
+            if texts == "joined" or not variant.structured:
+                field = "full" if variant.structured else "caption"
+                rows.append((image_id, source, n, field, clean_text(variant.joined())))
+            else:
+                rows += [(image_id, source, n, field, clean_text(getattr(variant, field))) for field in FIELDS]
+    return pd.DataFrame(rows, columns=CORPUS_COLUMNS)

@@ -1,0 +1,127 @@
+"""Evaluation: ranks go in, recall at K, median rank and mean recall come out.
+
+A tie counts as its *expected* value: with the tied items put in random order, the probability that a relevant one is
+among the first K. So equal captions give neither wins nor losses by the order of a file, and results do not depend on
+it. All values are percentages unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import gammaln
+
+from trsllava_utils.artefacts import slug, versions, write_json
+
+KS = (1, 5, 10)
+
+
+def miss_probability(n_items: np.ndarray, n_relevant: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Probability that ``drawn`` items out of ``n_items``, without replacement, hold none of ``n_relevant``.
+
+    Hypergeometric: :math:`\\binom{n-r}{d} / \\binom{n}{d}`. Arrays broadcast; the result is float64 in [0, 1].
+    """
+    n, r, d = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (n_items, n_relevant, drawn)))
+    d = np.clip(d, 0, n)
+    possible = d <= n - r
+    safe = np.where(possible, d, 0)
+    log = gammaln(n - r + 1) - gammaln(n - r - safe + 1) - gammaln(n + 1) + gammaln(n - safe + 1)
+    return np.where(possible, np.exp(log), 0.0)
+
+
+def hit_probability(ranks: pd.DataFrame, k: int) -> np.ndarray:
+    """Per query, the expected value of "a relevant item is in the top ``k``", ties in random order.
+
+    ``n_greater`` items come first; the remaining ``k - n_greater`` places go to the ``n_tied`` items, of which
+    ``n_relevant_tied`` are relevant.
+
+    Returns:
+        ``(n_queries,) float64`` in [0, 1].
+    """
+    places = k - ranks["n_greater"].to_numpy()
+    return 1.0 - miss_probability(ranks["n_tied"], ranks["n_relevant_tied"], places)
+
+
+def recall_at_k(ranks: pd.DataFrame, k: int) -> float:
+    """R@k: the share of queries, in percent, with a relevant item among the first ``k``."""
+    return float(100 * hit_probability(ranks, k).mean())
+
+
+def expected_rank(ranks: pd.DataFrame) -> np.ndarray:
+    """Per query, the expected rank (1 = best) of the best relevant item: ``n_greater + (t + 1) / (r + 1)``."""
+    return (ranks["n_greater"] + (ranks["n_tied"] + 1) / (ranks["n_relevant_tied"] + 1)).to_numpy(np.float64)
+
+
+def metrics(ranks: pd.DataFrame) -> dict:
+    """``{"t2i": {"R@1", "R@5", "R@10", "MedR"}, "i2t": {...}, "mR"}``; mR is the mean of the six recalls."""
+    out: dict = {}
+    for direction, rows in ranks.groupby("direction", sort=False):
+        out[direction] = {f"R@{k}": recall_at_k(rows, k) for k in KS}
+        out[direction]["MedR"] = float(np.median(expected_rank(rows)))
+    out["mR"] = mean_recall(out)
+    return out
+
+
+def mean_recall(result: dict) -> float:
+    """mR: the mean of R@1, R@5 and R@10 over both directions."""
+    return float(np.mean([result[d][f"R@{k}"] for d in ("t2i", "i2t") for k in KS]))
+
+
+def chance(ranks: pd.DataFrame) -> dict:
+    """What a random order would reach, exactly, on the same queries and gallery."""
+    level = ranks.assign(n_greater=0, n_tied=ranks["n_items"], n_relevant_tied=ranks["n_relevant"])
+    return metrics(level)
+
+
+def recall_table(results: dict[str, dict]) -> pd.DataFrame:
+    """Method -> metrics as the table of the field: T2I and I2T R@1/5/10, median ranks, mR (percent)."""
+    rows = {}
+    for name, result in results.items():
+        row = {
+            (label, m): result[d][m]
+            for d, label in (("t2i", "text-to-image"), ("i2t", "image-to-text"))
+            for m in (*(f"R@{k}" for k in KS), "MedR")
+        }
+        rows[name] = {**row, ("", "mR"): result["mR"]}
+    return pd.DataFrame.from_dict(rows, orient="index").round(1)
+
+
+def per_class_recall(ranks: pd.DataFrame, labels: pd.Series, k: int = 10, direction: str = "t2i") -> pd.DataFrame:
+    """Recall at ``k`` by class: ``label, queries, recall`` (percent), highest first.
+
+    Args:
+        labels: class by image id.
+    """
+    rows = ranks[ranks["direction"] == direction]
+    table = pd.DataFrame({"label": rows["image_id"].map(labels).to_numpy(), "recall": 100 * hit_probability(rows, k)})
+    table = table[table["label"].fillna("") != ""]
+    out = table.groupby("label")["recall"].agg(queries="size", recall="mean").reset_index()
+    return out.sort_values(["recall", "label"], ascending=[False, True], ignore_index=True)
+
+
+def recall_curve(ranks: pd.DataFrame, ks: np.ndarray) -> pd.DataFrame:
+    """R@k for every k in ``ks``: columns ``k, t2i, i2t`` (percent)."""
+    parts = {d: rows for d, rows in ranks.groupby("direction")}
+    return pd.DataFrame({"k": ks, **{d: [recall_at_k(parts[d], int(k)) for k in ks] for d in ("t2i", "i2t")}})
+
+
+def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **about: str) -> dict:
+    """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner, encoder, …"""
+    t2i = ranks[ranks["direction"] == "t2i"]
+    result = {
+        **about,
+        "n_images": int(t2i["n_items"].iloc[0]),
+        "n_captions": len(t2i),
+        "methods": methods,
+        "chance": chance(ranks),
+        "versions": versions("sentence-transformers", "torch"),
+    }
+    write_json(path, result)
+    return result
+
+
+def results_path(derived: Path, split: str, captioner: str, encoder: str, texts: str) -> Path:
+    """Where the results of one setting are kept."""
+    return derived / "results" / f"{split}.{slug(captioner)}.{slug(encoder)}.{texts}.json"
