@@ -15,7 +15,15 @@ import pandas as pd
 
 from trsllava_utils.artefacts import InputError, shown
 
-SPLIT_NAMES = {"train": "train", "restval": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "restval": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
 _FILE_KEYS = ("filename", "file_name", "image", "image_name", "name")
 _TEXT_KEYS = ("captions", "caption", "title", "sentences", "text", "raw")
 
@@ -32,9 +40,15 @@ def find(root: Path) -> list[Path] | None:
     """The annotation files of the dataset in ``root``, best layout first; None if there are none."""
     for patterns in (("dataset*.json",), ("*_caps.txt",), ("captions*.jsonl", "captions*.json"), ("*.csv",),
                      ("*.parquet", "data/*.parquet"), ("*.json",)):  # fmt: skip
-        found = sorted(p for pattern in patterns for p in root.glob(pattern) if not p.name.startswith("."))
+        found = sorted(
+            p for pattern in patterns for p in root.glob(pattern) if not p.name.startswith(".")
+        )
         if found:
-            return found[:1] if found[0].suffix == ".json" and found[0].name.startswith("dataset") else found
+            return (
+                found[:1]
+                if found[0].suffix == ".json" and found[0].name.startswith("dataset")
+                else found
+            )
     return None
 
 
@@ -46,7 +60,13 @@ def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
     """
     records: list[Annotation] = []
     for path in paths:
-        reader = {".json": _read_json, ".jsonl": _read_jsonl, ".txt": _read_text_pair, ".csv": _read_table, ".parquet": _read_table}
+        reader = {
+            ".json": _read_json,
+            ".jsonl": _read_jsonl,
+            ".txt": _read_text_pair,
+            ".csv": _read_table,
+            ".parquet": _read_table,
+        }
         records += reader[path.suffix.lower()](path)
     if not records:
         problems.append(f"{', '.join(p.name for p in paths)}: no annotation found in it")
@@ -67,7 +87,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
     except UnicodeDecodeError as error:
-        raise InputError(f"{shown(path)} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise InputError(
+            f"{shown(path)} is not UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from error
 
 
 def _read_json(path: Path) -> list[Annotation]:
@@ -80,7 +102,9 @@ def _read_json(path: Path) -> list[Annotation]:
         ) from error
     entries = content.get("images") if isinstance(content, dict) else content
     if not isinstance(entries, list):
-        raise InputError(f'{shown(path)}: expected {{"images": [...]}} or a list, found {_describe(content)}')
+        raise InputError(
+            f'{shown(path)}: expected {{"images": [...]}} or a list, found {_describe(content)}'
+        )
     return [_entry(e, path, f"entry {i}") for i, e in enumerate(entries)]
 
 
@@ -91,13 +115,19 @@ def _read_jsonl(path: Path) -> list[Annotation]:
             try:
                 records.append(_entry(json.loads(line), path, f"line {number}"))
             except json.JSONDecodeError as error:
-                raise InputError(f"{shown(path)}, line {number}: broken JSON ({error.msg})") from error
+                raise InputError(
+                    f"{shown(path)}, line {number}: broken JSON ({error.msg})"
+                ) from error
     return records
 
 
 def _entry(entry: Any, path: Path, where: str) -> Annotation:
     """One image of any JSON layout."""
-    filename = next((entry[k] for k in _FILE_KEYS if isinstance(entry.get(k), str)), None) if isinstance(entry, dict) else None
+    filename = (
+        next((entry[k] for k in _FILE_KEYS if isinstance(entry.get(k), str)), None)
+        if isinstance(entry, dict)
+        else None
+    )
     key = next((k for k in _TEXT_KEYS if k in entry), None) if filename else None
     if filename is None or key is None:
         raise InputError(
@@ -108,21 +138,42 @@ def _entry(entry: Any, path: Path, where: str) -> Annotation:
     texts = [t.get("raw", t.get("text", "")) if isinstance(t, dict) else t for t in texts]
     first = PurePosixPath(filename).parts[0] if "/" in filename else ""
     split = str(entry.get("split") or (first if first in SPLIT_NAMES else ""))
-    return Annotation(filename, SPLIT_NAMES.get(split.lower(), split), [t if isinstance(t, str) else "" for t in texts])
+    return Annotation(
+        filename,
+        SPLIT_NAMES.get(split.lower(), split),
+        [t if isinstance(t, str) else "" for t in texts],
+    )
 
 
 def _read_text_pair(path: Path) -> list[Annotation]:
     """``test_caps.txt`` + ``test_filename.txt``: one name a caption, or one name an image (then equal shares)."""
     split = path.name.removesuffix("_caps.txt")
-    names_path = next((p for p in (path.with_name(f"{split}_filename.txt"), path.with_name(f"{split}_filenames.txt")) if p.is_file()), None)
+    names_path = next(
+        (
+            p
+            for p in (
+                path.with_name(f"{split}_filename.txt"),
+                path.with_name(f"{split}_filenames.txt"),
+            )
+            if p.is_file()
+        ),
+        None,
+    )
     if names_path is None:
-        raise InputError(f"{shown(path)} has no {split}_filename.txt beside it, the file names that go with its captions")
+        raise InputError(
+            f"{shown(path)} has no {split}_filename.txt beside it, the file names that go with its captions"
+        )
     captions, names = (_text(p).rstrip("\n").split("\n") for p in (path, names_path))
     share, rest = divmod(len(captions), len(names))
     if rest or not share:
-        raise InputError(f"{shown(path)} has {len(captions)} lines and {names_path.name} {len(names)}: neither equal nor a multiple")
+        raise InputError(
+            f"{shown(path)} has {len(captions)} lines and {names_path.name} {len(names)}: neither equal nor a multiple"
+        )
     split = SPLIT_NAMES.get(split, split)
-    return [Annotation(name.strip(), split, [captions[i * share + j] for j in range(share)]) for i, name in enumerate(names)]
+    return [
+        Annotation(name.strip(), split, [captions[i * share + j] for j in range(share)])
+        for i, name in enumerate(names)
+    ]
 
 
 def _read_table(path: Path) -> list[Annotation]:
@@ -132,7 +183,9 @@ def _read_table(path: Path) -> list[Annotation]:
         else:
             import pyarrow.parquet as pq
 
-            names = [n for n in pq.read_schema(path).names if n != "image"]  # pixels inside Parquet are not read here
+            names = [
+                n for n in pq.read_schema(path).names if n != "image"
+            ]  # pixels inside Parquet are not read here
             table = pd.read_parquet(path, columns=names)
     except (ValueError, OSError) as error:
         raise InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}") from error

@@ -44,7 +44,9 @@ def check_choice(what: str, value: str, valid: Iterable[str], hint: str = "") ->
         return value
     near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"unknown {what} {value!r}; valid: {', '.join(valid)}.{guess}{' ' + hint if hint else ''}")
+    raise InputError(
+        f"unknown {what} {value!r}; valid: {', '.join(valid)}.{guess}{' ' + hint if hint else ''}"
+    )
 
 
 def resolve_data_dir(data_dir: str | os.PathLike = "") -> Path:
@@ -56,7 +58,11 @@ def shown(path: str | os.PathLike) -> str:
     """A path as a notebook prints it: relative to the project where possible, so outputs hold on any machine."""
     path = Path(path)
     root = PROJECT_ROOT.resolve()
-    return path.resolve().relative_to(root).as_posix() if path.resolve().is_relative_to(root) else str(path)
+    return (
+        path.resolve().relative_to(root).as_posix()
+        if path.resolve().is_relative_to(root)
+        else str(path)
+    )
 
 
 def slug(name: str) -> str:
@@ -90,7 +96,9 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     tmp = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}.", suffix=target.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem[:40]}.", suffix=target.suffix
+        )
         os.close(handle)
         tmp = Path(name)
         yield tmp

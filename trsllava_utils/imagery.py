@@ -48,26 +48,38 @@ def read_image(path: str | Path, bands: str | Sequence[int] = "") -> np.ndarray:
                         return _stretch(np.atleast_3d(np.asarray(image)), chosen, path)
             except Image.DecompressionBombError as error:
                 raise InputError(f"{path.name}: {error}; cut it into tiles first") from error
-            except Image.UnidentifiedImageError:  # e.g. float64 or 7-band TIFF: tifffile reads more kinds
+            except (
+                Image.UnidentifiedImageError
+            ):  # e.g. float64 or 7-band TIFF: tifffile reads more kinds
                 if path.suffix.lower() not in {".tif", ".tiff"}:
                     raise
         return _stretch(_read_raster(path), chosen, path)
     except InputError:
         raise
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError) as error:
-        what = "is empty" if path.is_file() and path.stat().st_size == 0 else "is not a readable image"
-        raise InputError(f"{path.name} {what} ({type(error).__name__}); replace or remove the file") from error
+        what = (
+            "is empty" if path.is_file() and path.stat().st_size == 0 else "is not a readable image"
+        )
+        raise InputError(
+            f"{path.name} {what} ({type(error).__name__}); replace or remove the file"
+        ) from error
 
 
 def parse_bands(bands: str | Sequence[int]) -> tuple[int, ...]:
     """``"4,3,2"`` -> ``(4, 3, 2)``; empty -> ``()``. Raises InputError unless there are three numbers from 1 up."""
-    parts = [p for p in bands.replace(" ", "").split(",") if p] if isinstance(bands, str) else list(bands)
+    parts = (
+        [p for p in bands.replace(" ", "").split(",") if p]
+        if isinstance(bands, str)
+        else list(bands)
+    )
     try:
         numbers = tuple(int(p) for p in parts)
     except ValueError:
         numbers = (0,)
     if numbers and (len(numbers) != 3 or min(numbers) < 1):
-        raise InputError(f"bands={bands!r}: give three band numbers counted from 1, such as '4,3,2', or nothing")
+        raise InputError(
+            f"bands={bands!r}: give three band numbers counted from 1, such as '4,3,2', or nothing"
+        )
     return numbers
 
 
@@ -117,7 +129,9 @@ def _stretch(array: np.ndarray, bands: tuple[int, ...], path: Path) -> np.ndarra
     count = array.shape[-1]
     bands = bands or ((1, 2, 3) if count >= 3 else (1, 1, 1))
     if max(bands) > count:
-        raise InputError(f"{path.name} has {count} band(s), but bands={','.join(map(str, bands))} was asked for")
+        raise InputError(
+            f"{path.name} has {count} band(s), but bands={','.join(map(str, bands))} was asked for"
+        )
     out = np.empty((*array.shape[:2], 3), np.uint8)
     for i, band in enumerate(bands):
         plane = array[..., band - 1].astype(np.float32)

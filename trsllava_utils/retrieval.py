@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, atomic_path, check_choice, fingerprint, read_json, slug, write_json
+from trsllava_utils.artefacts import (
+    InputError,
+    atomic_path,
+    check_choice,
+    fingerprint,
+    read_json,
+    slug,
+    write_json,
+)
 from trsllava_utils.embedding import Embeddings
 
 METHODS = ("max", "mean")
@@ -57,7 +65,9 @@ def score_blocks(
     check_choice("method", method, METHODS)
     reduce = np.maximum.reduceat if method == "max" else np.add.reduceat
     q_starts, d_starts = _starts(query_groups), _starts(item_groups)
-    q_sizes, d_sizes = (np.diff([*s, n]) for s, n in ((q_starts, len(queries)), (d_starts, len(items))))
+    q_sizes, d_sizes = (
+        np.diff([*s, n]) for s, n in ((q_starts, len(queries)), (d_starts, len(items)))
+    )
     for first in range(0, len(q_starts), block):
         last = min(first + block, len(q_starts))
         rows = slice(q_starts[first], q_starts[last] if last < len(q_starts) else len(queries))
@@ -107,7 +117,9 @@ def top_items(scores: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(part, order, axis=1)
 
 
-def retrieve(captions: Embeddings, queries: Embeddings, method: str = "max", top_k: int = 10) -> tuple[pd.DataFrame, pd.DataFrame]:
+def retrieve(
+    captions: Embeddings, queries: Embeddings, method: str = "max", top_k: int = 10
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both directions: human captions against images, and images against human captions.
 
     Only images that have both kinds of text take part. Human captions are named ``<image_id>#<variant>``.
@@ -123,7 +135,9 @@ def retrieve(captions: Embeddings, queries: Embeddings, method: str = "max", top
     check_choice("method", method, METHODS)
     common = sorted(set(captions.rows["image_id"]) & set(queries.rows["image_id"]))
     if not common:
-        raise InputError("no image has both captions of the captioner and human captions; evaluation needs both")
+        raise InputError(
+            "no image has both captions of the captioner and human captions; evaluation needs both"
+        )
     index = {image_id: i for i, image_id in enumerate(common)}
     c_rows, c_vectors, c_image = _sorted(captions, index)
     h_rows, h_vectors, h_image = _sorted(queries, index)
@@ -133,8 +147,22 @@ def retrieve(captions: Embeddings, queries: Embeddings, method: str = "max", top
 
     ranks, top = [], []
     for direction, ids, owner, item_ids, item_owner, blocks in (
-        ("t2i", human_ids, h_image, images, np.arange(len(images)), score_blocks(h_vectors, each, c_vectors, c_image, method)),
-        ("i2t", images, np.arange(len(images)), human_ids, h_image, score_blocks(c_vectors, c_image, h_vectors, each, method)),
+        (
+            "t2i",
+            human_ids,
+            h_image,
+            images,
+            np.arange(len(images)),
+            score_blocks(h_vectors, each, c_vectors, c_image, method),
+        ),
+        (
+            "i2t",
+            images,
+            np.arange(len(images)),
+            human_ids,
+            h_image,
+            score_blocks(c_vectors, c_image, h_vectors, each, method),
+        ),
     ):
         for rows, scores in blocks:
             relevant = owner[rows, None] == item_owner[None, :]
@@ -155,7 +183,12 @@ def retrieve(captions: Embeddings, queries: Embeddings, method: str = "max", top
 
 
 def rank_dataset(
-    captions: Embeddings, queries: Embeddings, derived: Path, name: str, method: str = "max", top_k: int = 10
+    captions: Embeddings,
+    queries: Embeddings,
+    derived: Path,
+    name: str,
+    method: str = "max",
+    top_k: int = 10,
 ) -> Rankings:
     """:func:`retrieve`, kept on disk as Parquet; loaded from there while vectors and settings are the same."""
     check_choice("method", method, METHODS)
@@ -163,7 +196,12 @@ def rank_dataset(
     top_path = path.with_name(path.name.replace(".ranks.", ".top."))
     manifest_path = path.with_suffix(".json")
     made_from = [_embedding_identity(captions), _embedding_identity(queries)]
-    manifest = {"inputs": fingerprint(made_from), "method": method, "top_k": top_k, "tie_tolerance": TIE_TOLERANCE}
+    manifest = {
+        "inputs": fingerprint(made_from),
+        "method": method,
+        "top_k": top_k,
+        "tie_tolerance": TIE_TOLERANCE,
+    }
     if read_json(manifest_path) == manifest and path.is_file() and top_path.is_file():
         return Rankings(pd.read_parquet(path), pd.read_parquet(top_path), path, True)
     ranks, top = retrieve(captions, queries, method, top_k)
@@ -180,20 +218,37 @@ def _embedding_identity(embeddings: Embeddings) -> list:
     return [manifest.get("rows"), manifest.get("encoder_identity"), manifest.get("files")]
 
 
-def _sorted(embeddings: Embeddings, index: dict[str, int]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+def _sorted(
+    embeddings: Embeddings, index: dict[str, int]
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Rows of the images in ``index``, in its order: rows, vectors, image number of each."""
     image = embeddings.rows["image_id"].map(index)
     order = image.dropna().sort_values(kind="stable").index
-    return embeddings.rows.loc[order], embeddings.vectors[order], image[order].to_numpy(dtype=np.int64)
+    return (
+        embeddings.rows.loc[order],
+        embeddings.vectors[order],
+        image[order].to_numpy(dtype=np.int64),
+    )
 
 
-def search(query: np.ndarray, captions: Embeddings, k: int = 8, method: str = "max") -> pd.DataFrame:
+def search(
+    query: np.ndarray, captions: Embeddings, k: int = 8, method: str = "max"
+) -> pd.DataFrame:
     """Images for one query vector ``(dim,)``: ``rank, image_id, score, text``, ``text`` being the best-matching one."""
     index = {image_id: i for i, image_id in enumerate(dict.fromkeys(captions.rows["image_id"]))}
     rows, vectors, image = _sorted(captions, index)
     ((_, scores),) = score_blocks(query[None, :], np.array([0]), vectors, image, method)
     best = top_items(scores, k)[0]
     similarity = vectors @ query
-    text = [rows["text"].iloc[np.flatnonzero(image == i)[similarity[image == i].argmax()]] for i in best]
+    text = [
+        rows["text"].iloc[np.flatnonzero(image == i)[similarity[image == i].argmax()]] for i in best
+    ]
     names = list(index)
-    return pd.DataFrame({"rank": range(1, len(best) + 1), "image_id": [names[i] for i in best], "score": scores[0, best], "text": text})
+    return pd.DataFrame(
+        {
+            "rank": range(1, len(best) + 1),
+            "image_id": [names[i] for i in best],
+            "score": scores[0, best],
+            "text": text,
+        }
+    )

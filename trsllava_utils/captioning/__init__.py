@@ -25,7 +25,15 @@ from trsllava_utils.artefacts import (
     slug,
     write_json,
 )
-from trsllava_utils.captioning.records import MAX_VARIANTS, TEXTS, Record, Variant, append_record, caption_corpus, read_records
+from trsllava_utils.captioning.records import (
+    MAX_VARIANTS,
+    TEXTS,
+    Record,
+    Variant,
+    append_record,
+    caption_corpus,
+    read_records,
+)
 from trsllava_utils.datasets import Dataset
 from trsllava_utils.imagery import read_image
 
@@ -74,7 +82,9 @@ def captioner_id(captioner: str) -> str:
         return f"file-{slug(path.stem)}-{fingerprint(str(path))[:6]}"
     check_choice("captioner", captioner, KINDS)
     if captioner != "pixels":
-        raise InputError("captioner 'file:PATH.jsonl': put the path of your captions file in place of PATH.jsonl")
+        raise InputError(
+            "captioner 'file:PATH.jsonl': put the path of your captions file in place of PATH.jsonl"
+        )
     return captioner
 
 
@@ -83,7 +93,9 @@ def captions_path(dataset: Dataset, captioner: str) -> Path:
     return dataset.derived / "captions" / f"{captioner_id(captioner)}.jsonl"
 
 
-def caption_dataset(dataset: Dataset, captioner: str = "pixels", n_variants: int = MAX_VARIANTS, bands: str = "") -> Captions:
+def caption_dataset(
+    dataset: Dataset, captioner: str = "pixels", n_variants: int = MAX_VARIANTS, bands: str = ""
+) -> Captions:
     """Caption every image of the dataset that has no captions yet.
 
     Finished images are on disk at once, so an interrupted run goes on where it stopped. Images whose pixels changed
@@ -121,7 +133,9 @@ def caption_dataset(dataset: Dataset, captioner: str = "pixels", n_variants: int
     problems: list[str] = []
     made = 0
     rows = list(zip(images["image_id"], images["filename"], images["path"], strict=True))
-    for image_id, filename, image_path in tqdm(rows, desc=f"captioning ({captioner})", unit="image", disable=None):
+    for image_id, filename, image_path in tqdm(
+        rows, desc=f"captioning ({captioner})", unit="image"
+    ):
         pixels_sha = file_sha256(image_path)
         record = done.get(filename)
         if record is None or record.image_sha256 != pixels_sha:
@@ -130,7 +144,15 @@ def caption_dataset(dataset: Dataset, captioner: str = "pixels", n_variants: int
             except InputError as error:
                 problems.append(f"{error}; the run went on without it")
                 continue
-            record, stale = Record(image=filename, model=describer.identity, variants=variants, image_sha256=pixels_sha), record
+            record, stale = (
+                Record(
+                    image=filename,
+                    model=describer.identity,
+                    variants=variants,
+                    image_sha256=pixels_sha,
+                ),
+                record,
+            )
             if stale is not None:  # the picture behind this name changed: its old line goes first
                 _rewrite(path, {name: r for name, r in done.items() if name != filename})
                 del done[filename]
@@ -152,11 +174,17 @@ def load_captions(dataset: Dataset, captioner: str = "pixels") -> Captions:
     records, problems = read_records(path) if path.exists() else ({}, [])
     matched = {
         image_id: records[filename]
-        for image_id, filename in zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
+        for image_id, filename in zip(
+            dataset.images["image_id"], dataset.images["filename"], strict=True
+        )
         if filename in records
     }
     if not matched:
-        given = dataset.name if dataset.root.parent == dataset.derived.parent.parent else str(dataset.root)
+        given = (
+            dataset.name
+            if dataset.root.parent == dataset.derived.parent.parent
+            else str(dataset.root)
+        )
         raise MissingError(
             f"no captions by {captioner!r} for {dataset.title} ({dataset.split}); make them first: "
             f"papermill 01_structured_captioning.ipynb out.ipynb -p dataset {given} -p split {dataset.split} -p captioner {captioner}"
@@ -174,14 +202,22 @@ def _import_captions(dataset: Dataset, captioner: str) -> Captions:
     source = Path(captioner.removeprefix("file:")).expanduser()
     path = captions_path(dataset, captioner)
     if not source.is_file():
-        raise MissingError(f"captioner {captioner!r}: {source} not found (from {shown(Path.cwd())}); give the path of an RSRT JSONL file")
+        raise MissingError(
+            f"captioner {captioner!r}: {source} not found (from {shown(Path.cwd())}); give the path of an RSRT JSONL file"
+        )
     found, problems = read_records(source)
     if not found:
         raise InputError(f"{source.name} holds no usable caption line. {' '.join(problems[:3])}")
     by_stem = {record.image_id: record for record in found.values()}
     matched = {}
-    for image_id, filename in zip(dataset.images["image_id"], dataset.images["filename"], strict=True):
-        record = found.get(filename) or found.get(Path(filename).name) or by_stem.get(Path(filename).stem)
+    for image_id, filename in zip(
+        dataset.images["image_id"], dataset.images["filename"], strict=True
+    ):
+        record = (
+            found.get(filename)
+            or found.get(Path(filename).name)
+            or by_stem.get(Path(filename).stem)
+        )
         if record is not None:
             matched[image_id] = record.model_copy(update={"image": filename})
     if not matched:
@@ -197,6 +233,8 @@ def _import_captions(dataset: Dataset, captioner: str) -> Captions:
          [name for name, r in found.items() if r.image_id not in used]),
     ):  # fmt: skip
         if names:
-            problems.append(f"{len(names):,} {what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}")
+            problems.append(
+                f"{len(names):,} {what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+            )
     _rewrite(path, {r.image: r for r in matched.values()})
     return Captions(captioner_id(captioner), matched, path, tuple(problems))

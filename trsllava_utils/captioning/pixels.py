@@ -69,7 +69,9 @@ class PixelCaptioner:
 
     def __init__(self, n_variants: int = 5) -> None:
         sources = [file_sha256(Path(f)) for f in (__file__, pixels_wording.__file__)]
-        self.identity = f"pixels@{fingerprint(sources, n_variants)[:8]}"  # another describer, other captions
+        self.identity = (
+            f"pixels@{fingerprint(sources, n_variants)[:8]}"  # another describer, other captions
+        )
         self.n_variants = n_variants
 
     def describe(self, image: np.ndarray) -> list[Variant]:
@@ -120,7 +122,9 @@ def local_contrast(grey: np.ndarray, sigma: float) -> np.ndarray:
     return np.sqrt(np.maximum(ndimage.gaussian_filter(grey**2, sigma) - mean**2, 0))
 
 
-def land_cover(rgb: np.ndarray, hsv: np.ndarray, lab: np.ndarray, rough: np.ndarray) -> dict[str, np.ndarray]:
+def land_cover(
+    rgb: np.ndarray, hsv: np.ndarray, lab: np.ndarray, rough: np.ndarray
+) -> dict[str, np.ndarray]:
     """One bool mask a cover type, ``(224, 224)``; every pixel belongs to exactly one.
 
     Thresholds are on CIELAB (L 0–100, a green–red, b blue–yellow) and local contrast.
@@ -134,7 +138,9 @@ def land_cover(rgb: np.ndarray, hsv: np.ndarray, lab: np.ndarray, rough: np.ndar
     dark_smooth = (light < 42) & smooth & (b < 8) & (a < 2)
     pale_smooth = (a < -3) & (b < 5) & smooth & (light < 75)
     water = (bluish & smooth) | dark_smooth | pale_smooth | deep
-    water = morphology.remove_small_objects(ndimage.binary_opening(water, iterations=2), max_size=250)
+    water = morphology.remove_small_objects(
+        ndimage.binary_opening(water, iterations=2), min_size=251
+    )
     trees = ~water & green & ((light < 40) | ((rough > 0.045) & (light < 50)))
     grass = ~water & green & ~trees
     warm = ~water & ~green & (b > 11)
@@ -155,7 +161,12 @@ def compass(mask: np.ndarray) -> str:
     """The place of a mask on a 3 x 3 grid, north up; "" when it is spread over most of the grid."""
     if mask.mean() < 0.01:
         return ""
-    cells = np.array([[c.mean() for c in np.array_split(row, 3, axis=1)] for row in np.array_split(mask, 3, axis=0)])
+    cells = np.array(
+        [
+            [c.mean() for c in np.array_split(row, 3, axis=1)]
+            for row in np.array_split(mask, 3, axis=0)
+        ]
+    )
     if (cells > 0.5 * cells.max()).sum() >= 6:
         return ""
     row, col = np.unravel_index(cells.argmax(), cells.shape)
@@ -165,12 +176,16 @@ def compass(mask: np.ndarray) -> str:
 
 def straight_lines(edges: np.ndarray) -> tuple[float, int]:
     """Share of edge pixels on long straight lines, and how many directions (of 12) those lines take."""
-    segments = transform.probabilistic_hough_line(edges, threshold=20, line_length=45, line_gap=4, rng=0)
+    segments = transform.probabilistic_hough_line(
+        edges, threshold=20, line_length=45, line_gap=4, rng=0
+    )
     if not segments:
         return 0.0, 0
     vectors = np.array([np.subtract(q, p) for p, q in segments], float)
     lengths = np.hypot(*vectors.T)
-    bins = np.bincount((np.degrees(np.arctan2(vectors[:, 1], vectors[:, 0])) % 180 // 15).astype(int), lengths, 12)
+    bins = np.bincount(
+        (np.degrees(np.arctan2(vectors[:, 1], vectors[:, 0])) % 180 // 15).astype(int), lengths, 12
+    )
     return float(min(1, lengths.sum() / max(edges.sum(), 1))), int((bins > 0.12 * bins.sum()).sum())
 
 
@@ -186,7 +201,11 @@ def water_shape(water: np.ndarray) -> tuple[float, bool, int]:
         closed[tuple(regions[0].coords[0])] == closed[tuple(regions[1].coords[0])] != 0
     )  # fmt: skip
     r0, c0, r1, c1 = largest.bbox
-    return float(skeleton**2 / largest.area), bool(crossed), (r0 == 0) + (c0 == 0) + (r1 == SIDE) + (c1 == SIDE)
+    return (
+        float(skeleton**2 / largest.area),
+        bool(crossed),
+        (r0 == 0) + (c0 == 0) + (r1 == SIDE) + (c1 == SIDE),
+    )
 
 
 def small_objects(bright: np.ndarray, water: np.ndarray, pavement: np.ndarray) -> tuple[int, int]:
@@ -205,7 +224,9 @@ def small_objects(bright: np.ndarray, water: np.ndarray, pavement: np.ndarray) -
 def compact_regions(mask: np.ndarray, smallest: int, largest: int) -> list:
     """Connected regions of ``smallest`` to ``largest`` pixels that nearly fill their convex hull."""
     labels = measure.label(ndimage.binary_opening(mask))
-    return [r for r in measure.regionprops(labels) if smallest <= r.area <= largest and r.solidity > 0.8]
+    return [
+        r for r in measure.regionprops(labels) if smallest <= r.area <= largest and r.solidity > 0.8
+    ]
 
 
 def count_discs(grey: np.ndarray, edges: np.ndarray, excluded: np.ndarray) -> int:
@@ -222,7 +243,11 @@ def count_discs(grey: np.ndarray, edges: np.ndarray, excluded: np.ndarray) -> in
             continue
         distance = np.hypot(xx - x, yy - y)
         inside, outside = distance < 0.8 * r, (distance > 1.2 * r) & (distance < 1.6 * r)
-        if grey[inside].std() < 0.09 and grey[inside].mean() > grey[outside].mean() + 0.06 and excluded[inside].mean() < 0.3:
+        if (
+            grey[inside].std() < 0.09
+            and grey[inside].mean() > grey[outside].mean() + 0.06
+            and excluded[inside].mean() < 0.3
+        ):
             kept.append((x, y, r))
     return len(kept)
 
@@ -260,9 +285,14 @@ def ripple(grey: np.ndarray) -> float:
 def even_plots(lab: np.ndarray) -> int:
     """Number of large even-toned rectangular regions: fields."""
     soft = ndimage.gaussian_filter(lab, (3, 3, 0))
-    gradient = np.sqrt(sum(ndimage.sobel(soft[..., i], axis) ** 2 for i in range(3) for axis in (0, 1)))
+    gradient = np.sqrt(
+        sum(ndimage.sobel(soft[..., i], axis) ** 2 for i in range(3) for axis in (0, 1))
+    )
     flat = ndimage.binary_erosion(gradient < 10, iterations=2)
-    return sum(r.area > 700 and r.extent > 0.45 and r.solidity > 0.85 for r in measure.regionprops(measure.label(flat)))
+    return sum(
+        r.area > 700 and r.extent > 0.45 and r.solidity > 0.85
+        for r in measure.regionprops(measure.label(flat))
+    )
 
 
 def dominant_colours(lab: np.ndarray, hsv: np.ndarray) -> tuple[str, str]:

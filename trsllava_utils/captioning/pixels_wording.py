@@ -60,7 +60,7 @@ def scene_scores(o: Observation) -> dict[str, float]:
         "bridge": (1.1 if o.water_crossed else 0) + 1.2 * min(wet, 0.5) + 0.6 * o.line_share * (wet > 0.15) - 1.5 * c["sand"],
         "beach": 5 * min(wet, 0.3) * min(1, 4 * (c["sand"] + 0.5 * c["roofs"] + 0.5 * c["soil"])) + (0.6 if o.water_touches == 3 else 0) - 12 * busy - 2 * o.line_share * (c["sand"] < 0.1),
         "river": (1.7 * min(wet, 0.3) + min(o.water_elongation, 15) / 14 if wet > 0.03 and 1 < o.water_touches < 4 else 0) + 0.9 * green - 1.2 * built - c["sand"] - o.line_share,
-        "pond": (1.6 if 0.06 < wet < 0.6 and o.water_touches == 0 else 0.9 if 0.06 < wet and o.water_touches <= 1 else 0) + 0.3 * green - 8 * busy,
+        "pond": (1.6 if 0.06 < wet < 0.6 and o.water_touches == 0 else 0.9 if wet > 0.06 and o.water_touches <= 1 else 0) + 0.3 * green - 8 * busy,
         "forest": 2.0 * c["trees"] - 50 * max(0.0, 0.035 - o.texture) - 4 * built - 3 * wet - 2 * bare,
         "desert": 2.0 * c["sand"] + 0.6 * o.ripple + 5 * calm - 3 * green - 2 * c["roofs"] - 20 * busy,
         "bare land": 1.6 * (c["soil"] + 0.8 * c["sand"]) + 0.9 * c["pavement"] * (o.texture < 0.04) + 10 * calm - 2 * green - 2 * c["roofs"] - 3 * wet,
@@ -83,19 +83,29 @@ def number(n: int) -> str:
 
 
 def place(where: str) -> str:
-    return "all over the scene" if not where else "in the centre" if where == "centre" else f"in the {where}"
+    return (
+        "all over the scene"
+        if not where
+        else "in the centre"
+        if where == "centre"
+        else f"in the {where}"
+    )
 
 
 def features(o: Observation, scene: str, wording: int) -> str:
     """The visible things with their places, ``;``-separated."""
-    covers = sorted((c for c in o.cover if o.cover[c] > 0.06 and c != "shadow"), key=lambda c: -o.cover[c])
+    covers = sorted(
+        (c for c in o.cover if o.cover[c] > 0.06 and c != "shadow"), key=lambda c: -o.cover[c]
+    )
     parts = [f"{COVER_WORDS[c][wording % 3]} {place(o.where[c])}" for c in covers[:4]]
     for n, one, many in ((o.tanks, "round structure", "round structures"), (o.roofs, "roof", "roofs"), (o.boats, "bright boat-like object on the water", "bright boat-like objects on the water"),
                          (o.vehicles, "small bright vehicle-like object", "small bright vehicle-like objects")):  # fmt: skip
         if n:
             parts.append(f"{number(n)} {one if n == 1 else many}")
     if o.line_share > 0.25:
-        parts.append("long straight lines" + (" that cross" if o.n_directions > 1 else " in one direction"))
+        parts.append(
+            "long straight lines" + (" that cross" if o.n_directions > 1 else " in one direction")
+        )
     if o.red_ring > 0.01:
         parts.append("reddish ground around a green field")
     looks = SCENES[scene][2].format(tanks=number(o.tanks), roof_colour=o.roof_colour)
@@ -111,7 +121,9 @@ def variants(o: Observation, n: int = 5) -> list[Variant]:
     other = SCENES[second][0].format(**fill)
     covers = sorted((c for c in o.cover if c != "shadow"), key=lambda c: -o.cover[c])
     ground, beside = (COVER_WORDS[c][0] for c in covers[:2])
-    lay = ", ".join(f"{COVER_WORDS[c][1]} {place(o.where[c])}" for c in covers[:3] if o.cover[c] > 0.04)
+    lay = ", ".join(
+        f"{COVER_WORDS[c][1]} {place(o.where[c])}" for c in covers[:3] if o.cover[c] > 0.04
+    )
     said = [
         (main, f"This overhead image shows {main}. Around it there is {ground} and {beside}."),
         (again, f"{_start(again)}. The layout from above: {lay}."),

@@ -40,7 +40,9 @@ class Variant(BaseModel):
         """The variant as one text, as the paper embeds it."""
         if not self.structured:
             return self.caption
-        return f"ONE_SENTENCE: {self.one_sentence}\nFEATURE: {self.feature}\nCAPTION: {self.caption}"
+        return (
+            f"ONE_SENTENCE: {self.one_sentence}\nFEATURE: {self.feature}\nCAPTION: {self.caption}"
+        )
 
 
 class Record(BaseModel):
@@ -86,7 +88,11 @@ def parse_line(line: str) -> Record:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{where}: {first['msg']}") from error
-    partial = [v for v in record.variants if not v.structured and (not plain or v.one_sentence or v.feature)]
+    partial = [
+        v
+        for v in record.variants
+        if not v.structured and (not plain or v.one_sentence or v.feature)
+    ]
     if partial:
         absent = [f for f in FIELDS if getattr(partial[0], f) is None]
         raise InputError(f"a variant lacks {' and '.join(absent)}")
@@ -116,9 +122,13 @@ def read_records(path: str | os.PathLike) -> tuple[dict[str, Record], list[str]]
             if known is None:
                 records[record.image] = record
             elif "variants" not in json.loads(line) and len(known.variants) < MAX_VARIANTS:
-                records[record.image] = known.model_copy(update={"variants": [*known.variants, *record.variants]})
+                records[record.image] = known.model_copy(
+                    update={"variants": [*known.variants, *record.variants]}
+                )
             else:
-                problems.append(f"{Path(path).name}, line {number}: {record.image} has enough captions; the line was left out")
+                problems.append(
+                    f"{Path(path).name}, line {number}: {record.image} has enough captions; the line was left out"
+                )
     return records, problems
 
 
@@ -133,10 +143,14 @@ def append_record(path: Path, record: Record) -> None:
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:
-        raise InputError(f"cannot write {shown(path)}: {error.strerror}; captions written before are safe, run again to go on") from error
+        raise InputError(
+            f"cannot write {shown(path)}: {error.strerror}; captions written before are safe, run again to go on"
+        ) from error
 
 
-def caption_corpus(records: Iterable[tuple[str, Record]], source: str, texts: str = "joined") -> pd.DataFrame:
+def caption_corpus(
+    records: Iterable[tuple[str, Record]], source: str, texts: str = "joined"
+) -> pd.DataFrame:
     """Records as a text corpus (see DESIGN: ``image_id, source, variant, field, text``).
 
     Args:
@@ -151,5 +165,8 @@ def caption_corpus(records: Iterable[tuple[str, Record]], source: str, texts: st
                 field = "full" if variant.structured else "caption"
                 rows.append((image_id, source, n, field, clean_text(variant.joined())))
             else:
-                rows += [(image_id, source, n, field, clean_text(getattr(variant, field))) for field in FIELDS]
+                rows += [
+                    (image_id, source, n, field, clean_text(getattr(variant, field)))
+                    for field in FIELDS
+                ]
     return pd.DataFrame(rows, columns=CORPUS_COLUMNS)

@@ -39,12 +39,21 @@ def main(folder: Path) -> None:
             picture.save(folder / "images" / f"{name}.jpg", quality=90)
             rng = np.random.default_rng(zlib.crc32(f"{name} words".encode()))
             sentences = [{"raw": text} for text in captions(kind, facts, rng)]
-            entries.append({"filename": f"{name}.jpg", "imgid": len(entries), "split": SPLITS[number - 1], "sentences": sentences})
+            entries.append(
+                {
+                    "filename": f"{name}.jpg",
+                    "imgid": len(entries),
+                    "split": SPLITS[number - 1],
+                    "sentences": sentences,
+                }
+            )
     text = json.dumps({"images": entries, "dataset": "sample"}, indent=1) + "\n"
     (folder / "dataset_sample.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent.parent)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path(__file__).resolve().parent.parent
+    )
     main(parser.parse_args().folder)

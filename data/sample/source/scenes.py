@@ -6,7 +6,16 @@ import math
 
 import numpy as np
 from canvas import (
-    ASPHALT, CONCRETE, DEEP, DRY_GRASS, GRASS, SAND, SIZE, SOIL, WATER, Canvas,
+    ASPHALT,
+    CONCRETE,
+    DEEP,
+    DRY_GRASS,
+    GRASS,
+    SAND,
+    SIZE,
+    SOIL,
+    WATER,
+    Canvas,
 )  # fmt: skip
 
 MID = SIZE / 2
@@ -19,14 +28,26 @@ def airport(c: Canvas) -> Facts:
     c.fill(np.abs(YY - y) < 26, ASPHALT, 4)
     for x in range(0, SIZE, 42):
         c.fill(c.mask("polygon", c.rectangle(x, y, 22, 3)), (230, 230, 225), 2)
-    apron = (YY > y + 55) & (YY < y + 190)
+    apron = (y + 55 < YY) & (y + 190 > YY)
     c.fill(apron, CONCRETE, 6)
     c.fill(c.mask("line", [(MID, y), (MID + c.rng.uniform(-80, 80), y + 90)], 22), ASPHALT, 4)
-    c.building(MID + c.rng.uniform(-60, 60), y + 178, c.rng.uniform(200, 320), 34, height=16, colour=(190, 190, 192))
+    c.building(
+        MID + c.rng.uniform(-60, 60),
+        y + 178,
+        c.rng.uniform(200, 320),
+        34,
+        height=16,
+        colour=(190, 190, 192),
+    )
     n = int(c.rng.integers(2, 8))
     first = MID - (n - 1) * 31
     for i in range(n):
-        c.plane(first + i * 62, y + 120 + c.rng.uniform(-4, 4), math.pi / 2 + c.rng.normal(0, 0.05), c.rng.uniform(44, 58))
+        c.plane(
+            first + i * 62,
+            y + 120 + c.rng.uniform(-4, 4),
+            math.pi / 2 + c.rng.normal(0, 0.05),
+            c.rng.uniform(44, 58),
+        )
     return {"n": n, "near": c.rng.choice(["a runway", "the terminal"])}
 
 
@@ -54,7 +75,11 @@ def storagetanks(c: Canvas) -> Facts:
     for i in range(rows):
         for j in range(cols):
             x, y = MID + (j - (cols - 1) / 2) * r * 2.7, MID + (i - (rows - 1) / 2) * r * 2.7
-            c.fill(c.mask("ellipse", [(x - r * 1.25, y - r * 1.25), (x + r * 1.25, y + r * 1.25)]), CONCRETE, 4)
+            c.fill(
+                c.mask("ellipse", [(x - r * 1.25, y - r * 1.25), (x + r * 1.25, y + r * 1.25)]),
+                CONCRETE,
+                4,
+            )
             tank = c.mask("ellipse", [(x - r, y - r), (x + r, y + r)])
             c.shade(tank, 16)
             c.fill(tank, (224, 224, 220), 4)
@@ -66,11 +91,11 @@ def storagetanks(c: Canvas) -> Facts:
 
 def bridge(c: Canvas) -> Facts:
     top, bottom = c.wave(180, 25), c.wave(460, 25)
-    c.trees(220, (YY < top) | (bottom < YY))
+    c.trees(220, (top > YY) | (bottom < YY))
     c.fill((top < YY) & (bottom > YY), WATER, 4, (4, 9, 80))
     x = c.rng.uniform(260, 380)
     deck = c.mask("line", [(x, 0), (x, SIZE)], 34)
-    c.shade(deck & (YY > top - 10) & (bottom + 10 > YY), 12)
+    c.shade(deck & (top - 10 < YY) & (bottom + 10 > YY), 12)
     c.road([(x, 0), (x, SIZE)], 28)
     for y in c.rng.uniform(100, 540, int(c.rng.integers(3, 9))):
         c.car(x + c.rng.choice([-7, 7]), y, math.pi / 2, 0.9)
@@ -89,32 +114,61 @@ def playground(c: Canvas) -> Facts:
     for inset in (7, 14, 21, 28):
         w, h = 340 - 2 * inset, 190 - 2 * inset
         for side in (-1, 1):
-            c.fill(c.mask("line", [(MID - (w - h) / 2, MID + side * h / 2), (MID + (w - h) / 2, MID + side * h / 2)], 1), (225, 200, 190), 1)
+            c.fill(
+                c.mask(
+                    "line",
+                    [
+                        (MID - (w - h) / 2, MID + side * h / 2),
+                        (MID + (w - h) / 2, MID + side * h / 2),
+                    ],
+                    1,
+                ),
+                (225, 200, 190),
+                1,
+            )
     c.fill(c.mask("line", [(MID, MID - 60), (MID, MID + 60)], 2), (230, 235, 225), 1)
     courts = int(c.rng.integers(0, 4))
     for i in range(courts):
-        c.fill(c.mask("polygon", c.rectangle(200 + i * 90, MID + 150, 74, 44)), (70, 120, 96) if i % 2 else (176, 92, 72), 3)
-        c.fill(c.mask("line", [(200 + i * 90, MID + 130), (200 + i * 90, MID + 170)], 2), (235, 235, 230), 1)
+        c.fill(
+            c.mask("polygon", c.rectangle(200 + i * 90, MID + 150, 74, 44)),
+            (70, 120, 96) if i % 2 else (176, 92, 72),
+            3,
+        )
+        c.fill(
+            c.mask("line", [(200 + i * 90, MID + 130), (200 + i * 90, MID + 170)], 2),
+            (235, 235, 230),
+            1,
+        )
     c.building(MID, MID - 140, 240, 44, height=14)
     c.trees(50, YY > MID + 185)
     return {"courts": courts, "near": "a long building"}
 
 
 def farmland(c: Canvas) -> Facts:
-    tones = [(104, 130, 62), (140, 140, 78), (164, 138, 94), (84, 110, 56), (176, 160, 104), (124, 96, 70)]
+    tones = [
+        (104, 130, 62),
+        (140, 140, 78),
+        (164, 138, 94),
+        (84, 110, 56),
+        (176, 160, 104),
+        (124, 96, 70),
+    ]
     step_x, step_y = c.rng.uniform(120, 220), c.rng.uniform(80, 150)
     used = set()
     for y in np.arange(0, SIZE, step_y):
         for x in np.arange(0, SIZE, step_x):
             k = int(c.rng.integers(len(tones)))
             used.add(k)
-            plot = (XX > x + 2) & (XX < x + step_x - 2) & (YY > y + 2) & (YY < y + step_y - 2)
+            plot = (x + 2 < XX) & (x + step_x - 2 > XX) & (y + 2 < YY) & (y + step_y - 2 > YY)
             c.fill(plot, tones[k], 5)
             stripes = (YY if c.rng.random() < 0.5 else XX) % int(c.rng.integers(7, 12)) < 3
             c.image[plot & stripes] *= 0.9
     if c.rng.random() < 0.5:
         c.road([(0, step_y), (SIZE, step_y)], 12, SOIL, marked=False)
-    return {"colours": "green" if len(used & {0, 3}) >= len(used) / 2 else "green and brown", "near": "a dirt road"}
+    return {
+        "colours": "green" if len(used & {0, 3}) >= len(used) / 2 else "green and brown",
+        "near": "a dirt road",
+    }
 
 
 def forest(c: Canvas) -> Facts:
@@ -127,7 +181,15 @@ def denseresidential(c: Canvas) -> Facts:
     angle = 0
     for y in np.arange(40, SIZE, 62):
         for x in np.arange(20, SIZE, 46):
-            c.building(x + c.rng.normal(0, 3), y + c.rng.normal(0, 3), c.rng.uniform(28, 40), c.rng.uniform(24, 40), angle, height=7, ridge=True)
+            c.building(
+                x + c.rng.normal(0, 3),
+                y + c.rng.normal(0, 3),
+                c.rng.uniform(28, 40),
+                c.rng.uniform(24, 40),
+                angle,
+                height=7,
+                ridge=True,
+            )
     for y in np.arange(71, SIZE, 124):
         c.road([(0, y), (SIZE, y)], 14, marked=False)
     c.road([(MID, 0), (MID, SIZE)], 16, marked=False)
@@ -137,12 +199,24 @@ def denseresidential(c: Canvas) -> Facts:
 
 def sparseresidential(c: Canvas) -> Facts:
     c.trees(320, c.noise((70,)) > 0.4, (7, 14))
-    road = [(0, c.rng.uniform(250, 400)), (MID, c.rng.uniform(280, 360)), (SIZE, c.rng.uniform(250, 400))]
+    road = [
+        (0, c.rng.uniform(250, 400)),
+        (MID, c.rng.uniform(280, 360)),
+        (SIZE, c.rng.uniform(250, 400)),
+    ]
     c.road(road, 14, (140, 134, 126), marked=False)
     n = int(c.rng.integers(1, 5))
     for i in range(n):
         x, y = MID + (i - (n - 1) / 2) * 95, MID + (-1) ** i * c.rng.uniform(48, 90)
-        c.building(x, y, c.rng.uniform(38, 56), c.rng.uniform(28, 40), c.rng.uniform(0, 3), height=9, ridge=True)
+        c.building(
+            x,
+            y,
+            c.rng.uniform(38, 56),
+            c.rng.uniform(28, 40),
+            c.rng.uniform(0, 3),
+            height=9,
+            ridge=True,
+        )
         if c.rng.random() < 0.4:
             c.fill(c.mask("ellipse", [(x + 30, y + 20), (x + 50, y + 32)]), (90, 190, 205), 3)
     return {"n": n, "near": "lawns and trees"}
@@ -153,7 +227,12 @@ def river(c: Canvas) -> Facts:
     c.trees(700, (np.abs(YY - middle) > width / 2 + 6) & (c.noise((60,)) > -0.3), (6, 13))
     c.fill(np.abs(YY - middle) < width / 2 + 8, SAND, 6)
     colour = c.rng.choice(["green", "muddy"])
-    c.fill(np.abs(YY - middle) < width / 2, WATER if colour == "green" else (118, 104, 78), 4, (4, 9, 80))
+    c.fill(
+        np.abs(YY - middle) < width / 2,
+        WATER if colour == "green" else (118, 104, 78),
+        4,
+        (4, 9, 80),
+    )
     return {"colour": colour, "near": "dense trees"}
 
 
@@ -184,7 +263,11 @@ def beach(c: Canvas) -> Facts:
     for _ in range(n):
         x = int(c.rng.uniform(100, 540))
         y = shore[x] + c.rng.uniform(35, 90)
-        c.fill(c.mask("ellipse", [(x - 5, y - 5), (x + 5, y + 5)]), ((200, 60, 50), (240, 240, 235), (60, 90, 170))[c.rng.integers(3)], 3)
+        c.fill(
+            c.mask("ellipse", [(x - 5, y - 5), (x + 5, y + 5)]),
+            ((200, 60, 50), (240, 240, 235), (60, 90, 170))[c.rng.integers(3)],
+            3,
+        )
     c.trees(160, shore + 125 < YY)
     return {"umbrellas": n > 4, "near": "green trees"}
 
@@ -223,7 +306,10 @@ def industrial(c: Canvas) -> Facts:
 
 
 def pond(c: Canvas) -> Facts:
-    bumpy = np.hypot((XX - MID) * c.rng.uniform(0.8, 1.2), (YY - MID) * c.rng.uniform(0.9, 1.6)) + c.noise((110,)) * 22
+    bumpy = (
+        np.hypot((XX - MID) * c.rng.uniform(0.8, 1.2), (YY - MID) * c.rng.uniform(0.9, 1.6))
+        + c.noise((110,)) * 22
+    )
     r = c.rng.uniform(95, 150)
     c.trees(260, (bumpy > r + 20) & (c.noise((60,)) > 0.2), (7, 13))
     c.fill(bumpy < r + 9, SOIL, 6)
@@ -242,8 +328,12 @@ def intersection(c: Canvas) -> Facts:
     c.fill(c.mask("polygon", c.rectangle(MID, MID, 56, 56)), ASPHALT, 3)
     for side in (-1, 1):
         for t in range(-24, 25, 7):
-            c.fill(c.mask("polygon", c.rectangle(MID + side * 40, MID + t, 14, 3)), (230, 230, 225), 2)
-            c.fill(c.mask("polygon", c.rectangle(MID + t, MID + side * 40, 3, 14)), (230, 230, 225), 2)
+            c.fill(
+                c.mask("polygon", c.rectangle(MID + side * 40, MID + t, 14, 3)), (230, 230, 225), 2
+            )
+            c.fill(
+                c.mask("polygon", c.rectangle(MID + t, MID + side * 40, 3, 14)), (230, 230, 225), 2
+            )
     n = int(c.rng.integers(4, 14))
     for _ in range(n):
         far, lane = c.rng.uniform(70, 220) * c.rng.choice([-1, 1]), c.rng.choice([-13, 13])

@@ -13,7 +13,11 @@ def count(n: int, rng: np.random.Generator) -> str:
         return "a"
     if n > 8:
         return str(rng.choice(["many", "lots of", "a lot of"]))
-    return SMALL[n] if rng.random() < 0.6 else str(rng.choice(["several", "some"] if n < 5 else ["many", "several"]))
+    return (
+        SMALL[n]
+        if rng.random() < 0.6
+        else str(rng.choice(["several", "some"] if n < 5 else ["many", "several"]))
+    )
 
 
 # Per kind: templates; {n}, {near}, {colour} … are filled from the facts, "a|b|c" takes one at random.
@@ -99,7 +103,9 @@ def captions(kind: str, facts: dict, rng: np.random.Generator) -> list[str]:
         "busy": "many" if facts.get("busy") else "some",
         "full": "many" if facts.get("full") else "some",
         "cars": "several cars",
-        "courts": "lies beside some courts" if facts.get("courts") else "is next to a long building",
+        "courts": "lies beside some courts"
+        if facts.get("courts")
+        else "is next to a long building",
     }
     order = rng.permutation(len(TEMPLATES[kind]))[:5].tolist()
     out = []
@@ -110,9 +116,16 @@ def captions(kind: str, facts: dict, rng: np.random.Generator) -> list[str]:
         text = TEMPLATES[kind][i]
         text = " ".join(_choose(word, rng) for word in text.split(" "))
         text = text.format(**{**words, "n": count(int(facts.get("n", 2)), rng)})
-        text = text.replace("a planes", "a plane").replace("a houses", "a house").replace("a buildings stand", "a building stands")
+        text = (
+            text.replace("a planes", "a plane")
+            .replace("a houses", "a house")
+            .replace("a buildings stand", "a building stands")
+        )
         text = text.replace(" a white airplanes", " a white airplane")
-        out.append((text[0].upper() + text[1:] if rng.random() < 0.5 else text) + str(rng.choice([".", " ."])))
+        out.append(
+            (text[0].upper() + text[1:] if rng.random() < 0.5 else text)
+            + str(rng.choice([".", " ."]))
+        )
     return out
 
 

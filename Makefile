@@ -1,0 +1,37 @@
+# Two commands: `make demo` and `make test`. The rest: lab, lint, notebooks (refresh the committed outputs), clean.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test lab lint notebooks clean
+
+demo: $(VENV)/.installed
+	TQDM_DISABLE=1 $(BIN)/python -m trsllava_utils run sample
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest tests
+	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval notebooks -p no:cacheprovider
+
+lab: $(VENV)/.installed
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(VENV)/.installed
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/0*.ipynb
+	$(BIN)/ruff format notebooks
+
+# Made once, and again only when the pins or the package's metadata change.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit('Python 3.10 or later is needed, this is ' + sys.version.split()[0] if sys.version_info < (3, 10) else 0)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) data/sample/derived

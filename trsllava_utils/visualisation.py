@@ -1,0 +1,253 @@
+"""Figures: tables and images go in, a matplotlib figure comes out, saved to ``figures/<dataset>/`` by :func:`save`.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; every axis has a label and a unit.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from trsllava_utils.artefacts import InputError, atomic_path, shown
+from trsllava_utils.captioning.records import Record
+from trsllava_utils.datasets import Dataset
+from trsllava_utils.imagery import read_image
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777",
+)  # fmt: skip
+PALETTE = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#000000", GREY]
+MARKERS = "osD^vP*X"
+
+
+def save(figure: Figure, dataset: Dataset, name: str) -> Figure:
+    """Save as ``figures/<dataset>/<name>.png`` and return the figure, so that the notebook shows it too."""
+    path = dataset.figures / f"{name}.png"
+    with atomic_path(path) as tmp:
+        figure.savefig(tmp, dpi=110, bbox_inches="tight", format="png", metadata={"Software": None})
+    plt.close(figure)
+    print("saved", shown(path))
+    return figure
+
+
+def show_image(
+    ax: plt.Axes,
+    dataset: Dataset,
+    image_id: str,
+    title: str = "",
+    colour: str = "black",
+    bands: str = "",
+) -> None:
+    """Draw one image of the dataset; a grey box with a sentence where there are no readable pixels."""
+    path = dataset.path_of(image_id)
+    try:
+        ax.imshow(read_image(path, bands) if path else np.full((8, 8, 3), 235, np.uint8))
+    except InputError:
+        path = ""
+        ax.imshow(np.full((8, 8, 3), 235, np.uint8))
+    if not path:
+        ax.text(
+            0.5,
+            0.5,
+            "no pixels\non disk",
+            ha="center",
+            va="center",
+            transform=ax.transAxes,
+            color=GREY,
+            fontsize=9,
+        )
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for side in ax.spines.values():
+        side.set(color=colour, linewidth=3 if colour != "black" else 0.6)
+    ax.set_title(title, fontsize=9, color=colour)
+
+
+def dataset_overview(dataset: Dataset) -> Figure:
+    """Images per class, and words per human caption."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), gridspec_kw={"width_ratios": [1.5, 1]})
+    counts = dataset.images["label"].replace("", "(no class)").value_counts().sort_values()
+    axes[0].barh(counts.index, counts.to_numpy(), color=BLUE)
+    axes[0].set(xlabel="images", title=f"{dataset.title} · {dataset.split}: images per class")
+    axes[0].tick_params(axis="y", labelsize=9 if len(counts) <= 20 else 6)
+    words = dataset.captions["text"].str.split().str.len()
+    if len(words):
+        axes[1].hist(words, bins=np.arange(0.5, words.max() + 1.5), color=ORANGE, edgecolor="white")
+        axes[1].axvline(
+            words.median(),
+            color="black",
+            linestyle="--",
+            label=f"median {words.median():.0f} words",
+        )
+        axes[1].legend(frameon=False)
+    axes[1].set(xlabel="words a caption", ylabel="human captions", title="Caption length")
+    figure.tight_layout()
+    return figure
+
+
+def image_grid(dataset: Dataset, image_ids: list[str], columns: int = 8, bands: str = "") -> Figure:
+    """Images with id and class."""
+    rows = max(1, -(-len(image_ids) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(1.45 * columns, 1.75 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image_id in zip(axes.flat, image_ids, strict=False):
+        ax.axis("on")
+        show_image(
+            ax, dataset, image_id, textwrap.shorten(image_id, 20, placeholder="…"), bands=bands
+        )
+    figure.tight_layout()
+    return figure
+
+
+def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "") -> Figure:
+    """An image beside its variants."""
+    blocks = []
+    for n, v in enumerate(record.variants, 1):
+        lines = [f"{n}  {v.one_sentence or v.caption}"]
+        lines += [f"feature  {v.feature}", f"caption  {v.caption}"] if v.structured else []
+        blocks.append(
+            "\n".join(textwrap.fill(line, 104, subsequent_indent="     ") for line in lines)
+        )
+    text = "\n\n".join(blocks)
+    height = max(3.2, 0.165 * (text.count("\n") + 3))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, height), gridspec_kw={"width_ratios": [1, 2.7]}
+    )
+    show_image(left, dataset, image_id, image_id, bands=bands)
+    left.set_anchor("N")
+    right.axis("off")
+    right.text(
+        0, 1, text, va="top", fontsize=8.5, family="DejaVu Sans", parse_math=False, linespacing=1.25
+    )
+    right.set_title(f"RSRT captions by {record.model}", loc="left", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def embedding_map(
+    vectors: np.ndarray, labels: list[str], kinds: list[str], title: str, seed: int = 0
+) -> Figure:
+    """t-SNE of unit vectors: colour and marker by class (the commonest eight), filled by kind of text.
+
+    Args:
+        vectors: ``(n, dim) float32``; labels, kinds: class and kind ("human", "captioner") of each row.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if len(vectors) > 30:
+        points = TSNE(
+            2, metric="cosine", init="pca", perplexity=min(30, len(vectors) // 4), random_state=seed
+        ).fit_transform(vectors)
+    else:
+        points = PCA(2).fit_transform(vectors)
+    labels_array, kinds_array = np.asarray(labels), np.asarray(kinds)
+    common = (
+        pd.Series(labels_array[labels_array != ""])
+        .value_counts()
+        .sort_index()
+        .sort_values(ascending=False, kind="stable")
+        .index[:8]
+    )
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.2))
+    axes[0].scatter(
+        *points[~np.isin(labels_array, common)].T, s=6, color="#cccccc", label="other classes"
+    )
+    for label, colour, marker in zip(common, PALETTE, MARKERS, strict=False):
+        axes[0].scatter(
+            *points[labels_array == label].T,
+            s=18,
+            color=colour,
+            marker=marker,
+            alpha=0.75,
+            label=label,
+        )
+    axes[0].legend(fontsize=8, markerscale=1.4, loc="best")
+    axes[0].set_title("coloured by class (the eight commonest)")
+    for kind, colour, marker in zip(dict.fromkeys(kinds), (BLUE, ORANGE), "o^", strict=False):
+        axes[1].scatter(
+            *points[kinds_array == kind].T, s=14, color=colour, marker=marker, alpha=0.6, label=kind
+        )
+    axes[1].legend(fontsize=9)
+    axes[1].set_title("coloured by who wrote the text")
+    for ax in axes:
+        ax.set(
+            xlabel="t-SNE axis 1 (no unit)", ylabel="t-SNE axis 2 (no unit)", xticks=[], yticks=[]
+        )
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def query_gallery(
+    dataset: Dataset, results: list[tuple[str, str, pd.DataFrame]], title: str = "", bands: str = ""
+) -> Figure:
+    """Rows of query, its own image and what was found.
+
+    Args:
+        results: ``(query text, its image_id or "", table with rank, image_id, score)``; hits are framed and marked.
+    """
+    k = max(len(table) for _, _, table in results)
+    figure, axes = plt.subplots(len(results), k + 1, figsize=(1.75 * (k + 1.4), 2.15 * len(results)), squeeze=False,
+                                gridspec_kw={"width_ratios": [1.6, *[1] * k]})  # fmt: skip
+    for row, (query, own, table) in zip(axes, results, strict=True):
+        for ax in row:
+            ax.axis("off")
+        row[0].text(
+            0,
+            0.5,
+            textwrap.fill(query, 26),
+            va="center",
+            fontsize=10,
+            transform=row[0].transAxes,
+            parse_math=False,
+        )
+        for ax, item in zip(row[1:], table.itertuples(), strict=False):
+            ax.axis("on")
+            hit = bool(own) and item.image_id == own
+            name = f"{item.rank}. {textwrap.shorten(item.image_id, 18, placeholder='…')}\n{item.score:.3f}{' ✓ hit' if hit else ''}"
+            show_image(ax, dataset, item.image_id, name, GREEN if hit else "black", bands)
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def recall_curves(curves: dict[str, pd.DataFrame], title: str) -> Figure:
+    """R@K against K for each method, chance dashed; one panel a direction."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for ax, (direction, name) in zip(
+        axes, (("t2i", "text-to-image"), ("i2t", "image-to-text")), strict=True
+    ):
+        for (method, curve), colour, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
+            style = (
+                {"linestyle": "--", "color": GREY}
+                if method == "chance"
+                else {"color": colour, "marker": marker, "markersize": 4}
+            )
+            ax.plot(curve["k"], curve[direction], label=method, **style)
+        ax.set(xscale="log", xlabel="K (items looked at, log scale)", title=name, ylim=(0, 100))
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("R@K (%)")
+    axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def class_recall(table: pd.DataFrame, title: str) -> Figure:
+    """Recall by class as bars, with the number of queries."""
+    figure, ax = plt.subplots(figsize=(8, max(2.5, 0.27 * len(table) + 1)))
+    names = [f"{r.label} ({r.queries})" for r in table.itertuples()]
+    ax.barh(names[::-1], table["recall"][::-1], color=BLUE)
+    if len(table):
+        mean = np.average(table["recall"], weights=table["queries"])
+        ax.axvline(mean, color=RED, linestyle="--", label=f"all queries {mean:.1f} %")
+        ax.legend(frameon=False, loc="lower right")
+    ax.set(xlabel="R@10 (%)", xlim=(0, 100), title=title)
+    figure.tight_layout()
+    return figure
