@@ -1,4 +1,5 @@
-"""Command line: ``python -m trsllava_utils run DATASET [DATASET …] [-p NAME VALUE …] [--from 02] [--to 04]``."""
+"""Command line: ``python -m trsllava_utils run DATASET [DATASET …] [-p NAME VALUE …] [--from 02]
+[--to 04]``."""
 
 from __future__ import annotations
 
@@ -63,8 +64,10 @@ def _print_results(name: str, data_dir: str) -> None:
         return
     result = json.loads(found[-1].read_text(encoding="utf-8"))
     print(
-        f"\n{dataset.title} · {result['split']} · {result['n_images']:,} images, {result['n_captions']:,} captions"
-        f" · captioner {result['captioner']} · encoder {result['encoder']} (percent; MedR is a rank)\n"
+        f"\n{dataset.title} · {result['split']} · {result['n_images']:,} images, "
+        f"{result['n_captions']:,} captions"
+        f" · captioner {result['captioner']} · encoder {result['encoder']} (percent; MedR is a "
+        "rank)\n"
     )
     print(recall_table({**result["methods"], "chance": result["chance"]}).to_string())
     print(

@@ -1,6 +1,8 @@
-"""Caption annotations as they come on disk: finds the file, reads it, and returns one :class:`Annotation` an image.
+"""Caption annotations as they come on disk: finds the file, reads it, and returns one
+:class:`Annotation` an image.
 
-Layouts (see ``data/README.md``): nested JSON ``{"images": [{"filename", "split", "sentences": [{"raw"}]}]}``; a flat
+Layouts (see ``data/README.md``): nested JSON ``{"images": [{"filename", "split", "sentences":
+[{"raw"}]}]}``; a flat
 JSON or JSONL list of ``{"image", "caption"}``; ``<split>_caps.txt`` + ``<split>_filename.txt``; CSV
 ``filename,title[,split]``; Parquet ``filename, captions[, split]``.
 """
@@ -29,7 +31,8 @@ _TEXT_KEYS = ("captions", "caption", "title", "sentences", "text", "raw")
 
 
 class Annotation(NamedTuple):
-    """What the annotations say of one image: its file name, split ("" if none is given) and captions."""
+    """What the annotations say of one image: its file name, split ("" if none is given) and
+    captions."""
 
     filename: str
     split: str
@@ -37,9 +40,16 @@ class Annotation(NamedTuple):
 
 
 def find(root: Path) -> list[Path] | None:
-    """The annotation files of the dataset in ``root``, best layout first; None if there are none."""
-    for patterns in (("dataset*.json",), ("*_caps.txt",), ("captions*.jsonl", "captions*.json"), ("*.csv",),
-                     ("*.parquet", "data/*.parquet"), ("*.json",)):  # fmt: skip
+    """The annotation files of the dataset in ``root``, best layout first; None if there are
+    none."""
+    for patterns in (
+        ("dataset*.json",),
+        ("*_caps.txt",),
+        ("captions*.jsonl", "captions*.json"),
+        ("*.csv",),
+        ("*.parquet", "data/*.parquet"),
+        ("*.json",),
+    ):
         found = sorted(
             p for pattern in patterns for p in root.glob(pattern) if not p.name.startswith(".")
         )
@@ -56,7 +66,8 @@ def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
     """Read annotation files of one layout.
 
     Raises:
-        InputError: a file is broken or of a schema that is not known: which file, where, and what was expected.
+        InputError: a file is broken or of a schema that is not known: which file, where, and what
+            was expected.
     """
     records: list[Annotation] = []
     for path in paths:
@@ -74,7 +85,8 @@ def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
 
 
 def _grouped(records: list[Annotation]) -> list[Annotation]:
-    """Join rows of one image that follow from a one-caption-a-row layout (nested layouts have all in one row)."""
+    """Join rows of one image that follow from a one-caption-a-row layout (nested layouts have all
+    in one row)."""
     if all(len(r.captions) != 1 for r in records):
         return records
     merged: dict[tuple[str, str], list[str]] = {}
@@ -97,7 +109,8 @@ def _read_json(path: Path) -> list[Annotation]:
         content = json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{shown(path)} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
+            f"{shown(path)} is broken JSON: {error.msg} at line {error.lineno}, column "
+            f"{error.colno}; "
             "it may be a partial download, get it again"
         ) from error
     entries = content.get("images") if isinstance(content, dict) else content
@@ -131,7 +144,8 @@ def _entry(entry: Any, path: Path, where: str) -> Annotation:
     key = next((k for k in _TEXT_KEYS if k in entry), None) if filename else None
     if filename is None or key is None:
         raise InputError(
-            f"{shown(path)}, {where}: expected an image name ({', '.join(_FILE_KEYS[:3])}) and captions "
+            f"{shown(path)}, {where}: expected an image name ({', '.join(_FILE_KEYS[:3])}) and "
+            "captions "
             f"({', '.join(_TEXT_KEYS[:4])}), found {_describe(entry)}"
         )
     texts = entry[key] if isinstance(entry[key], list) else [entry[key]]
@@ -146,7 +160,8 @@ def _entry(entry: Any, path: Path, where: str) -> Annotation:
 
 
 def _read_text_pair(path: Path) -> list[Annotation]:
-    """``test_caps.txt`` + ``test_filename.txt``: one name a caption, or one name an image (then equal shares)."""
+    """``test_caps.txt`` + ``test_filename.txt``: one name a caption, or one name an image (then
+    equal shares)."""
     split = path.name.removesuffix("_caps.txt")
     names_path = next(
         (
@@ -161,13 +176,15 @@ def _read_text_pair(path: Path) -> list[Annotation]:
     )
     if names_path is None:
         raise InputError(
-            f"{shown(path)} has no {split}_filename.txt beside it, the file names that go with its captions"
+            f"{shown(path)} has no {split}_filename.txt beside it, the file names that go with "
+            "its captions"
         )
     captions, names = (_text(p).rstrip("\n").split("\n") for p in (path, names_path))
     share, rest = divmod(len(captions), len(names))
     if rest or not share:
         raise InputError(
-            f"{shown(path)} has {len(captions)} lines and {names_path.name} {len(names)}: neither equal nor a multiple"
+            f"{shown(path)} has {len(captions)} lines and {names_path.name} {len(names)}: neither "
+            "equal nor a multiple"
         )
     split = SPLIT_NAMES.get(split, split)
     return [

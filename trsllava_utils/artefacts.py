@@ -1,7 +1,10 @@
-"""Where things are kept, and how they are written: project root, derived folders, atomic files, fingerprints.
+"""Where things are kept, and how they are written: project root, derived folders, atomic files,
+fingerprints.
 
-Every artefact is written under a temporary name and moved into place, so that a crash or a full disk leaves the one
-that was there before. Every artefact names its inputs by a *fingerprint*, so that a stale one is never used in silence.
+Every artefact is written under a temporary name and moved into place, so that a crash or a full
+disk leaves the one
+that was there before. Every artefact names its inputs by a *fingerprint*, so that a stale one is
+never used in silence.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ PROJECT_ROOT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "notebooks").is_dir() else 
 
 
 class _OneSentence:
-    """Mixin: IPython and Jupyter show such an error as its message, without forty frames of traceback."""
+    """Mixin: IPython and Jupyter show such an error as its message, without forty frames of
+    traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
@@ -38,7 +42,8 @@ class MissingError(_OneSentence, FileNotFoundError):
 
 
 def check_choice(what: str, value: str, valid: Iterable[str], hint: str = "") -> str:
-    """Return ``value`` if it is one of ``valid``; otherwise raise InputError naming them and the nearest."""
+    """Return ``value`` if it is one of ``valid``; otherwise raise InputError naming them and the
+    nearest."""
     valid = list(valid)
     if value in valid:
         return value
@@ -55,7 +60,8 @@ def resolve_data_dir(data_dir: str | os.PathLike = "") -> Path:
 
 
 def shown(path: str | os.PathLike) -> str:
-    """A path as a notebook prints it: relative to the project where possible, so outputs hold on any machine."""
+    """A path as a notebook prints it: relative to the project where possible, so outputs hold on
+    any machine."""
     path = Path(path)
     root = PROJECT_ROOT.resolve()
     return (
@@ -66,7 +72,8 @@ def shown(path: str | os.PathLike) -> str:
 
 
 def slug(name: str) -> str:
-    """A file-name-safe form of an id, e.g. ``openai:gpt-4.1`` -> ``openai-gpt-4.1``; never empty, never a path."""
+    """A file-name-safe form of an id, e.g. ``openai:gpt-4.1`` -> ``openai-gpt-4.1``; never empty,
+    never a path."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
 
 
@@ -87,7 +94,8 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 @contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside ``target``; move it into place on success, remove it on failure.
+    """Yield a temporary path beside ``target``; move it into place on success, remove it on
+    failure.
 
     Raises:
         InputError: if the folder cannot be written (read-only, full); the old file is intact.
@@ -108,7 +116,8 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         os.replace(tmp, target)
     except OSError as error:
         raise InputError(
-            f"cannot write {shown(target)}: {error.strerror or error}. What was there before is intact; "
+            f"cannot write {shown(target)}: {error.strerror or error}. What was there before is "
+            "intact; "
             "free some space or pass -p data_dir DIR with a folder you may write to."
         ) from error
     finally:
@@ -123,7 +132,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any | None:
-    """The JSON value in ``path``; None if the file is not there or is not whole (then it is made again)."""
+    """The JSON value in ``path``; None if the file is not there or is not whole (then it is made
+    again)."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

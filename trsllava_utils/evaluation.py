@@ -1,7 +1,9 @@
 """Evaluation: ranks go in, recall at K, median rank and mean recall come out.
 
-A tie counts as its *expected* value: with the tied items put in random order, the probability that a relevant one is
-among the first K. So equal captions give neither wins nor losses by the order of a file, and results do not depend on
+A tie counts as its *expected* value: with the tied items put in random order, the probability
+that a relevant one is
+among the first K. So equal captions give neither wins nor losses by the order of a file, and
+results do not depend on
 it. All values are percentages unless the name says otherwise.
 """
 
@@ -20,9 +22,11 @@ KS = (1, 5, 10)
 
 
 def miss_probability(n_items: np.ndarray, n_relevant: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Probability that ``drawn`` items out of ``n_items``, without replacement, hold none of ``n_relevant``.
+    """Probability that ``drawn`` items out of ``n_items``, without replacement, hold none of
+    ``n_relevant``.
 
-    Hypergeometric: :math:`\\binom{n-r}{d} / \\binom{n}{d}`. Arrays broadcast; the result is float64 in [0, 1].
+    Hypergeometric: :math:`\\binom{n-r}{d} / \\binom{n}{d}`. Arrays broadcast; the result is
+        float64 in [0, 1].
     """
     n, r, d = np.broadcast_arrays(
         *(np.asarray(x, np.float64) for x in (n_items, n_relevant, drawn))
@@ -37,7 +41,8 @@ def miss_probability(n_items: np.ndarray, n_relevant: np.ndarray, drawn: np.ndar
 def hit_probability(ranks: pd.DataFrame, k: int) -> np.ndarray:
     """Per query, the expected value of "a relevant item is in the top ``k``", ties in random order.
 
-    ``n_greater`` items come first; the remaining ``k - n_greater`` places go to the ``n_tied`` items, of which
+    ``n_greater`` items come first; the remaining ``k - n_greater`` places go to the ``n_tied``
+    items, of which
     ``n_relevant_tied`` are relevant.
 
     Returns:
@@ -53,14 +58,16 @@ def recall_at_k(ranks: pd.DataFrame, k: int) -> float:
 
 
 def expected_rank(ranks: pd.DataFrame) -> np.ndarray:
-    """Per query, the expected rank (1 = best) of the best relevant item: ``n_greater + (t + 1) / (r + 1)``."""
+    """Per query, the expected rank (1 = best) of the best relevant item: ``n_greater + (t + 1) /
+    (r + 1)``."""
     return (ranks["n_greater"] + (ranks["n_tied"] + 1) / (ranks["n_relevant_tied"] + 1)).to_numpy(
         np.float64
     )
 
 
 def metrics(ranks: pd.DataFrame) -> dict:
-    """``{"t2i": {"R@1", "R@5", "R@10", "MedR"}, "i2t": {...}, "mR"}``; mR is the mean of the six recalls."""
+    """``{"t2i": {"R@1", "R@5", "R@10", "MedR"}, "i2t": {...}, "mR"}``; mR is the mean of the six
+    recalls."""
     out: dict = {}
     for direction, rows in ranks.groupby("direction", sort=False):
         out[direction] = {f"R@{k}": recall_at_k(rows, k) for k in KS}
@@ -81,7 +88,8 @@ def chance(ranks: pd.DataFrame) -> dict:
 
 
 def recall_table(results: dict[str, dict]) -> pd.DataFrame:
-    """Method -> metrics as the table of the field: T2I and I2T R@1/5/10, median ranks, mR (percent)."""
+    """Method -> metrics as the table of the field: T2I and I2T R@1/5/10, median ranks, mR
+    (percent)."""
     rows = {}
     for name, result in results.items():
         row = {
@@ -126,13 +134,16 @@ def require_human_captions(dataset: Dataset) -> None:
     """
     if dataset.captions.empty:
         raise MissingError(
-            f"{dataset.title} ({dataset.split}) has no human captions, so recall cannot be measured. Put a captions.jsonl with "
-            'lines {"image": "NAME.tif", "caption": "…"} into its folder, or stop after 03_retrieval (--to 03).'
+            f"{dataset.title} ({dataset.split}) has no human captions, so recall cannot be "
+            "measured. Put a captions.jsonl with "
+            'lines {"image": "NAME.tif", "caption": "…"} into its folder, or stop after '
+            "03_retrieval (--to 03)."
         )
 
 
 def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **about: str) -> dict:
-    """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner, encoder, …"""
+    """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner,
+    encoder, …"""
     t2i = ranks[ranks["direction"] == "t2i"]
     result = {
         **about,

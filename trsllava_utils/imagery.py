@@ -1,7 +1,9 @@
 """Reading overhead images as they come: a file goes in, an ``(H, W, 3) uint8`` RGB array comes out.
 
-JPEG, PNG and ordinary TIFFs go through Pillow; 16-bit, float and multi-band (Geo)TIFFs through tifffile, with a
-2–98 % percentile stretch a band. Anything that cannot be read raises :class:`InputError` with the file's name.
+JPEG, PNG and ordinary TIFFs go through Pillow; 16-bit, float and multi-band (Geo)TIFFs through
+tifffile, with a
+2–98 % percentile stretch a band. Anything that cannot be read raises :class:`InputError` with the
+file's name.
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ def read_image(path: str | Path, bands: str | Sequence[int] = "") -> np.ndarray:
 
     Args:
         path: the image file.
-        bands: three 1-based band numbers for red, green and blue, as ``"4,3,2"`` or a sequence; empty takes the
+        bands: three 1-based band numbers for red, green and blue, as ``"4,3,2"`` or a sequence;
+            empty takes the
             first three (one band gives grey). Only multi-band rasters need it.
 
     Returns:
         ``(H, W, 3) uint8``. Transparent pixels are laid on white.
 
     Raises:
-        InputError: if the file is empty, truncated, not an image, larger than 100 megapixels, or lacks a band.
+        InputError: if the file is empty, truncated, not an image, larger than 100 megapixels, or
+            lacks a band.
     """
     path = Path(path)
     chosen = parse_bands(bands)
@@ -66,7 +70,8 @@ def read_image(path: str | Path, bands: str | Sequence[int] = "") -> np.ndarray:
 
 
 def parse_bands(bands: str | Sequence[int]) -> tuple[int, ...]:
-    """``"4,3,2"`` -> ``(4, 3, 2)``; empty -> ``()``. Raises InputError unless there are three numbers from 1 up."""
+    """``"4,3,2"`` -> ``(4, 3, 2)``; empty -> ``()``. Raises InputError unless there are three
+    numbers from 1 up."""
     parts = (
         [p for p in bands.replace(" ", "").split(",") if p]
         if isinstance(bands, str)
@@ -86,13 +91,15 @@ def parse_bands(bands: str | Sequence[int]) -> tuple[int, ...]:
 def _check_size(path: Path, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise InputError(
-            f"{path.name} is {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} megapixels; "
+            f"{path.name} is {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} "
+            "megapixels; "
             "cut it into tiles first"
         )
 
 
 def _is_multiband(image: Image.Image) -> bool:
-    # Pillow shows a TIFF of four or more samples as RGB or RGBA; tag 277 is SamplesPerPixel, 338 ExtraSamples.
+    # Pillow shows a TIFF of four or more samples as RGB or RGBA; tag 277 is SamplesPerPixel, 338
+    # ExtraSamples.
     tags = getattr(image, "tag_v2", {})
     unspecified_extra = 0 in tuple(np.atleast_1d(tags.get(338, (1,))))
     return tags.get(277, 1) > 4 or (tags.get(277, 1) == 4 and unspecified_extra)
@@ -125,7 +132,8 @@ def _read_raster(path: Path) -> np.ndarray:
 
 
 def _stretch(array: np.ndarray, bands: tuple[int, ...], path: Path) -> np.ndarray:
-    """Percentile stretch of the chosen bands of ``(H, W, bands)`` to uint8; not-a-number counts as black."""
+    """Percentile stretch of the chosen bands of ``(H, W, bands)`` to uint8; not-a-number counts
+    as black."""
     count = array.shape[-1]
     bands = bands or ((1, 2, 3) if count >= 3 else (1, 1, 1))
     if max(bands) > count:

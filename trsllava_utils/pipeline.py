@@ -1,6 +1,7 @@
 """The chain of notebooks: runs them with papermill, over one dataset after another.
 
-What comes in: dataset names, parameters, the first and the last notebook. What goes out: executed copies under
+What comes in: dataset names, parameters, the first and the last notebook. What goes out: executed
+copies under
 ``data/<dataset>/derived/notebooks/``, and whatever the notebooks write.
 """
 
@@ -41,7 +42,8 @@ def chain(first: str = "00", last: str = "04") -> list[Path]:
 
 
 def parse_value(text: str) -> object:
-    """A parameter from the shell as papermill's ``-p`` reads it: a Python literal where it is one, else the text."""
+    """A parameter from the shell as papermill's ``-p`` reads it: a Python literal where it is
+    one, else the text."""
     if text.lower() in {"true", "false"}:
         return text.lower() == "true"
     try:
@@ -114,6 +116,7 @@ def _run_one(path: Path, output: Path, parameters: dict[str, object], dataset: s
     except papermill.PapermillExecutionError as error:
         print(" failed")
         raise NotebookError(
-            f"{path.name}, cell {error.exec_count}, failed on {dataset}: {error.ename}: {error.evalue} (executed copy: {shown(output)})"
+            f"{path.name}, cell {error.exec_count}, failed on {dataset}: {error.ename}: "
+            f"{error.evalue} (executed copy: {shown(output)})"
         ) from error
     print(f" {time.perf_counter() - start:.1f} s", flush=True)

@@ -1,8 +1,11 @@
 """Retrieval: vectors of two corpora go in, scores, ranks and rankings come out.
 
-Query corpus x database corpus -> ``scores[n_queries, n_items]``. In text-to-image the queries are human captions and
-the items are images, each scoring the best (``max``) of its texts; in image-to-text the queries are images (all their
-texts) and the items are human captions. Both are one function over *groups* of rows. Scores within 1e-6 are tied.
+Query corpus x database corpus -> ``scores[n_queries, n_items]``. In text-to-image the queries are
+human captions and
+the items are images, each scoring the best (``max``) of its texts; in image-to-text the queries
+are images (all their
+texts) and the items are human captions. Both are one function over *groups* of rows. Scores
+within 1e-6 are tied.
 """
 
 from __future__ import annotations
@@ -35,9 +38,12 @@ class Rankings:
     """The outcome of retrieval in both directions.
 
     Attributes:
-        ranks: one row a query: ``direction, query_id, image_id, n_greater, n_tied, n_relevant_tied, n_relevant,
-            n_items`` — all that recall with exact ties needs (see :mod:`trsllava_utils.evaluation`).
-        top: the first ``top_k`` items of every query: ``direction, query_id, rank, item_id, image_id, score, hit``.
+        ranks: one row a query: ``direction, query_id, image_id, n_greater, n_tied,
+            n_relevant_tied, n_relevant,
+            n_items`` — all that recall with exact ties needs (see
+            :mod:`trsllava_utils.evaluation`).
+        top: the first ``top_k`` items of every query: ``direction, query_id, rank, item_id,
+            image_id, score, hit``.
         path: the Parquet file of ``ranks``; that of ``top`` lies beside it.
         reused: whether they were on disk and up to date.
     """
@@ -49,9 +55,13 @@ class Rankings:
 
 
 def score_blocks(
-    queries: np.ndarray, query_groups: np.ndarray, items: np.ndarray, item_groups: np.ndarray, method: str = "max",
+    queries: np.ndarray,
+    query_groups: np.ndarray,
+    items: np.ndarray,
+    item_groups: np.ndarray,
+    method: str = "max",
     block: int = 256,
-) -> Iterator[tuple[slice, np.ndarray]]:  # fmt: skip
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Scores of every query group against every item group, a block of query groups at a time.
 
     Args:
@@ -92,11 +102,14 @@ def rank_relevant(scores: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndar
     """Where the best relevant item stands, ties counted rather than broken.
 
     Args:
-        scores: ``(n_queries, n_items) float32``; relevant: same shape, bool, at least one True a row.
+        scores: ``(n_queries, n_items) float32``; relevant: same shape, bool, at least one True a
+            row.
 
     Returns:
-        Per query: ``n_greater`` items ahead of the best relevant one by more than 1e-6, ``n_tied`` items level with it
-        (itself included), and ``n_relevant_tied`` relevant ones among those; each ``(n_queries,) int64``.
+        Per query: ``n_greater`` items ahead of the best relevant one by more than 1e-6,
+            ``n_tied`` items level with it
+        (itself included), and ``n_relevant_tied`` relevant ones among those; each ``(n_queries,)
+        int64``.
     """
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     tied = np.abs(scores - best) <= TIE_TOLERANCE
@@ -108,7 +121,8 @@ def rank_relevant(scores: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndar
 
 
 def top_items(scores: np.ndarray, k: int) -> np.ndarray:
-    """``(n_queries, k)`` indices of the highest scores, best first; equal scores in the order of the items."""
+    """``(n_queries, k)`` indices of the highest scores, best first; equal scores in the order of
+    the items."""
     k = min(k, scores.shape[1])
     if k == scores.shape[1]:
         return np.argsort(-scores, axis=1, kind="stable")
@@ -122,7 +136,8 @@ def retrieve(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both directions: human captions against images, and images against human captions.
 
-    Only images that have both kinds of text take part. Human captions are named ``<image_id>#<variant>``.
+    Only images that have both kinds of text take part. Human captions are named
+    ``<image_id>#<variant>``.
 
     Returns:
         The ``ranks`` and ``top`` tables of :class:`Rankings`.
@@ -139,7 +154,7 @@ def retrieve(
             "no image has both captions of the captioner and human captions; evaluation needs both"
         )
     index = {image_id: i for i, image_id in enumerate(common)}
-    c_rows, c_vectors, c_image = _sorted(captions, index)
+    _, c_vectors, c_image = _sorted(captions, index)
     h_rows, h_vectors, h_image = _sorted(queries, index)
     human_ids = (h_rows["image_id"] + "#" + h_rows["variant"].astype(str)).to_numpy()
     images = np.array(common, dtype=object)
@@ -168,17 +183,32 @@ def retrieve(
             relevant = owner[rows, None] == item_owner[None, :]
             where = rank_relevant(scores, relevant)
             n = len(scores)
-            ranks.append(pd.DataFrame({
-                "direction": direction, "query_id": ids[rows], "image_id": images[owner[rows]], **where,
-                "n_relevant": relevant.sum(axis=1), "n_items": scores.shape[1],
-            }))  # fmt: skip
+            ranks.append(
+                pd.DataFrame(
+                    {
+                        "direction": direction,
+                        "query_id": ids[rows],
+                        "image_id": images[owner[rows]],
+                        **where,
+                        "n_relevant": relevant.sum(axis=1),
+                        "n_items": scores.shape[1],
+                    }
+                )
+            )
             best = top_items(scores, top_k)
-            top.append(pd.DataFrame({
-                "direction": direction, "query_id": np.repeat(ids[rows], best.shape[1]),
-                "rank": np.tile(np.arange(1, best.shape[1] + 1), n), "item_id": item_ids[best].ravel(),
-                "image_id": images[item_owner[best]].ravel(), "score": np.take_along_axis(scores, best, 1).ravel(),
-                "hit": np.take_along_axis(relevant, best, 1).ravel(),
-            }))  # fmt: skip
+            top.append(
+                pd.DataFrame(
+                    {
+                        "direction": direction,
+                        "query_id": np.repeat(ids[rows], best.shape[1]),
+                        "rank": np.tile(np.arange(1, best.shape[1] + 1), n),
+                        "item_id": item_ids[best].ravel(),
+                        "image_id": images[item_owner[best]].ravel(),
+                        "score": np.take_along_axis(scores, best, 1).ravel(),
+                        "hit": np.take_along_axis(relevant, best, 1).ravel(),
+                    }
+                )
+            )
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
 
 
@@ -190,7 +220,8 @@ def rank_dataset(
     method: str = "max",
     top_k: int = 10,
 ) -> Rankings:
-    """:func:`retrieve`, kept on disk as Parquet; loaded from there while vectors and settings are the same."""
+    """:func:`retrieve`, kept on disk as Parquet; loaded from there while vectors and settings are
+    the same."""
     check_choice("method", method, METHODS)
     path = derived / "rankings" / f"{slug(name)}.{method}.ranks.parquet"
     top_path = path.with_name(path.name.replace(".ranks.", ".top."))
@@ -234,7 +265,8 @@ def _sorted(
 def search(
     query: np.ndarray, captions: Embeddings, k: int = 8, method: str = "max"
 ) -> pd.DataFrame:
-    """Images for one query vector ``(dim,)``: ``rank, image_id, score, text``, ``text`` being the best-matching one."""
+    """Images for one query vector ``(dim,)``: ``rank, image_id, score, text``, ``text`` being the
+    best-matching one."""
     index = {image_id: i for i, image_id in enumerate(dict.fromkeys(captions.rows["image_id"]))}
     rows, vectors, image = _sorted(captions, index)
     ((_, scores),) = score_blocks(query[None, :], np.array([0]), vectors, image, method)

@@ -1,6 +1,8 @@
-"""Figures: tables and images go in, a matplotlib figure comes out, saved to ``figures/<dataset>/`` by :func:`save`.
+"""Figures: tables and images go in, a matplotlib figure comes out, saved to
+``figures/<dataset>/`` by :func:`save`.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; every axis has a label and a unit.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; every axis has a label and
+a unit.
 """
 
 from __future__ import annotations
@@ -18,17 +20,25 @@ from trsllava_utils.datasets import Dataset
 from trsllava_utils.imagery import read_image
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777",
-)  # fmt: skip
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#777777",
+)
 PALETTE = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#000000", GREY]
 MARKERS = "osD^vP*X"
 
 
 def save(figure: Figure, dataset: Dataset, name: str) -> Figure:
-    """Save as ``figures/<dataset>/<name>.png`` and return the figure, so that the notebook shows it too."""
+    """Save as ``figures/<dataset>/<name>.png`` and return the figure, so that the notebook shows
+    it too."""
     path = dataset.figures / f"{name}.png"
     with atomic_path(path) as tmp:
         figure.savefig(tmp, dpi=110, bbox_inches="tight", format="png", metadata={"Software": None})
+    figure.set_dpi(70)  # the copy inside the notebook may be smaller
     plt.close(figure)
     print("saved", shown(path))
     return figure
@@ -42,7 +52,8 @@ def show_image(
     colour: str = "black",
     bands: str = "",
 ) -> None:
-    """Draw one image of the dataset; a grey box with a sentence where there are no readable pixels."""
+    """Draw one image of the dataset; a grey box with a sentence where there are no readable
+    pixels."""
     path = dataset.path_of(image_id)
     try:
         ax.imshow(read_image(path, bands) if path else np.full((8, 8, 3), 235, np.uint8))
@@ -132,10 +143,12 @@ def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "
 def embedding_map(
     vectors: np.ndarray, labels: list[str], kinds: list[str], title: str, seed: int = 0
 ) -> Figure:
-    """t-SNE of unit vectors: colour and marker by class (the commonest eight), filled by kind of text.
+    """t-SNE of unit vectors: colour and marker by class (the commonest eight), filled by kind of
+    text.
 
     Args:
-        vectors: ``(n, dim) float32``; labels, kinds: class and kind ("human", "captioner") of each row.
+        vectors: ``(n, dim) float32``; labels, kinds: class and kind ("human", "captioner") of
+            each row.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -190,11 +203,17 @@ def query_gallery(
     """Rows of query, its own image and what was found.
 
     Args:
-        results: ``(query text, its image_id or "", table with rank, image_id, score)``; hits are framed and marked.
+        results: ``(query text, its image_id or "", table with rank, image_id, score)``; hits are
+            framed and marked.
     """
     k = max(len(table) for _, _, table in results)
-    figure, axes = plt.subplots(len(results), k + 1, figsize=(1.75 * (k + 1.4), 2.15 * len(results)), squeeze=False,
-                                gridspec_kw={"width_ratios": [1.6, *[1] * k]})  # fmt: skip
+    figure, axes = plt.subplots(
+        len(results),
+        k + 1,
+        figsize=(1.75 * (k + 1.4), 2.15 * len(results)),
+        squeeze=False,
+        gridspec_kw={"width_ratios": [1.6, *[1] * k]},
+    )
     for row, (query, own, table) in zip(axes, results, strict=True):
         for ax in row:
             ax.axis("off")
@@ -210,7 +229,8 @@ def query_gallery(
         for ax, item in zip(row[1:], table.itertuples(), strict=False):
             ax.axis("on")
             hit = bool(own) and item.image_id == own
-            name = f"{item.rank}. {textwrap.shorten(item.image_id, 18, placeholder='…')}\n{item.score:.3f}{' ✓ hit' if hit else ''}"
+            name = f"{item.rank}. {textwrap.shorten(item.image_id, 18, placeholder='…')}"
+            name += f"\n{item.score:.3f}{' ✓ hit' if hit else ''}"
             show_image(ax, dataset, item.image_id, name, GREEN if hit else "black", bands)
     figure.suptitle(title)
     figure.tight_layout()

@@ -1,7 +1,10 @@
-"""Structured captioning: images go in, RSRT records come out, one JSON line an image as soon as it is ready.
+"""Structured captioning: images go in, RSRT records come out, one JSON line an image as soon as
+it is ready.
 
-A captioner is named by a string: ``pixels`` (reads the picture, no weights) or ``file:PATH`` (captions made
-elsewhere). A new one is a module with a class of the :class:`Captioner` protocol and a line in ``open_captioner``.
+A captioner is named by a string: ``pixels`` (reads the picture, no weights) or ``file:PATH``
+(captions made
+elsewhere). A new one is a module with a class of the :class:`Captioner` protocol and a line in
+``open_captioner``.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ KINDS = ("pixels", "file:PATH.jsonl")
 
 
 class Captioner(Protocol):
-    """Describes one image; ``id`` names the captions file, ``identity`` changes when its output would."""
+    """Describes one image; ``id`` names the captions file, ``identity`` changes when its output
+    would."""
 
     id: str
     identity: str
@@ -98,8 +102,10 @@ def caption_dataset(
 ) -> Captions:
     """Caption every image of the dataset that has no captions yet.
 
-    Finished images are on disk at once, so an interrupted run goes on where it stopped. Images whose pixels changed
-    are described again. When the captioner itself changed, its earlier file is set aside under another name.
+    Finished images are on disk at once, so an interrupted run goes on where it stopped. Images
+    whose pixels changed
+    are described again. When the captioner itself changed, its earlier file is set aside under
+    another name.
 
     Raises:
         InputError: unknown captioner, or a captions file without any usable line.
@@ -113,7 +119,8 @@ def caption_dataset(
     images = dataset.with_pixels
     if images.empty:
         raise MissingError(
-            f"{dataset.name} ({dataset.split}): no image files in {shown(dataset.root)}, so nothing can be captioned. "
+            f"{dataset.name} ({dataset.split}): no image files in {shown(dataset.root)}, so "
+            "nothing can be captioned. "
             "Get the images (see data/README.md) or bring captions: -p captioner file:PATH.jsonl."
         )
     from trsllava_utils.captioning.pixels import PixelCaptioner
@@ -187,7 +194,8 @@ def load_captions(dataset: Dataset, captioner: str = "pixels") -> Captions:
         )
         raise MissingError(
             f"no captions by {captioner!r} for {dataset.title} ({dataset.split}); make them first: "
-            f"papermill 01_structured_captioning.ipynb out.ipynb -p dataset {given} -p split {dataset.split} -p captioner {captioner}"
+            f"papermill 01_structured_captioning.ipynb out.ipynb -p dataset {given} -p split "
+            f"{dataset.split} -p captioner {captioner}"
         )
     return Captions(captioner_id(captioner), matched, path, tuple(problems))
 
@@ -203,7 +211,8 @@ def _import_captions(dataset: Dataset, captioner: str) -> Captions:
     path = captions_path(dataset, captioner)
     if not source.is_file():
         raise MissingError(
-            f"captioner {captioner!r}: {source} not found (from {shown(Path.cwd())}); give the path of an RSRT JSONL file"
+            f"captioner {captioner!r}: {source} not found (from {shown(Path.cwd())}); give the "
+            "path of an RSRT JSONL file"
         )
     found, problems = read_records(source)
     if not found:
@@ -222,16 +231,23 @@ def _import_captions(dataset: Dataset, captioner: str) -> Captions:
             matched[image_id] = record.model_copy(update={"image": filename})
     if not matched:
         raise InputError(
-            f"{source.name}: none of its {len(found):,} images is in {dataset.title} ({dataset.split}); the file names "
-            f"{next(iter(found))!r} and {dataset.images['filename'].iloc[0]!r} are examples of the two sides. Is it another split?"
+            f"{source.name}: none of its {len(found):,} images is in {dataset.title} "
+            f"({dataset.split}); the file names "
+            f"{next(iter(found))!r} and {dataset.images['filename'].iloc[0]!r} are examples of "
+            "the two sides. Is it another split?"
         )
     used = {r.image_id for r in matched.values()}
     for what, names in (
-        (f"images of {dataset.title} ({dataset.split}) have no caption in {source.name}; the gallery is restricted to the others",
-         [i for i in dataset.images["image_id"] if i not in matched]),
-        (f"captioned images of {source.name} are not in {dataset.title} ({dataset.split})",
-         [name for name, r in found.items() if r.image_id not in used]),
-    ):  # fmt: skip
+        (
+            f"images of {dataset.title} ({dataset.split}) have no caption in {source.name}; the "
+            "gallery is restricted to the others",
+            [i for i in dataset.images["image_id"] if i not in matched],
+        ),
+        (
+            f"captioned images of {source.name} are not in {dataset.title} ({dataset.split})",
+            [name for name, r in found.items() if r.image_id not in used],
+        ),
+    ):
         if names:
             problems.append(
                 f"{len(names):,} {what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"

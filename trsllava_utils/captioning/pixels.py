@@ -1,8 +1,12 @@
-"""The embedded captioner ``pixels``: reads land cover, shapes and layout off the picture with scikit-image.
+"""The embedded captioner ``pixels``: reads land cover, shapes and layout off the picture with
+scikit-image.
 
-It sees only the ``(H, W, 3) uint8`` array: no file name, no label, no learned weights. :func:`observe` measures,
-``pixels_wording.py`` puts it in words. It is modest on real imagery: it tells water, trees, grass, sand, soil, roofs
-and pavement apart by colour and texture, finds lines, circles and compact bright objects, and guesses the scene by a
+It sees only the ``(H, W, 3) uint8`` array: no file name, no label, no learned weights.
+:func:`observe` measures,
+``pixels_wording.py`` puts it in words. It is modest on real imagery: it tells water, trees,
+grass, sand, soil, roofs
+and pavement apart by colour and texture, finds lines, circles and compact bright objects, and
+guesses the scene by a
 handful of rules.
 """
 
@@ -29,7 +33,8 @@ class Observation:
 
     Attributes:
         cover: share of the picture by cover type (sums to 1).
-        where: compass place of each cover type, e.g. "north-west" or "centre"; "" where it lies all over.
+        where: compass place of each cover type, e.g. "north-west" or "centre"; "" where it lies
+            all over.
         tanks, roofs, boats, vehicles, courts: counts of objects found.
         red_ring: share of the picture in reddish ground that encloses green (a running track).
         line_share: share of edge pixels that lie on long straight lines.
@@ -175,7 +180,8 @@ def compass(mask: np.ndarray) -> str:
 
 
 def straight_lines(edges: np.ndarray) -> tuple[float, int]:
-    """Share of edge pixels on long straight lines, and how many directions (of 12) those lines take."""
+    """Share of edge pixels on long straight lines, and how many directions (of 12) those lines
+    take."""
     segments = transform.probabilistic_hough_line(
         edges, threshold=20, line_length=45, line_gap=4, rng=0
     )
@@ -190,7 +196,8 @@ def straight_lines(edges: np.ndarray) -> tuple[float, int]:
 
 
 def water_shape(water: np.ndarray) -> tuple[float, bool, int]:
-    """Elongation of the largest water body, whether a strip splits the water in two, picture sides it touches."""
+    """Elongation of the largest water body, whether a strip splits the water in two, picture
+    sides it touches."""
     regions = sorted(measure.regionprops(measure.label(water)), key=lambda r: -r.area)
     if not regions:
         return 0.0, False, 0
@@ -222,7 +229,8 @@ def small_objects(bright: np.ndarray, water: np.ndarray, pavement: np.ndarray) -
 
 
 def compact_regions(mask: np.ndarray, smallest: int, largest: int) -> list:
-    """Connected regions of ``smallest`` to ``largest`` pixels that nearly fill their convex hull."""
+    """Connected regions of ``smallest`` to ``largest`` pixels that nearly fill their convex
+    hull."""
     labels = measure.label(ndimage.binary_opening(mask))
     return [
         r for r in measure.regionprops(labels) if smallest <= r.area <= largest and r.solidity > 0.8

@@ -1,6 +1,7 @@
 """The RSRT record, its JSONL file, and the text corpus made of it.
 
-One line an image: ``{"image": "port_3.jpg", "model": "…", "variants": [{"one_sentence", "feature", "caption"}, …]}``.
+One line an image: ``{"image": "port_3.jpg", "model": "…", "variants": [{"one_sentence",
+"feature", "caption"}, …]}``.
 Lines made elsewhere may also be flat RSRT (one variant a line) or plain ``{"image", "caption"}``.
 """
 
@@ -105,7 +106,8 @@ def read_records(path: str | os.PathLike) -> tuple[dict[str, Record], list[str]]
     Flat layouts are grouped by image. Of two whole records for one image the first is kept.
 
     Returns:
-        Records by file name, in the order of the file, and one sentence for every line that could not be used.
+        Records by file name, in the order of the file, and one sentence for every line that could
+        not be used.
     """
     records: dict[str, Record] = {}
     problems: list[str] = []
@@ -127,13 +129,15 @@ def read_records(path: str | os.PathLike) -> tuple[dict[str, Record], list[str]]
                 )
             else:
                 problems.append(
-                    f"{Path(path).name}, line {number}: {record.image} has enough captions; the line was left out"
+                    f"{Path(path).name}, line {number}: {record.image} has enough captions; the "
+                    "line was left out"
                 )
     return records, problems
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add one line, on disk when this returns. A torn last line (power cut) is ended first, so it costs only itself."""
+    """Add one line, on disk when this returns. A torn last line (power cut) is ended first, so it
+    costs only itself."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as f:
@@ -144,7 +148,8 @@ def append_record(path: Path, record: Record) -> None:
             os.fsync(f.fileno())
     except OSError as error:
         raise InputError(
-            f"cannot write {shown(path)}: {error.strerror}; captions written before are safe, run again to go on"
+            f"cannot write {shown(path)}: {error.strerror}; captions written before are safe, run "
+            "again to go on"
         ) from error
 
 
@@ -156,7 +161,8 @@ def caption_corpus(
     Args:
         records: ``(image_id, record)`` pairs.
         source: the captioner's id.
-        texts: "joined" gives one text a variant (field "full"; the paper's way), "fields" one text a field.
+        texts: "joined" gives one text a variant (field "full"; the paper's way), "fields" one
+            text a field.
     """
     rows = []
     for image_id, record in records:

@@ -6,6 +6,7 @@ Everything random comes from one seeded generator, so that a seed gives the same
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -83,7 +84,7 @@ class Canvas:
         draw = ImageDraw.Draw(plane)
         flat = [tuple(map(float, p)) for p in points]
         if kind == "line":
-            draw.line(flat, fill=1, width=max(1, round(width)), joint="curve")
+            draw.line(flat, fill=1, width=max(1, width), joint="curve")
         else:
             getattr(draw, kind)(flat, fill=1)
         return np.asarray(plane)
@@ -146,7 +147,7 @@ class Canvas:
         self.fill(self.mask("line", points, width + 6), CONCRETE, 5)
         self.fill(mask, colour, 4)
         if marked:
-            for a, b in zip(points[:-1], points[1:], strict=True):
+            for a, b in itertools.pairwise(points):
                 a, b = np.asarray(a, float), np.asarray(b, float)
                 for t in np.arange(0, 1, 18 / max(np.linalg.norm(b - a), 18)):
                     p = a + (b - a) * t
@@ -208,9 +209,13 @@ class Canvas:
     def boat(self, x: float, y: float, angle: float, length: float = 30) -> None:
         c, s = math.cos(angle), math.sin(angle)
         hull = [(0.5, 0), (0.28, 0.17), (-0.5, 0.17), (-0.5, -0.17), (0.28, -0.17)]
-        place = lambda f: [
-            (x + length * (c * u - s * v) * f, y + length * (s * u + c * v) * f) for u, v in hull
-        ]
+
+        def place(f: float) -> list[tuple[float, float]]:
+            return [
+                (x + length * (c * u - s * v) * f, y + length * (s * u + c * v) * f)
+                for u, v in hull
+            ]
+
         self.shade(self.mask("polygon", place(1)), 3, 0.4)
         self.fill(self.mask("polygon", place(1)), (232, 232, 230), 4)
         self.fill(self.mask("polygon", place(0.5)), (150, 140, 128), 4)
