@@ -81,7 +81,7 @@ def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
         records += reader[path.suffix.lower()](path)
     if not records:
         problems.append(f"{', '.join(p.name for p in paths)}: no annotation found in it")
-    return _grouped(records)
+    return records
 
 
 def _grouped(records: list[Annotation]) -> list[Annotation]:
@@ -118,7 +118,8 @@ def _read_json(path: Path) -> list[Annotation]:
         raise InputError(
             f'{shown(path)}: expected {{"images": [...]}} or a list, found {_describe(content)}'
         )
-    return [_entry(e, path, f"entry {i}") for i, e in enumerate(entries)]
+    records = [_entry(e, path, f"entry {i}") for i, e in enumerate(entries)]
+    return records if isinstance(content, dict) else _grouped(records)
 
 
 def _read_jsonl(path: Path) -> list[Annotation]:
@@ -131,7 +132,7 @@ def _read_jsonl(path: Path) -> list[Annotation]:
                 raise InputError(
                     f"{shown(path)}, line {number}: broken JSON ({error.msg})"
                 ) from error
-    return records
+    return _grouped(records)
 
 
 def _entry(entry: Any, path: Path, where: str) -> Annotation:
@@ -212,7 +213,7 @@ def _read_table(path: Path) -> list[Annotation]:
         row = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()}
         record = _entry(row, path, f"row {i + 1}")
         records.append(record._replace(split=record.split or default_split))
-    return records
+    return _grouped(records)
 
 
 def _describe(value: Any) -> str:

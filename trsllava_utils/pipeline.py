@@ -111,7 +111,12 @@ def _run_one(path: Path, output: Path, parameters: dict[str, object], dataset: s
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         papermill.execute_notebook(
-            str(path), str(output), parameters, progress_bar=False, cwd=str(Path.cwd())
+            str(path),
+            str(output),
+            parameters,
+            progress_bar=False,
+            cwd=str(Path.cwd()),
+            extra_arguments=["--log-level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
         print(" failed")

@@ -1,0 +1,171 @@
+"""The project itself: sample data, notebooks, pins, the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import draw
+from packaging.requirements import Requirement
+from PIL import Image
+
+from trsllava_utils import pipeline
+from trsllava_utils.artefacts import PROJECT_ROOT, InputError
+from trsllava_utils.datasets import load_dataset
+
+NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("0*.ipynb"))
+
+
+def pins() -> dict[str, str]:
+    lines = (PROJECT_ROOT / "requirements.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def declared() -> list[Requirement]:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
+    return [
+        Requirement(r) for r in project["dependencies"] + project["optional-dependencies"]["test"]
+    ]
+
+
+def test_pins_pyproject_and_environment_agree():
+    versions = pins()
+    for requirement in declared():
+        assert versions[requirement.name] in requirement.specifier, requirement
+    environment = (PROJECT_ROOT / "environment.yml").read_text()
+    assert "--requirement requirements.txt" in environment and "--editable ." in environment
+    assert not any(name.startswith("nvidia") for name in versions)  # no CUDA by way of a pin
+
+
+def test_sample_is_what_its_renderer_makes(tmp_path):
+    """Every caption to the letter, every picture up to the decoder's rounding."""
+    folder = PROJECT_ROOT / "data" / "sample"
+    script = folder / "source" / "make_sample.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True)
+    assert (tmp_path / "dataset_sample.json").read_text() == (
+        folder / "dataset_sample.json"
+    ).read_text()
+    made = sorted((tmp_path / "images").iterdir())
+    assert len(made) == 144
+    for path in made:
+        a, b = (np.asarray(Image.open(p), float) for p in (path, folder / "images" / path.name))
+        assert np.abs(a - b).mean() < 1, path.name
+
+
+def test_sample_data_card():
+    ds = load_dataset("sample", split="all")
+    assert len(ds.with_pixels) == 144 and ds.images["label"].nunique() == 16
+    assert ds.split_sizes == {"train": 32, "val": 16, "test": 96} and len(ds.captions) == 720
+    assert not any("no file" in p for p in ds.problems)
+    shared = ds.captions.groupby("text")["image_id"].nunique()
+    assert (shared > 1).any()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert sum("parameters" in c.metadata.get("tags", []) for c in code) == 1
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    assert not any(
+        o.output_type == "error" or o.get("name") == "stderr" for c in code for o in c.outputs
+    )
+    text = json.dumps([c.outputs for c in code])
+    assert not any(
+        f'"{root}' in text or f" {root}" in text for root in ("/home/", "/root/", "/work/", "/tmp/")
+    )
+    assert path.stat().st_size < 1_500_000
+
+
+def test_every_parameter_is_typed_and_commented():
+    import papermill
+
+    for path in NOTEBOOKS:
+        for name, parameter in papermill.inspect_notebook(str(path)).items():
+            assert parameter["inferred_type_name"] != "None" and parameter["help"], (
+                path.stem,
+                name,
+            )
+
+
+def test_parameters_from_the_shell():
+    assert pipeline.parse_value("5") == 5 and pipeline.parse_value("true") is True
+    assert pipeline.parse_value("[max, mean]") == ["max", "mean"]
+    assert pipeline.parse_value("__import__('os')") == "__import__('os')"
+
+
+def test_unknown_parameter_and_order_are_refused():
+    with pytest.raises(InputError, match="Did you mean 'method'"):
+        pipeline.run_chain(["sample"], {"metod": "max"})
+    with pytest.raises(InputError, match="comes after"):
+        pipeline.chain("03", "01")
+
+
+def run(*words: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+
+
+def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
+    """Captioning to results by the command line, and a second run that makes nothing anew."""
+    words = ("-m", "trsllava_utils", "run", "rsitmd", "-p", "data_dir", str(data_dir))
+    first = run(*words, "--from", "01")
+    assert first.returncode == 0, first.stderr
+    assert "chance" in first.stdout and "04_evaluation_visualisation" in first.stdout
+    result = json.loads(
+        next((data_dir / "rsitmd" / "derived" / "results").glob("*.json")).read_text()
+    )
+    assert result["n_images"] == 4 and set(result["methods"]) == {"max", "mean"}
+    vectors = list((data_dir / "rsitmd" / "derived" / "embeddings").rglob("*.safetensors"))
+    before = [p.stat().st_mtime_ns for p in vectors]
+    assert run(*words, "--from", "02", "--to", "03").returncode == 0
+    assert [p.stat().st_mtime_ns for p in vectors] == before
+
+
+def test_own_folder_searches_without_captions_and_says_what_evaluation_needs(tmp_path):
+    for i in range(3):
+        draw(tmp_path / "mine" / f"{i}.png", i)
+    out = run(
+        "-m",
+        "trsllava_utils",
+        "run",
+        str(tmp_path / "mine"),
+        "-p",
+        "data_dir",
+        str(tmp_path / "d"),
+        "--from",
+        "01",
+    )
+    assert out.returncode == 1 and "03_retrieval" in out.stdout
+    assert "no human captions" in out.stderr and "04_evaluation_visualisation" in out.stderr
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "."])
+def test_papermill_stops_with_one_sentence(folder, tmp_path):
+    """The exact command of the README, where rsitmd is not there."""
+    notebook = "03_retrieval.ipynb" if folder == "notebooks" else "notebooks/03_retrieval.ipynb"
+    words = (
+        "-m",
+        "papermill",
+        notebook,
+        str(tmp_path / "out.ipynb"),
+        "-p",
+        "dataset",
+        "rsitmd",
+        "-p",
+        "data_dir",
+        str(tmp_path),
+    )
+    out = run(*words, cwd=PROJECT_ROOT / folder)
+    assert out.returncode == 1
+    assert (
+        "see data/README.md#rsitmd" in out.stderr
+        and "File " not in out.stderr.split("MissingError")[0][-200:]
+    )
