@@ -30,7 +30,7 @@ def nested(entries: list[tuple[str, str, list[str]]]) -> str:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """A data folder with an ``rsitmd`` of four test images, two captions each, and one for training."""
+    """A data folder with an ``rsitmd`` of four test images and one for training."""
     root = tmp_path / "data" / "rsitmd"
     names = ["port_1.png", "river_2.png", "park_3.png", "beach_4.png"]
     for i, name in enumerate(names):

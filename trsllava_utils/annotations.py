@@ -85,10 +85,7 @@ def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
 
 
 def _grouped(records: list[Annotation]) -> list[Annotation]:
-    """Join rows of one image that follow from a one-caption-a-row layout (nested layouts have all
-    in one row)."""
-    if all(len(r.captions) != 1 for r in records):
-        return records
+    """Join the rows of an image, for layouts of one caption a row."""
     merged: dict[tuple[str, str], list[str]] = {}
     for r in records:
         merged.setdefault((r.filename, r.split), []).extend(r.captions)
