@@ -76,7 +76,9 @@ def test_changed_pixels_and_changed_captioner(data_dir):
     ds = load_dataset("rsitmd", str(data_dir))
     first = captioning.caption_dataset(ds, "pixels", 2)
     draw(data_dir / "rsitmd" / "images" / "park_3.png", seed=9)
+    assert "1 images changed" in " ".join(captioning.load_captions(ds, "pixels").problems)
     second = captioning.caption_dataset(ds, "pixels", 2)
+    assert not captioning.load_captions(ds, "pixels").problems
     assert second.made == 1 and len(read_records(second.path)[0]) == 4
     assert second.records["park_3"].image_sha256 != first.records["park_3"].image_sha256
     assert captioning.caption_dataset(ds, "pixels", 3).made == 4

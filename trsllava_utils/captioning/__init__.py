@@ -24,6 +24,7 @@ from trsllava_utils.artefacts import (
     file_sha256,
     fingerprint,
     read_json,
+    resolve_data_dir,
     shown,
     slug,
     write_json,
@@ -187,17 +188,38 @@ def load_captions(dataset: Dataset, captioner: str = "pixels") -> Captions:
         if filename in records
     }
     if not matched:
-        given = (
-            dataset.name
-            if dataset.root.parent == dataset.derived.parent.parent
-            else str(dataset.root)
-        )
         raise MissingError(
             f"no captions by {captioner!r} for {dataset.title} ({dataset.split}); make them first: "
-            f"papermill 01_structured_captioning.ipynb out.ipynb -p dataset {given} -p split "
-            f"{dataset.split} -p captioner {captioner}"
+            f"papermill 01_structured_captioning.ipynb out.ipynb {_parameters(dataset)} "
+            f"-p captioner {captioner}"
         )
+    problems += _stale(dataset, matched, read_json(path.with_suffix(".json")))
     return Captions(captioner_id(captioner), matched, path, tuple(problems))
+
+
+def _parameters(dataset: Dataset) -> str:
+    """The papermill parameters that lead to this dataset."""
+    data_dir = dataset.derived.parent.parent
+    name = dataset.name if dataset.root == data_dir / dataset.name else str(dataset.root)
+    elsewhere = "" if data_dir == resolve_data_dir() else f" -p data_dir {data_dir}"
+    return f"-p dataset {name}{elsewhere} -p split {dataset.split}"
+
+
+def _stale(dataset: Dataset, records: dict[str, Record], manifest: dict | None) -> list[str]:
+    """What no longer fits: pictures that changed since, or an earlier version of the captioner."""
+    from trsllava_utils.captioning.pixels import PixelCaptioner
+
+    paths = dict(zip(dataset.images["image_id"], dataset.images["path"], strict=True))
+    changed = [
+        i for i, r in records.items() if paths[i] and file_sha256(paths[i]) != r.image_sha256
+    ]
+    n_variants = max(len(record.variants) for record in records.values())
+    told = []
+    if changed:
+        told.append(f"{len(changed):,} images changed after they were captioned: {changed[:3]}")
+    if (manifest or {}).get("identity") != PixelCaptioner(n_variants).identity:
+        told.append("the captions come from another version of the captioner")
+    return [f"{what}; run 01_structured_captioning again" for what in told]
 
 
 def _rewrite(path: Path, records: dict[str, Record]) -> None:
