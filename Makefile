@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests
-	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval notebooks -p no:cacheprovider
+	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax notebooks -p no:cacheprovider
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --notebook-dir notebooks

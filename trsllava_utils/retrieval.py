@@ -156,7 +156,7 @@ def retrieve(
     index = {image_id: i for i, image_id in enumerate(common)}
     _, c_vectors, c_image = _sorted(captions, index)
     h_rows, h_vectors, h_image = _sorted(queries, index)
-    human_ids = (h_rows["image_id"] + "#" + h_rows["variant"].astype(str)).to_numpy()
+    human_ids = _caption_ids(h_rows).to_numpy()
     images = np.array(common, dtype=object)
     each = np.arange(len(h_rows))
 
@@ -210,6 +210,15 @@ def retrieve(
                 )
             )
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
+
+
+def _caption_ids(rows: pd.DataFrame) -> pd.Series:
+    return rows["image_id"] + "#" + rows["variant"].astype(str)
+
+
+def caption_texts(queries: Embeddings) -> dict[str, str]:
+    """The text of every human caption by its id ``<image_id>#<variant>``."""
+    return dict(zip(_caption_ids(queries.rows), queries.rows["text"], strict=True))
 
 
 def rank_dataset(
