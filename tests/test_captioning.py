@@ -11,12 +11,14 @@ from conftest import draw
 
 from trsllava_utils import captioning
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
+from trsllava_utils.captioning import Settings
 from trsllava_utils.captioning.pixels import PixelCaptioner, observe
 from trsllava_utils.captioning.records import parse_line, read_records
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.imagery import read_image
 
 SAMPLE = PROJECT_ROOT / "data" / "sample" / "images"
+TWO = Settings(variants=2)
 VARIANT = {"one_sentence": "a port", "feature": "boats; water", "caption": "Boats in a port."}
 
 
@@ -25,9 +27,9 @@ def test_pixels_reads_pixels_only(tmp_path):
     for name in ("forest_1", "desert_2"):
         renamed = tmp_path / "airport_99.jpg"
         shutil.copy(SAMPLE / f"{name}.jpg", renamed)
-        assert PixelCaptioner().describe(read_image(renamed)) == PixelCaptioner().describe(
-            read_image(SAMPLE / f"{name}.jpg")
-        )
+        assert PixelCaptioner(Settings()).variants(read_image(renamed)) == PixelCaptioner(
+            Settings()
+        ).variants(read_image(SAMPLE / f"{name}.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_pixels_reads_pixels_only(tmp_path):
     ],
 )
 def test_pixels_sees_the_scene(image, word):
-    variants = PixelCaptioner().describe(read_image(SAMPLE / f"{image}.jpg"))
+    variants = PixelCaptioner(Settings()).variants(read_image(SAMPLE / f"{image}.jpg"))
     assert len(variants) == 5 and len({v.joined() for v in variants}) == 5
     assert any(word in v.joined().lower() for v in variants)
 
@@ -50,7 +52,9 @@ def test_pixels_sees_the_scene(image, word):
 def test_pixels_survives_flat_and_odd_images(fill):
     for shape in ((1, 1, 3), (5, 300, 3), (64, 64, 3)):
         assert sum(observe(np.full(shape, fill, np.uint8)).cover.values()) == pytest.approx(1)
-        assert len(PixelCaptioner(3).describe(np.full(shape, fill, np.uint8))) == 3
+        assert (
+            len(PixelCaptioner(Settings(variants=3)).variants(np.full(shape, fill, np.uint8))) == 3
+        )
 
 
 def test_cover_places():
@@ -62,32 +66,37 @@ def test_cover_places():
 
 def test_run_resumes_and_equals_one_run(data_dir):
     ds = load_dataset("rsitmd", str(data_dir))
-    whole = captioning.caption_dataset(ds, "pixels", 2)
+    whole = captioning.caption_dataset(ds, "pixels", TWO)
     lines = whole.path.read_bytes()
-    assert whole.made == 4 and captioning.caption_dataset(ds, "pixels", 2).made == 0
+    assert (
+        whole.report.captioned == 4
+        and captioning.caption_dataset(ds, "pixels", TWO).report.captioned == 0
+    )
     cut = lines.splitlines(keepends=True)
     whole.path.write_bytes(b"".join(cut[:2]) + cut[2][:40])  # killed in the third image
-    again = captioning.caption_dataset(ds, "pixels", 2)
-    assert again.made == 2 and again.records == whole.records
+    again = captioning.caption_dataset(ds, "pixels", TWO)
+    assert again.report.captioned == 2 and again.records == whole.records
     assert captioning.load_captions(ds, "pixels").records == whole.records
 
 
 def test_changed_pixels_and_changed_captioner(data_dir):
     ds = load_dataset("rsitmd", str(data_dir))
-    first = captioning.caption_dataset(ds, "pixels", 2)
+    first = captioning.caption_dataset(ds, "pixels", TWO)
     draw(data_dir / "rsitmd" / "images" / "park_3.png", seed=9)
     assert "1 images changed" in " ".join(captioning.load_captions(ds, "pixels").problems)
-    second = captioning.caption_dataset(ds, "pixels", 2)
+    second = captioning.caption_dataset(ds, "pixels", TWO)
     assert not captioning.load_captions(ds, "pixels").problems
-    assert second.made == 1 and len(read_records(second.path)[0]) == 4
+    assert second.report.captioned == 1 and len(read_records(second.path)[0]) == 4
     assert second.records["park_3"].image_sha256 != first.records["park_3"].image_sha256
-    assert captioning.caption_dataset(ds, "pixels", 3).made == 4
+    assert captioning.caption_dataset(ds, "pixels", Settings(variants=3)).report.captioned == 4
     assert list(second.path.parent.glob("*.superseded"))  # the earlier captions are kept
 
 
 def test_a_broken_image_does_not_stop_the_run(data_dir):
     (data_dir / "rsitmd" / "images" / "river_2.png").write_bytes(b"no")
-    captions = captioning.caption_dataset(load_dataset("rsitmd", str(data_dir)), "pixels", 1)
+    captions = captioning.caption_dataset(
+        load_dataset("rsitmd", str(data_dir)), "pixels", Settings(variants=1)
+    )
     assert len(captions.records) == 3 and "river_2.png" in captions.problems[0]
 
 

@@ -22,7 +22,8 @@ NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("0*.ipynb"))
 
 
 def pins() -> dict[str, str]:
-    lines = (PROJECT_ROOT / "requirements.txt").read_text().splitlines()
+    files = (PROJECT_ROOT / f"requirements{part}.txt" for part in ("", "-no-deps"))
+    lines = [line for file in files for line in file.read_text().splitlines()]
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
@@ -39,7 +40,8 @@ def test_pins_pyproject_and_environment_agree():
     for requirement in declared():
         assert versions[requirement.name] in requirement.specifier, requirement
     environment = (PROJECT_ROOT / "environment.yml").read_text()
-    assert "--requirement requirements.txt" in environment and "--editable ." in environment
+    for what in ("--requirement requirements.txt", "requirements-no-deps.txt", "--editable ."):
+        assert what in environment
     assert not any(name.startswith("nvidia") for name in versions)  # no CUDA by way of a pin
 
 

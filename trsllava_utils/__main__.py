@@ -1,5 +1,5 @@
 """Command line: ``python -m trsllava_utils run DATASET [DATASET …] [-p NAME VALUE …] [--from 02]
-[--to 04]``."""
+[--to 04]`` and ``python -m trsllava_utils merge DATASET -p captioner NAME``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 import sys
 
 from trsllava_utils import pipeline
-from trsllava_utils.artefacts import InputError, MissingError, shown
+from trsllava_utils.artefacts import InputError, MissingError, check_choice, shown
+from trsllava_utils.captioning import merge
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.evaluation import recall_table
 
@@ -27,23 +28,29 @@ def main(argv: list[str] | None = None) -> int:
         help="sample, rsitmd, rsicd, ucm, sydney, or a folder of images",
     )
     run.add_argument(
-        "-p",
-        dest="parameters",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a notebook parameter",
-    )
-    run.add_argument(
         "--from", dest="first", default="00", metavar="NN", help="first notebook (default 00)"
     )
     run.add_argument(
         "--to", dest="last", default="04", metavar="NN", help="last notebook (default 04)"
     )
+    join = commands.add_parser("merge", help="merge the shards of a captioning run")
+    join.add_argument("datasets", nargs=1, metavar="DATASET")
+    for command in (run, join):
+        command.add_argument(
+            "-p",
+            dest="parameters",
+            nargs=2,
+            action="append",
+            default=[],
+            metavar=("NAME", "VALUE"),
+            help="a notebook parameter",
+        )
     args = parser.parse_args(argv)
     try:
         parameters = {name: pipeline.parse_value(value) for name, value in args.parameters}
+        if args.command == "merge":
+            print(_merge(args.datasets[0], parameters))
+            return 0
         executed = pipeline.run_chain(args.datasets, parameters, args.first, args.last)
         if args.last == "04":
             for name in args.datasets:
@@ -53,6 +60,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
     return 0
+
+
+def _merge(name: str, parameters: dict[str, object]) -> str:
+    """Merge the shards that notebook 01 wrote with these parameters."""
+    known = {"data_dir": "", "split": "test", "captioner": "pixels", "prompt": "rsrt"}
+    for given in parameters:
+        check_choice("parameter", given, known)
+    values = {key: str(parameters.get(key, default)) for key, default in known.items()}
+    dataset = load_dataset(name, values["data_dir"], values["split"])
+    return merge(dataset, values["captioner"], values["prompt"])
 
 
 def _print_results(name: str, data_dir: str) -> None:

@@ -31,6 +31,7 @@ from trsllava_utils.artefacts import (
 )
 from trsllava_utils.captioning import Captions
 from trsllava_utils.datasets import Dataset
+from trsllava_utils.openai_api import open_client, redact
 
 MINILM = "all-MiniLM-L6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -113,15 +114,10 @@ class OpenAIEncoder:
     the environment."""
 
     def __init__(self, name: str, batch_size: int = 256) -> None:
-        if not os.environ.get("OPENAI_API_KEY"):
-            raise MissingError(
-                f"encoder {name!r} needs OPENAI_API_KEY (and OPENAI_BASE_URL for another server) "
-                "in the environment"
-            )
         import openai
 
         self._errors = openai.OpenAIError
-        self._client = openai.OpenAI(max_retries=5, timeout=60)
+        self._client = open_client(f"encoder {name!r}", max_retries=5, timeout=60)
         self._model = name.removeprefix("openai:")
         self._batch_size = batch_size
         self.identity = f"{name}@{self._client.base_url.host}"
@@ -136,8 +132,9 @@ class OpenAIEncoder:
                 )
             except self._errors as error:
                 raise InputError(
-                    f"the embedding server refused texts {start}–{start + len(batch) - 1}: {error}"
-                ) from error
+                    f"the embedding server refused texts {start}–{start + len(batch) - 1}: "
+                    f"{redact(error)}"
+                ) from None
             data = sorted(reply.data, key=lambda d: d.index)
             if len(data) != len(batch):
                 raise InputError(

@@ -69,6 +69,58 @@ def read_image(path: str | Path, bands: str | Sequence[int] = "") -> np.ndarray:
         ) from error
 
 
+def read_renderings(
+    path: str | Path, bands: str = "", false_colour: str = "", max_side: int = 0
+) -> dict[str, np.ndarray]:
+    """The pictures of one image that a captioner gets to see.
+
+    Args:
+        path: the image file.
+        bands: bands shown as red, green, blue; see :func:`read_image`.
+        false_colour: bands of a second picture, such as ``"8,4,3"`` for near infrared, red, green
+            of Sentinel-2; empty takes band 4 as near infrared where there are exactly four bands
+            (NAIP, Gaofen, PlanetScope); "none" leaves it out. Images that lack the bands have no
+            second picture.
+        max_side: scale down until no side is longer (0: never), in pixels.
+
+    Returns:
+        ``{"true colour": (H, W, 3) uint8}``, and "false colour" where the bands allow it.
+    """
+    pictures = {"true colour": read_image(path, bands)}
+    if false_colour != "none":
+        shown = parse_bands(false_colour)
+        count = count_bands(path)
+        if not shown and count == 4:
+            shown = (4, *(parse_bands(bands) or (1, 2))[:2])
+        if shown and max(shown) <= count:
+            pictures["false colour"] = read_image(path, shown)
+    if not max_side:
+        return pictures
+    return {name: _scaled(picture, max_side) for name, picture in pictures.items()}
+
+
+def count_bands(path: str | Path) -> int:
+    """Bands of a multi-band TIFF; 3 for everything else (RGB, grey, palette, with alpha or not)."""
+    if Path(path).suffix.lower() not in {".tif", ".tiff"}:
+        return 3
+    try:
+        with Image.open(path) as image:
+            if image.mode in _PLAIN_MODES and not _is_multiband(image):
+                return 3
+    except Image.UnidentifiedImageError:
+        pass  # not a kind that Pillow knows: a raster
+    count = _read_raster(Path(path)).shape[-1]
+    return count if count > 3 else 3
+
+
+def _scaled(picture: np.ndarray, max_side: int) -> np.ndarray:
+    if max(picture.shape[:2]) <= max_side:
+        return picture
+    image = Image.fromarray(picture)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
 def parse_bands(bands: str | Sequence[int]) -> tuple[int, ...]:
     """``"4,3,2"`` -> ``(4, 3, 2)``; empty -> ``()``. Raises InputError unless there are three
     numbers from 1 up."""

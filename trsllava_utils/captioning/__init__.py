@@ -1,20 +1,17 @@
-"""Structured captioning: images go in, RSRT records come out, one JSON line an image as soon as
-it is ready.
+"""Structured captioning: images go in, RSRT records come out, one JSON line an image.
 
-A captioner is named by a string: ``pixels`` (reads the picture, no weights) or ``file:PATH``
-(captions made
-elsewhere). A new one is a module with a class of the :class:`Captioner` protocol and a line in
-``open_captioner``.
+A captioner is named by a string: ``pixels`` (reads the picture, no weights),
+``transformers:MODEL`` (a vision-language model on this machine), ``openai:MODEL`` (one behind a
+server) or ``file:PATH`` (captions made elsewhere). A new one is a module with a class of the
+``Captioner`` protocol (``captioner.py``) and a line in :func:`open_captioner`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from trsllava_utils.artefacts import (
     InputError,
@@ -27,32 +24,15 @@ from trsllava_utils.artefacts import (
     resolve_data_dir,
     shown,
     slug,
-    write_json,
 )
-from trsllava_utils.captioning.records import (
-    MAX_VARIANTS,
-    TEXTS,
-    Record,
-    Variant,
-    append_record,
-    caption_corpus,
-    read_records,
-)
+from trsllava_utils.captioning.captioner import Captioner, Settings
+from trsllava_utils.captioning.files import match_file
+from trsllava_utils.captioning.records import TEXTS, Record, caption_corpus, read_records
+from trsllava_utils.captioning.run import Job, Report, claim, locked, read_rejected, run
+from trsllava_utils.captioning.shards import in_shard, merge_shards, shard_files, shard_path
 from trsllava_utils.datasets import Dataset
-from trsllava_utils.imagery import read_image
 
-KINDS = ("pixels", "file:PATH.jsonl")
-
-
-class Captioner(Protocol):
-    """Describes one image; ``id`` names the captions file, ``identity`` changes when its output
-    would."""
-
-    id: str
-    identity: str
-
-    def describe(self, image) -> list[Variant]:
-        """``(H, W, 3) uint8`` RGB -> variants."""
+KINDS = ("pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
 
 
 @dataclass(frozen=True)
@@ -64,113 +44,149 @@ class Captions:
         records: RSRT record by image id, only images of the dataset.
         path: the JSONL file.
         problems: images and lines that gave nothing, one sentence each.
-        made: how many were captioned in this run (0: all were there).
+        report: the run in numbers (None for captions that were only loaded).
     """
 
     captioner: str
     records: dict[str, Record]
     path: Path
     problems: tuple[str, ...]
-    made: int = 0
+    report: Report | None = None
 
     def corpus(self, texts: str = "joined") -> pd.DataFrame:
         """The text corpus of these captions; ``texts`` is "joined" or "fields"."""
         check_choice("texts", texts, TEXTS)
         return caption_corpus(self.records.items(), self.captioner, texts)
 
+    def manifest(self) -> dict:
+        """What the file was made with: ``identity``, ``prompt``, ``versions``, ``example``."""
+        return read_json(self.path.with_suffix(".json")) or {}
 
-def captioner_id(captioner: str) -> str:
-    """The short id of a captioner string, used in file names: "pixels", or "file-NAME-xxxxxx"."""
+
+def captioner_id(captioner: str, prompt: str = "rsrt") -> str:
+    """The short id of a captioner string, used in file names: "pixels", "openai-gpt-4.1", or
+    "file-NAME-xxxxxx"; with ".query" after it for image queries."""
     kind, _, rest = captioner.partition(":")
-    if kind == "file" and rest:
-        path = Path(rest).expanduser().resolve()
-        return f"file-{slug(path.stem)}-{fingerprint(str(path))[:6]}"
-    check_choice("captioner", captioner, KINDS)
-    if captioner != "pixels":
-        raise InputError(
-            "captioner 'file:PATH.jsonl': put the path of your captions file in place of PATH.jsonl"
-        )
-    return captioner
+    suffix = "" if prompt == "rsrt" else f".{prompt}"
+    if captioner == "pixels":
+        return captioner + suffix
+    valid = {name.partition(":")[0]: name for name in KINDS}
+    if kind not in valid or kind == "pixels":
+        check_choice("captioner", captioner, KINDS)
+    if not rest or captioner in KINDS:
+        raise InputError(f"captioner {captioner!r}: name the model or the file, as {valid[kind]}")
+    path = Path(rest).expanduser()
+    if kind == "file" or path.is_dir():  # two files may share a name
+        rest = f"{path.resolve().stem}-{fingerprint(str(path.resolve()))[:6]}"
+    return f"{kind}-{slug(rest)}{suffix}"
 
 
-def captions_path(dataset: Dataset, captioner: str) -> Path:
+def captions_path(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> Path:
     """Where the captions of ``captioner`` for ``dataset`` are kept."""
-    return dataset.derived / "captions" / f"{captioner_id(captioner)}.jsonl"
+    return dataset.derived / "captions" / f"{captioner_id(captioner, prompt)}.jsonl"
+
+
+def open_captioner(captioner: str, settings: Settings) -> Captioner:
+    """The captioner of that name. Weights are loaded when the first image is described.
+
+    Raises:
+        InputError: no such captioner.
+        MissingError: its weights or its key are not there.
+    """
+    captioner_id(captioner)  # refuses unknown names
+    if captioner == "pixels":
+        from trsllava_utils.captioning.pixels import PixelCaptioner
+
+        return PixelCaptioner(settings)
+    if captioner.startswith("transformers:"):
+        from trsllava_utils.captioning.transformers_vlm import TransformersCaptioner
+
+        return TransformersCaptioner(captioner, settings)
+    from trsllava_utils.captioning.openai_vlm import OpenAICaptioner
+
+    return OpenAICaptioner(captioner, settings)
 
 
 def caption_dataset(
-    dataset: Dataset, captioner: str = "pixels", n_variants: int = MAX_VARIANTS, bands: str = ""
+    dataset: Dataset, captioner: str = "pixels", settings: Settings | None = None, shard: str = ""
 ) -> Captions:
     """Caption every image of the dataset that has no captions yet.
 
     Finished images are on disk at once, so an interrupted run goes on where it stopped. Images
-    whose pixels changed
-    are described again. When the captioner itself changed, its earlier file is set aside under
-    another name.
+    whose pixels changed are described again. Captions of another model, prompt or setting are set
+    aside under another name.
+
+    Args:
+        dataset: whose images.
+        captioner: name of the captioner.
+        settings: how it is asked.
+        shard: "i/n" captions only that part, into a file of its own (see ``shards.py``).
 
     Raises:
-        InputError: unknown captioner, or a captions file without any usable line.
-        MissingError: the images (or the file of a ``file:`` captioner) are not there.
+        InputError: unknown captioner, another run on the same file, a full disk, or a captions file
+            without any usable line.
+        MissingError: the images (or the weights, the key, the file of the captioner) are not there.
     """
+    settings = settings or Settings()
     if captioner.startswith("file:"):
         return _import_captions(dataset, captioner)
-    captioner_id(captioner)
-    if not 1 <= n_variants <= MAX_VARIANTS:
-        raise InputError(f"n_variants={n_variants}: RSRT has 1 to {MAX_VARIANTS} variants")
-    images = dataset.with_pixels
-    if images.empty:
+    if dataset.with_pixels.empty:
         raise MissingError(
             f"{dataset.name} ({dataset.split}): no image files in {shown(dataset.root)}, so "
             "nothing can be captioned. "
             "Get the images (see data/README.md) or bring captions: -p captioner file:PATH.jsonl."
         )
-    from trsllava_utils.captioning.pixels import PixelCaptioner
-
-    describer: Captioner = PixelCaptioner(n_variants)
-    path = captions_path(dataset, captioner)
-    identity = {"captioner": describer.id, "identity": describer.identity, "bands": bands}
-    manifest = path.with_suffix(".json")
-    known = read_json(manifest)
-    if path.exists() and known != identity:
-        path.replace(path.with_name(f"{path.stem}.{fingerprint(known)}.superseded"))
-    if known != identity:
-        write_json(manifest, identity)
-
-    done, _ = read_records(path) if path.exists() else ({}, [])
-    records: dict[str, Record] = {}
-    problems: list[str] = []
-    made = 0
-    rows = list(zip(images["image_id"], images["filename"], images["path"], strict=True))
-    for image_id, filename, image_path in tqdm(
-        rows, desc=f"captioning ({captioner})", unit="image"
-    ):
-        pixels_sha = file_sha256(image_path)
-        record = done.get(filename)
-        if record is None or record.image_sha256 != pixels_sha:
-            try:
-                variants = describer.describe(read_image(image_path, bands))
-            except InputError as error:
-                problems.append(f"{error}; the run went on without it")
-                continue
-            record, stale = (
-                Record(
-                    image=filename,
-                    model=describer.identity,
-                    variants=variants,
-                    image_sha256=pixels_sha,
-                ),
-                record,
-            )
-            if stale is not None:  # the picture behind this name changed: its old line goes first
-                _rewrite(path, {name: r for name, r in done.items() if name != filename})
-                del done[filename]
-            append_record(path, record)
-            made += 1
-        records[image_id] = record
-    return Captions(captioner_id(captioner), records, path, tuple(problems), made)
+    describer = open_captioner(captioner, settings)
+    identity = {
+        "captioner": captioner,
+        "answer": f"{settings.prompt} x {settings.n}",
+        "language": settings.language,
+        "bands": settings.bands,
+        "false_colour": settings.false_colour,
+        "max_side": settings.max_side,
+        **describer.identity,
+    }
+    path = shard_path(captions_path(dataset, captioner, settings.prompt), shard)
+    with locked(path):
+        claim(path, identity, describer.prompt_text)
+        records, jobs, aside, problems = _to_do(dataset, path, shard)
+        report = run(jobs, describer, settings, path, identity)
+        report.already, report.aside = len(records), aside
+        problems += report.problems
+        if report.captioned:
+            found, _ = read_records(path)
+            records |= {j.image_id: found[j.filename] for j in jobs if j.filename in found}
+    ordered = {i: records[i] for i in dataset.images["image_id"] if i in records}
+    name = captioner_id(captioner, settings.prompt)
+    return Captions(name, ordered, path, tuple(problems), report)
 
 
-def load_captions(dataset: Dataset, captioner: str = "pixels") -> Captions:
+def _to_do(
+    dataset: Dataset, path: Path, shard: str
+) -> tuple[dict[str, Record], list[Job], int, list[str]]:
+    """The records that are right, the images still to caption, how many are set aside, and lines
+    of the file that could not be read."""
+    done, problems = read_records(path)
+    rejected = read_rejected(path)
+    records, jobs, aside, stale = {}, [], 0, set()
+    for row in dataset.with_pixels.itertuples():
+        if not in_shard(row.filename, shard):
+            continue
+        sha256 = file_sha256(row.path)
+        record = done.get(row.filename)
+        if record and record.image_sha256 == sha256:
+            records[row.image_id] = record
+        elif rejected.get(row.filename, {}).get("image_sha256") == sha256:
+            aside += 1
+        else:
+            jobs.append(Job(row.image_id, row.filename, row.path, sha256))
+            stale |= {row.filename} & done.keys()
+    if stale:  # the picture behind a name changed: its old line goes first
+        _rewrite(path, {name: record for name, record in done.items() if name not in stale})
+    return records, jobs, aside, problems
+
+
+def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rsrt") -> Captions:
     """The captions that notebook 01 made.
 
     Raises:
@@ -178,23 +194,23 @@ def load_captions(dataset: Dataset, captioner: str = "pixels") -> Captions:
     """
     if captioner.startswith("file:"):
         return _import_captions(dataset, captioner)
-    path = captions_path(dataset, captioner)
+    path = captions_path(dataset, captioner, prompt)
     records, problems = read_records(path) if path.exists() else ({}, [])
-    matched = {
-        image_id: records[filename]
-        for image_id, filename in zip(
-            dataset.images["image_id"], dataset.images["filename"], strict=True
+    names = zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
+    matched = {image_id: records[name] for image_id, name in names if name in records}
+    where = f"{_parameters(dataset)} -p captioner {captioner}"
+    if not matched and shard_files(path):
+        raise MissingError(
+            f"the captions by {captioner!r} are still in {len(shard_files(path))} shards; merge "
+            f"them first: python -m trsllava_utils merge {where.removeprefix('-p dataset ')}"
         )
-        if filename in records
-    }
     if not matched:
         raise MissingError(
             f"no captions by {captioner!r} for {dataset.title} ({dataset.split}); make them first: "
-            f"papermill 01_structured_captioning.ipynb out.ipynb {_parameters(dataset)} "
-            f"-p captioner {captioner}"
+            f"papermill 01_structured_captioning.ipynb out.ipynb {where}"
         )
-    problems += _stale(dataset, matched, read_json(path.with_suffix(".json")))
-    return Captions(captioner_id(captioner), matched, path, tuple(problems))
+    problems += _stale(dataset, captioner, matched, read_json(path.with_suffix(".json")) or {})
+    return Captions(captioner_id(captioner, prompt), matched, path, tuple(problems))
 
 
 def _parameters(dataset: Dataset) -> str:
@@ -205,20 +221,21 @@ def _parameters(dataset: Dataset) -> str:
     return f"-p dataset {name}{elsewhere} -p split {dataset.split}"
 
 
-def _stale(dataset: Dataset, records: dict[str, Record], manifest: dict | None) -> list[str]:
-    """What no longer fits: pictures that changed since, or an earlier version of the captioner."""
-    from trsllava_utils.captioning.pixels import PixelCaptioner
-
+def _stale(
+    dataset: Dataset, captioner: str, records: dict[str, Record], manifest: dict
+) -> list[str]:
+    """What no longer fits: pictures that changed since, or an earlier version of ``pixels``."""
     paths = dict(zip(dataset.images["image_id"], dataset.images["path"], strict=True))
     changed = [
         i for i, r in records.items() if paths[i] and file_sha256(paths[i]) != r.image_sha256
     ]
-    n_variants = max(len(record.variants) for record in records.values())
     told = []
     if changed:
         told.append(f"{len(changed):,} images changed after they were captioned: {changed[:3]}")
-    if (manifest or {}).get("identity") != PixelCaptioner(n_variants).identity:
-        told.append("the captions come from another version of the captioner")
+    if captioner == "pixels":
+        now = open_captioner(captioner, Settings()).identity
+        if {**manifest.get("identity", {}), **now} != manifest.get("identity"):
+            told.append("the captions come from another version of the captioner")
     return [f"{what}; run 01_structured_captioning again" for what in told]
 
 
@@ -228,51 +245,18 @@ def _rewrite(path: Path, records: dict[str, Record]) -> None:
 
 
 def _import_captions(dataset: Dataset, captioner: str) -> Captions:
-    """Captions of a ``file:`` captioner, matched by file name, or by stem where that is unique."""
-    source = Path(captioner.removeprefix("file:")).expanduser()
+    matched, problems = match_file(dataset, captioner)
     path = captions_path(dataset, captioner)
-    if not source.is_file():
-        raise MissingError(
-            f"captioner {captioner!r}: {source} not found (from {shown(Path.cwd())}); give the "
-            "path of an RSRT JSONL file"
-        )
-    found, problems = read_records(source)
-    if not found:
-        raise InputError(f"{source.name} holds no usable caption line. {' '.join(problems[:3])}")
-    by_stem = {record.image_id: record for record in found.values()}
-    matched = {}
-    for image_id, filename in zip(
-        dataset.images["image_id"], dataset.images["filename"], strict=True
-    ):
-        record = (
-            found.get(filename)
-            or found.get(Path(filename).name)
-            or by_stem.get(Path(filename).stem)
-        )
-        if record is not None:
-            matched[image_id] = record.model_copy(update={"image": filename})
-    if not matched:
-        raise InputError(
-            f"{source.name}: none of its {len(found):,} images is in {dataset.title} "
-            f"({dataset.split}); the file names "
-            f"{next(iter(found))!r} and {dataset.images['filename'].iloc[0]!r} are examples of "
-            "the two sides. Is it another split?"
-        )
-    used = {r.image_id for r in matched.values()}
-    for what, names in (
-        (
-            f"images of {dataset.title} ({dataset.split}) have no caption in {source.name}; the "
-            "gallery is restricted to the others",
-            [i for i in dataset.images["image_id"] if i not in matched],
-        ),
-        (
-            f"captioned images of {source.name} are not in {dataset.title} ({dataset.split})",
-            [name for name, r in found.items() if r.image_id not in used],
-        ),
-    ):
-        if names:
-            problems.append(
-                f"{len(names):,} {what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-            )
-    _rewrite(path, {r.image: r for r in matched.values()})
-    return Captions(captioner_id(captioner), matched, path, tuple(problems))
+    _rewrite(path, {record.image: record for record in matched.values()})
+    report = Report(already=len(matched))
+    return Captions(captioner_id(captioner), matched, path, tuple(problems), report)
+
+
+def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
+    """Merge the shards of a captioner (see ``shards.py``); returns a sentence on the outcome."""
+    path = captions_path(dataset, captioner, prompt)
+    count, merged = merge_shards(path)
+    have = read_records(path)[0].keys() | read_rejected(path).keys()
+    missing = [name for name in dataset.with_pixels["filename"] if name not in have]
+    rest = f"; {len(missing):,} images are still to do: {missing[:3]} …" if missing else ""
+    return f"merged {len(merged)} shards into {shown(path)}: {count:,} images captioned{rest}"

@@ -12,6 +12,7 @@ handful of rules.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import numpy as np
 from scipy import ndimage
 from skimage import color, feature, measure, morphology, transform
 
-from trsllava_utils.artefacts import file_sha256, fingerprint
+from trsllava_utils.artefacts import InputError, file_sha256, fingerprint
 from trsllava_utils.captioning import pixels_wording
+from trsllava_utils.captioning.captioner import Question, Reply, Settings
 from trsllava_utils.captioning.records import Variant
 
 SIDE = 224  # pictures are described at this size; a pixel below is a pixel of the resized picture
@@ -68,19 +70,38 @@ class Observation:
 
 
 class PixelCaptioner:
-    """Captioner ``pixels``; see the module's first paragraph."""
+    """Captioner ``pixels``; see the module's first paragraph, and
+    :class:`~trsllava_utils.captioning.captioner.Captioner`."""
 
-    id = "pixels"
+    prompt_text = ""
+    batch_size = 1
+    attempts = 1  # asked again, it would say the same
+    concurrency = 2  # scikit-image and SciPy let threads run side by side
 
-    def __init__(self, n_variants: int = 5) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
+        if self._settings.language not in ("", "en"):
+            raise InputError(
+                f"language={self._settings.language!r}: the pixels captioner writes English only"
+            )
         sources = [file_sha256(Path(f)) for f in (__file__, pixels_wording.__file__)]
-        self.identity = (
-            f"pixels@{fingerprint(sources, n_variants)[:8]}"  # another describer, other captions
-        )
-        self.n_variants = n_variants
+        self._model = f"pixels@{fingerprint(sources)[:8]}"  # another describer, other captions
+        self.identity = {"model": self._model}
+        self.usage: dict[str, int] = {}
+        self.notes: list[str] = []
 
-    def describe(self, image: np.ndarray) -> list[Variant]:
-        return pixels_wording.variants(observe(image), self.n_variants)
+    def describe(self, questions: list[Question]) -> list[Reply]:
+        return [Reply(self._answer(q.pictures["true colour"]), self._model) for q in questions]
+
+    def _answer(self, image: np.ndarray) -> str:
+        described = [v.model_dump() for v in self.variants(image)]
+        if self._settings.prompt == "query":
+            return json.dumps({"caption": described[0]["caption"]})
+        return json.dumps({"variants": described})
+
+    def variants(self, image: np.ndarray) -> list[Variant]:
+        """``(H, W, 3) uint8`` -> variants."""
+        return pixels_wording.variants(observe(image), self._settings.n)
 
 
 def observe(image: np.ndarray) -> Observation:

@@ -47,20 +47,34 @@ class Variant(BaseModel):
 
 
 class Record(BaseModel):
-    """The captions of one image; ``image_sha256`` tells which pixels they describe."""
+    """The captions of one image.
+
+    Attributes:
+        image: file name, as the dataset has it.
+        model: who wrote them; for a server, the name it gave itself.
+        variants: 1 to 5 of them.
+        image_sha256: which pixels they describe.
+        settings: fingerprint of model, prompt and settings.
+        attempts: how often the model was asked.
+    """
 
     image: Text
     model: Text
     variants: Annotated[list[Variant], Field(min_length=1, max_length=MAX_VARIANTS)]
     image_sha256: str = ""
+    settings: str = ""
+    attempts: int = 1
 
     @property
     def image_id(self) -> str:
         return Path(self.image).stem
 
     def line(self) -> str:
-        """The record as one JSON line."""
-        return self.model_dump_json(exclude_none=True, exclude_defaults=True) + "\n"
+        """The record as one JSON line; a single plain caption takes the plain layout."""
+        value = self.model_dump(exclude_none=True, exclude_defaults=True)
+        if len(self.variants) == 1 and not self.variants[0].structured:
+            value |= value.pop("variants")[0]
+        return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def parse_line(line: str) -> Record:
@@ -78,11 +92,11 @@ def parse_line(line: str) -> Record:
     plain = "variants" not in value
     if plain:
         value = {
+            **{k: v for k, v in value.items() if k not in FIELDS},
             "image": value.get("image") or value.get("filename"),
-            "model": value.get("model") or "file",
             "variants": [{k: value[k] for k in FIELDS if k in value}],
         }
-    value.setdefault("model", "file")
+    value["model"] = value.get("model") or "file"
     try:
         record = Record.model_validate(value)
     except ValidationError as error:
@@ -135,15 +149,15 @@ def read_records(path: str | os.PathLike) -> tuple[dict[str, Record], list[str]]
     return records, problems
 
 
-def append_record(path: Path, record: Record) -> None:
-    """Add one line, on disk when this returns. A torn last line (power cut) is ended first, so it
-    costs only itself."""
+def append_lines(path: Path, lines: str) -> None:
+    """Add whole lines, on disk when this returns. A torn last line (power cut) is ended first, so
+    it costs only itself."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as f:
             end = f.seek(0, os.SEEK_END)
             torn = end > 0 and (f.seek(end - 1), f.read(1))[1] != b"\n"
-            f.write((b"\n" if torn else b"") + record.line().encode())
+            f.write((b"\n" if torn else b"") + lines.encode())
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:

@@ -1,0 +1,154 @@
+"""What a captioner is: pictures and a seed go in, a reply comes out, which ought to be RSRT JSON.
+
+``Settings`` says how it is asked, ``Reply`` what it answered. Whether an answer is any good is
+decided elsewhere (``prompts.parse_reply`` and ``quality.py``), in the same way for every captioner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from trsllava_utils.artefacts import InputError, check_choice
+from trsllava_utils.captioning.records import MAX_VARIANTS
+
+PROMPTS = ("rsrt", "query")
+QUANTIZATIONS = ("", "8bit", "4bit")
+Pictures = dict[str, np.ndarray]  # name of a rendering -> (H, W, 3) uint8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a captioner is asked. Captions asked for differently are kept apart.
+
+    Attributes:
+        prompt: "rsrt" (structured captions) or "query" (one description, an image-to-text query).
+        prompt_file: a text file that replaces the prompt; ``{n}`` and ``{language}`` are filled in.
+        variants: structured captions an image, 1 to 5.
+        language: two-letter code of the language asked for; the quality gate checks it.
+        seed: of the sampling; every image and every retry has its own, derived from it.
+        temperature: of the sampling; 0 takes the likeliest word. Retries use at least 0.5.
+        bands: band numbers shown as red, green, blue.
+        false_colour: band numbers of a second, false-colour picture (see
+            :func:`trsllava_utils.imagery.read_renderings`).
+        max_side: pictures are scaled down until no side is longer, in pixels.
+        quantize: "4bit" or "8bit" weights by bitsandbytes, for ``transformers:`` captioners.
+        attempts: how often an image is asked about before it is set aside. This and what follows
+            shape the run, not the captions.
+        concurrency: requests under way at once, for ``openai:`` captioners.
+        max_requests: stop after so many requests (0: no limit).
+        timeout: seconds a request may take.
+        batch_size: images a batch, for ``transformers:`` captioners (0: as many as memory holds).
+        price_in, price_out: US dollars for a million tokens in and out, to estimate the cost.
+    """
+
+    prompt: str = "rsrt"
+    prompt_file: str = ""
+    variants: int = MAX_VARIANTS
+    language: str = "en"
+    seed: int = 0
+    temperature: float = 0.7
+    bands: str = ""
+    false_colour: str = ""
+    max_side: int = 1024
+    quantize: str = ""
+    attempts: int = 3
+    concurrency: int = 8
+    max_requests: int = 0
+    timeout: float = 120.0
+    batch_size: int = 0
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("prompt", self.prompt, PROMPTS)
+        check_choice("quantize", self.quantize, QUANTIZATIONS)
+        for name, low, high in (
+            ("variants", 1, MAX_VARIANTS),
+            ("attempts", 1, 100),
+            ("concurrency", 1, 1024),
+            ("max_side", 32, 100_000),
+            ("max_requests", 0, 10**9),
+            ("batch_size", 0, 4096),
+            ("temperature", 0, 2),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(
+                    f"{name}={getattr(self, name)}: give a number from {low} to {high}"
+                )
+        if self.timeout <= 0:
+            raise InputError(f"timeout={self.timeout}: give a number of seconds above 0")
+
+    @property
+    def n(self) -> int:
+        """Descriptions an image: a query is a single one."""
+        return 1 if self.prompt == "query" else self.variants
+
+    def seed_of(self, filename: str, attempt: int) -> int:
+        """The seed (31 bits) of one image's ``attempt``, the same on every machine and shard."""
+        digest = hashlib.sha256(f"{self.seed}/{filename}/{attempt}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+    def temperature_of(self, attempt: int) -> float:
+        """A retry at temperature 0 would only repeat the answer that was refused."""
+        return self.temperature if attempt == 0 else max(self.temperature, 0.5)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One image as a captioner gets it."""
+
+    pictures: Pictures
+    seed: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model answered: its words, its name, and why they cannot be used (if so)."""
+
+    text: str
+    model: str
+    problem: str = ""
+
+
+class ServerError(InputError):
+    """The server could not be reached or kept failing; the image is left for the next run."""
+
+
+class BudgetSpentError(InputError):
+    """``max_requests`` is reached; what is left is left for the next run."""
+
+
+class Captioner(Protocol):
+    """Describes pictures.
+
+    Attributes:
+        identity: what the captions depend on beside the pictures, as JSON values.
+        prompt_text: what is asked ("" for captioners that are not asked in words).
+        concurrency: how many calls may be under way at once, each from its own thread.
+        batch_size: how many images a call should hold now; may change during a run.
+        attempts: how often an image may be asked about.
+        usage: requests and tokens spent so far.
+        notes: what the user should know at the end of the run.
+    """
+
+    identity: dict
+    prompt_text: str
+    concurrency: int
+    batch_size: int
+    attempts: int
+    usage: dict[str, int]
+    notes: list[str]
+
+    def describe(self, questions: list[Question]) -> list[Reply]:
+        """A reply for each question, in order.
+
+        Raises:
+            ServerError: none of these images got an answer; others may.
+            BudgetSpentError: no more may be asked.
+            InputError, MissingError: it is useless to go on (wrong key, no weights, …).
+        """

@@ -1,0 +1,63 @@
+"""Captioner ``file:PATH``: captions made elsewhere, matched to a dataset's images by file name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trsllava_utils.artefacts import InputError, MissingError, shown
+from trsllava_utils.captioning.records import Record, read_records
+from trsllava_utils.datasets import Dataset
+
+
+def match_file(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], list[str]]:
+    """Captions of a ``file:`` captioner, matched by file name, or by stem where that is unique.
+
+    Returns:
+        Records by image id, and one sentence for everything that did not match.
+
+    Raises:
+        MissingError: the file is not there.
+        InputError: it holds no usable line, or none for this dataset.
+    """
+    source = Path(captioner.removeprefix("file:")).expanduser()
+    if not source.is_file():
+        raise MissingError(
+            f"captioner {captioner!r}: {source} not found (from {shown(Path.cwd())}); give the "
+            "path of an RSRT JSONL file"
+        )
+    found, problems = read_records(source)
+    if not found:
+        raise InputError(f"{source.name} holds no usable caption line. {' '.join(problems[:3])}")
+    by_stem = {record.image_id: record for record in found.values()}
+    images = list(zip(dataset.images["image_id"], dataset.images["filename"], strict=True))
+    matched = {}
+    for image_id, filename in images:
+        name = Path(filename)
+        record = found.get(filename) or found.get(name.name) or by_stem.get(name.stem)
+        if record is not None:
+            matched[image_id] = record.model_copy(update={"image": filename})
+    here = f"{dataset.title} ({dataset.split})"
+    if not matched:
+        raise InputError(
+            f"{source.name}: none of its {len(found):,} images is in {here}; the file names "
+            f"{next(iter(found))!r} and {images[0][1]!r} are examples of the two sides. Is it "
+            "another split?"
+        )
+    used = {record.image_id for record in matched.values()}
+    bare = [image_id for image_id, _ in images if image_id not in matched]
+    foreign = [name for name, record in found.items() if record.image_id not in used]
+    if bare:
+        problems.append(
+            f"{len(bare):,} images of {here} have no caption in {source.name}; the gallery is "
+            f"restricted to the others: {_some(bare)}"
+        )
+    if foreign:
+        problems.append(
+            f"{len(foreign):,} captioned images of {source.name} are not in {here}: "
+            f"{_some(foreign)}"
+        )
+    return matched, problems
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

@@ -1,0 +1,184 @@
+"""The quality gate: what a caption must be, whoever wrote it; and captions in numbers.
+
+Small vision-language models loop, refuse, answer in another language or repeat their instructions;
+such text would be embedded and ranked like any other. :func:`check` refuses a record that shows it.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from trsllava_utils.artefacts import InputError
+from trsllava_utils.captioning.prompts import LIMITS, ReplyError
+from trsllava_utils.captioning.records import FIELDS, Record, Variant
+
+NEAR_DUPLICATE = 0.8  # Jaccard similarity of word pairs above which two variants say the same
+LOOP_RATIO = 0.25  # compressed to original size; prose of this length stays above 0.4
+TOO_LONG = 1.25  # times what was asked for
+CLEAR_MARGIN = 20.0  # difference of log-likelihoods; whole records differ by hundreds
+COPIED_WORDS = 8  # a run of so many words of the prompt is copied, not coincidence
+SCENE_WORDS = """airport beach bridge building church commercial desert farmland field forest
+harbour industrial intersection lake meadow mountain park parking playground pond port railway
+residential resort river road runway school square stadium storage tank terminal viaduct"""
+
+_REFUSAL = re.compile(
+    r"\b(i'?m sorry|i am sorry|i apologi[sz]e|as an ai\b|i('m| am) (unable|not able)|"
+    r"i (cannot|can't|can not|won't)|(cannot|can't|unable to) (see|view|assist|help|provide|"
+    r"access|process|describe|analy[sz]e)|no image (was|is|has been) (provided|attached|given))",
+    re.IGNORECASE,
+)
+
+
+def check(variants: list[Variant], language: str = "en", prompt_text: str = "") -> None:
+    """Pass, or say why not.
+
+    Args:
+        variants: the captions of one image.
+        language: two-letter code they must be in; "" does not check.
+        prompt_text: what was asked; long runs of its words must not come back.
+
+    Raises:
+        ReplyError: with the first reason found: "no words", "too short", "too long", "refusal",
+            "loop", "copied from the prompt", "wrong language", or "equal variants".
+    """
+    asked = _asked(prompt_text)
+    for n, variant in enumerate(variants, 1):
+        for field, text in _texts(variant):
+            where = f"variant {n}, {field}: {text[:60]!r}"
+            tokens = words(text)
+            if not any(token.isalpha() for token in tokens):
+                raise ReplyError("no words", where)
+            if len(text) > TOO_LONG * LIMITS[field]:
+                raise ReplyError("too long", f"{where} has {len(text)} characters")
+            if field != "feature" and len(text) < 10:
+                raise ReplyError("too short", where)
+            if _REFUSAL.search(text.replace("’", "'")):
+                raise ReplyError("refusal", where)
+            if _loops(text, tokens):
+                raise ReplyError("loop", where)
+            if asked & _runs(tokens, COPIED_WORDS):
+                raise ReplyError("copied from the prompt", where)
+        found = language_of(" ".join(text for _, text in _texts(variant)), language)
+        if found != language:
+            raise ReplyError("wrong language", f"variant {n} is in {found!r}, not {language!r}")
+    if len({tuple(words(v.joined())) for v in variants}) < len(variants):
+        raise ReplyError("equal variants", f"{variants[0].caption[:60]!r}")
+    similar = sum(s >= NEAR_DUPLICATE for s in similarities(variants))
+    if similar > len(variants) * (len(variants) - 1) / 4:
+        raise ReplyError("equal variants", f"{similar} pairs of them hardly differ")
+
+
+def _texts(variant: Variant) -> list[tuple[str, str]]:
+    return [(f, getattr(variant, f)) for f in FIELDS if getattr(variant, f) is not None]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
+
+
+def _runs(tokens: list[str], n: int) -> set[tuple[str, ...]]:
+    return set(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+def _loops(text: str, tokens: list[str]) -> bool:
+    """Any six words in a row that come three times, or, for languages without spaces, a text that
+    zlib presses to a quarter. (Less would refuse honest lists: "trees all over the scene; roads
+    all over the scene".)"""
+    sixes = Counter(zip(*(tokens[i:] for i in range(6)), strict=False))
+    pressed = len(zlib.compress(text.encode()))
+    return max(sixes.values(), default=0) >= 3 or pressed < LOOP_RATIO * len(text.encode())
+
+
+@cache
+def _asked(prompt_text: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(_runs(words(prompt_text), COPIED_WORDS))
+
+
+@cache
+def _identifier():
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
+
+
+def language_of(text: str, expected: str) -> str:
+    """The likeliest language of a text as a two-letter code (py3langid, 97 languages).
+
+    The expected one is taken unless another is clearly likelier, by :data:`CLEAR_MARGIN`: a few
+    words alone are easily misjudged. "" expects nothing and gives "".
+
+    Raises:
+        InputError: the expected language is not one of the 97.
+    """
+    if not expected:
+        return ""
+    scores = dict(_identifier().rank(text))
+    if expected not in scores:
+        raise InputError(
+            f"language={expected!r}: give a two-letter code of {', '.join(sorted(scores))}; or "
+            "nothing, which checks no language"
+        )
+    best = max(scores, key=scores.__getitem__)
+    return best if scores[best] - scores[expected] > CLEAR_MARGIN else expected
+
+
+def similarities(variants: list[Variant]) -> list[float]:
+    """Jaccard similarity of the word pairs of every two variants, 0 (nothing shared) to 1."""
+    pairs = [_runs(words(v.joined()), 2) for v in variants]
+    return [len(a & b) / max(len(a | b), 1) for a, b in combinations(pairs, 2)]
+
+
+def measure(records: Iterable[Record]) -> pd.DataFrame:
+    """Captions in numbers, a row for each field and one for all ("joined").
+
+    Columns: ``texts, distinct, words (median), words (95 %), vocabulary, near-duplicates (%)``
+    (pairs of variants of an image, row "joined" only) and ``at the limit (%)`` (texts as long as
+    the schema allows: they were probably cut).
+    """
+    records = list(records)
+    table = {}
+    for field in (*FIELDS, "joined"):
+        texts = [
+            v.joined() if field == "joined" else getattr(v, field)
+            for record in records
+            for v in record.variants
+        ]
+        texts = [text for text in texts if text]
+        if not texts:
+            continue
+        tokens = [words(text) for text in texts]
+        lengths = [len(t) for t in tokens]
+        limit = LIMITS.get(field, np.inf)
+        table[field] = {
+            "texts": len(texts),
+            "distinct": len(set(texts)),
+            "words (median)": float(np.median(lengths)),
+            "words (95 %)": float(np.percentile(lengths, 95)),
+            "vocabulary": len({word for t in tokens for word in t}),
+            "at the limit (%)": 100 * float(np.mean([len(t) >= limit for t in texts])),
+        }
+    pairs = [s for record in records for s in similarities(record.variants)]
+    if pairs:
+        share = 100 * float(np.mean(np.asarray(pairs) >= NEAR_DUPLICATE))
+        table["joined"]["near-duplicates (%)"] = share
+    return pd.DataFrame(table).T.round(1)
+
+
+def scene_words(records: Iterable[Record]) -> pd.Series:
+    """Share of images (%) whose captions mention each scene word, most frequent first."""
+    records = list(records)
+    counts = Counter()
+    for record in records:
+        said = set(words(" ".join(v.joined() for v in record.variants)))
+        counts.update(w for w in SCENE_WORDS.split() if w in said or f"{w}s" in said)
+    shares = {w: 100 * n / len(records) for w, n in counts.most_common()}
+    return pd.Series(shares, name="images (%)", dtype=float).round(1)
