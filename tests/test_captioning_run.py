@@ -134,14 +134,13 @@ def test_servers_that_know_less(serve, tmp_path, formats):
     assert "max_completion_tokens" in server.requests[-1] and "seed" not in server.requests[-1]
     form = server.requests[-1].get("response_format", {}).get("type")
     assert form == (formats[0] if formats else None)
-    assert server.done.count("refused") <= 10
+    assert server.done.count("refused") <= 15  # five steps, three threads
 
 
 def test_an_image_that_the_server_refuses_is_set_aside(serve, tmp_path):
-    serve(lambda n: "safety" if n in {2, 3} else "good")
-    captions = caption_dataset(
-        scenes(tmp_path, 5), "openai:vlm", Settings(concurrency=1, attempts=2)
-    )
+    serve(lambda n: "safety" if n == 2 else "good")
+    settings = Settings(concurrency=1, attempts=1)
+    captions = caption_dataset(scenes(tmp_path, 5), "openai:vlm", settings)
     (aside,) = read_rejected(captions.path).values()
     assert captions.report.captioned == 4 and aside["reason"] == "refused by the server"
 
@@ -232,7 +231,8 @@ def test_shards_merge_into_what_one_run_makes(serve, tmp_path, capsys):
         load_captions(ds, "openai:vlm")
     assert "images are still to do" in merge(ds, "openai:vlm")
     caption_dataset(ds, "openai:vlm", shard="3/3")
-    command = ["merge", ds.name, "-p", "data_dir", str(tmp_path), "-p", "captioner", "openai:vlm"]
+    command = ["merge", str(tmp_path / "scenes"), "-p", "data_dir", str(tmp_path)]
+    command += ["-p", "captioner", "openai:vlm"]
     assert main(command) == 0 and "20 images captioned" in capsys.readouterr().out
     assert set(whole.path.read_text().splitlines()) == expected
     assert not list(whole.path.parent.glob("*shard*.jsonl"))

@@ -15,7 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from trsllava_utils.artefacts import InputError, atomic_path, shown
-from trsllava_utils.captioning.records import Record
+from trsllava_utils.captioning import quality
+from trsllava_utils.captioning.records import FIELDS, Record
 from trsllava_utils.datasets import Dataset
 from trsllava_utils.imagery import read_image
 
@@ -138,6 +139,94 @@ def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "
     right.set_title(f"RSRT captions by {record.model}", loc="left", fontsize=10)
     figure.tight_layout()
     return figure
+
+
+def caption_distributions(records: list[Record], title: str) -> Figure:
+    """Captions as a whole: words a field, vocabulary as images come in, likeness of the variants of
+    an image, and the share of images that mention a kind of scene."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.4))
+    _lengths(axes[0, 0], records)
+    seen: set[str] = set()
+    growth = []
+    for record in records:
+        seen.update(*(quality.words(v.joined()) for v in record.variants))
+        growth.append(len(seen))
+    axes[0, 1].plot(range(1, len(growth) + 1), growth, color=BLUE)
+    axes[0, 1].set(xlabel="images", ylabel="distinct words", title="Vocabulary", ylim=0, xlim=0)
+    alike = np.array([s for record in records for s in quality.similarities(record.variants)])
+    axes[1, 0].hist(alike, bins=np.linspace(0, 1, 41), color=GREEN, edgecolor="white")
+    limit = quality.NEAR_DUPLICATE
+    axes[1, 0].axvline(limit, color=RED, linestyle="--", label=f"near-duplicates: above {limit}")
+    axes[1, 0].legend(frameon=False, fontsize=9)
+    share = f": {100 * np.mean(alike >= limit):.1f} % near-duplicates" if len(alike) else ""
+    axes[1, 0].set(
+        xlabel="Jaccard similarity of word pairs (0 nothing shared, 1 equal)",
+        ylabel="pairs of variants",
+        title=f"Variants of an image{share}",
+        xlim=(0, 1),
+    )
+    scenes = quality.scene_words(records)[:14][::-1]
+    axes[1, 1].barh(scenes.index, scenes.to_numpy(), color=PURPLE)
+    axes[1, 1].set(xlabel="images whose captions say it (%)", title="Scene words", xlim=(0, 100))
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def _lengths(ax: plt.Axes, records: list[Record]) -> None:
+    """Histogram of words for each field there is."""
+    variants = [v for record in records for v in record.variants]
+    lengths = {f: [len(quality.words(getattr(v, f) or "")) for v in variants] for f in FIELDS}
+    lengths = {field: n for field, n in lengths.items() if any(n)}
+    bins = np.linspace(0, max(map(max, lengths.values())) + 1, 40)
+    for (field, n), colour in zip(lengths.items(), PALETTE, strict=False):
+        label = f"{field}, median {np.median(n):.0f}"
+        ax.hist(n, bins, histtype="stepfilled", alpha=0.35, color=colour)
+        ax.hist(n, bins, histtype="step", linewidth=1.6, color=colour, label=label)
+    ax.legend(frameon=False, fontsize=9)
+    ax.set(xlabel="words", ylabel="texts", title="Length of the fields")
+
+
+def compare_captions(
+    dataset: Dataset, image_ids: list[str], sides: dict[str, dict[str, Record]], bands: str = ""
+) -> Figure:
+    """The same images as several captioners put them: a row an image, a column a captioner.
+
+    Args:
+        dataset: whose images.
+        image_ids: which of them.
+        sides: records by image id, by the captioner's name.
+        bands: shown as red, green, blue.
+    """
+    width = 130 // len(sides)
+    texts = {
+        (i, name): _wrapped(records[i], width) for i in image_ids for name, records in sides.items()
+    }
+    lines = [max(texts[i, name].count("\n") + 1 for name in sides) for i in image_ids]
+    heights = [max(1.9, 0.155 * n + 0.35) for n in lines]
+    figure, axes = plt.subplots(
+        len(image_ids),
+        1 + len(sides),
+        figsize=(2 + 0.062 * width * len(sides), sum(heights)),
+        gridspec_kw={"height_ratios": heights, "width_ratios": [2] + [0.062 * width] * len(sides)},
+        squeeze=False,
+    )
+    for row, image_id in zip(axes, image_ids, strict=True):
+        show_image(row[0], dataset, image_id, image_id, bands=bands)
+        for ax, name in zip(row[1:], sides, strict=True):
+            ax.axis("off")
+            ax.text(0, 1, texts[image_id, name], va="top", fontsize=8, linespacing=1.25)
+            ax.set_title(name if image_id == image_ids[0] else "", fontsize=10, loc="left")
+    figure.tight_layout()
+    return figure
+
+
+def _wrapped(record: Record, width: int) -> str:
+    """The first structured variant, or the plain captions, in lines."""
+    first = record.variants[0]
+    fields = [getattr(first, f) for f in FIELDS] if first.structured else []
+    texts = fields or [variant.caption for variant in record.variants]
+    return "\n".join(line for t in texts for line in textwrap.wrap(f"· {t}", width))
 
 
 def embedding_map(

@@ -27,8 +27,23 @@ from trsllava_utils.artefacts import (
 )
 from trsllava_utils.captioning.captioner import Captioner, Settings
 from trsllava_utils.captioning.files import match_file
-from trsllava_utils.captioning.records import TEXTS, Record, caption_corpus, read_records
-from trsllava_utils.captioning.run import Job, Report, claim, locked, read_rejected, run
+from trsllava_utils.captioning.records import (
+    MAX_VARIANTS,
+    TEXTS,
+    Record,
+    Variant,
+    caption_corpus,
+    read_records,
+)
+from trsllava_utils.captioning.run import (
+    Job,
+    Report,
+    claim,
+    locked,
+    read_rejected,
+    rejected_path,
+    run,
+)
 from trsllava_utils.captioning.shards import in_shard, merge_shards, shard_files, shard_path
 from trsllava_utils.datasets import Dataset
 
@@ -57,6 +72,15 @@ class Captions:
         """The text corpus of these captions; ``texts`` is "joined" or "fields"."""
         check_choice("texts", texts, TEXTS)
         return caption_corpus(self.records.items(), self.captioner, texts)
+
+    @property
+    def rejected(self) -> Path:
+        """The JSONL file of the images set aside; there may be none."""
+        return rejected_path(self.path)
+
+    def aside(self) -> dict[str, dict]:
+        """The images that gave no usable captions, by file name, with the reason."""
+        return read_rejected(self.path)
 
     def manifest(self) -> dict:
         """What the file was made with: ``identity``, ``prompt``, ``versions``, ``example``."""
@@ -211,6 +235,21 @@ def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rs
         )
     problems += _stale(dataset, captioner, matched, read_json(path.with_suffix(".json")) or {})
     return Captions(captioner_id(captioner, prompt), matched, path, tuple(problems))
+
+
+def human_captions(dataset: Dataset) -> dict[str, Record]:
+    """The dataset's own captions as records (the first five an image), to compare with."""
+    texts = dataset.captions.groupby("image_id", sort=False)["text"].agg(list)
+    names = dataset.images.set_index("image_id")["filename"]
+    return {
+        i: Record(
+            image=names[i],
+            model="human",
+            variants=[Variant(caption=text) for text in texts[i][:MAX_VARIANTS]],
+        )
+        for i in dataset.images["image_id"]
+        if i in texts.index
+    }
 
 
 def _parameters(dataset: Dataset) -> str:

@@ -170,7 +170,7 @@ def measure(records: Iterable[Record]) -> pd.DataFrame:
     if pairs:
         share = 100 * float(np.mean(np.asarray(pairs) >= NEAR_DUPLICATE))
         table["joined"]["near-duplicates (%)"] = share
-    return pd.DataFrame(table).T.round(1)
+    return pd.DataFrame.from_dict(table, orient="index").round(1)
 
 
 def scene_words(records: Iterable[Record]) -> pd.Series:

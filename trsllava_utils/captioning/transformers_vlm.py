@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from huggingface_hub import model_info
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -52,10 +53,7 @@ class TransformersCaptioner:
         self.prompt_text = self._prompt.text
         self.usage: Counter[str] = Counter()
         self.notes: list[str] = []
-        try:
-            self._config = AutoConfig.from_pretrained(self._name)
-        except (OSError, ValueError) as error:
-            raise self._missing(error) from None
+        self._config = self._read_config()
         self.identity = {
             "model": f"{self._name}@{self._revision()}",
             "quantize": settings.quantize,
@@ -63,6 +61,19 @@ class TransformersCaptioner:
             "seed": settings.seed,
             "temperature": settings.temperature,
         }
+
+    def _read_config(self):
+        """The configuration, from disk if it is there."""
+        try:
+            return AutoConfig.from_pretrained(self._name, local_files_only=True)
+        except (OSError, ValueError) as error:
+            if Path(self._name).exists():
+                raise self._missing(error) from None
+        try:
+            model_info(self._name, timeout=10)  # one quick question; a download tries for long
+            return AutoConfig.from_pretrained(self._name)
+        except Exception as error:  # of whichever HTTP library the hub's client uses
+            raise self._missing(error) from None
 
     def _missing(self, error: Exception) -> MissingError:
         return MissingError(
