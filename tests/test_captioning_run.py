@@ -250,7 +250,7 @@ def test_shards_of_other_settings_are_not_merged(serve, tmp_path):
         caption_dataset(ds, "openai:vlm", shard="3/2")
 
 
-def kill_at_random(data_dir: Path, name: str, kills: int, seed: int) -> int:
+def kill_at_random(data_dir: Path, name: str, kills: int, seed: int, longest: float = 1.5) -> int:
     """Run the captioning in a process that is killed at random instants; how often it was."""
     rng, killed = random.Random(seed), 0
     code = (
@@ -267,7 +267,7 @@ def kill_at_random(data_dir: Path, name: str, kills: int, seed: int) -> int:
             stderr=subprocess.DEVNULL,
         )
         run.stdout.readline()
-        time.sleep(rng.uniform(0.3, 1.5))
+        time.sleep(rng.uniform(0.3, longest))
         run.send_signal(signal.SIGKILL)
         if run.wait() == 0:
             break  # nothing left to interrupt

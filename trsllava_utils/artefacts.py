@@ -143,3 +143,10 @@ def read_json(path: str | os.PathLike) -> Any | None:
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions of ``packages``, for the manifests."""
     return {name: metadata.version(name) for name in packages}
+
+
+def progress(*iterable, **options):
+    """A tqdm bar; none where TQDM_DISABLE is set, which tqdm's bar for notebooks overlooks."""
+    from tqdm.auto import tqdm
+
+    return tqdm(*iterable, disable=bool(os.environ.get("TQDM_DISABLE")), **options)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from trsllava_utils import annotations
 from trsllava_utils.artefacts import (
@@ -28,6 +27,7 @@ from trsllava_utils.artefacts import (
     MissingError,
     check_choice,
     fingerprint,
+    progress,
     resolve_data_dir,
     shown,
     slug,
@@ -223,7 +223,7 @@ def check_images(dataset: Dataset, bands: str = "") -> tuple[Dataset, pd.DataFra
     """
     rows, broken = [], {}
     with_pixels = dataset.with_pixels
-    for image_id, path in tqdm(
+    for image_id, path in progress(
         zip(with_pixels["image_id"], with_pixels["path"], strict=True),
         total=len(with_pixels),
         desc="images",

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import openai
 import tenacity
+from openai.types.chat import ChatCompletion
 from PIL import Image
 
 from trsllava_utils.artefacts import InputError
@@ -159,7 +160,10 @@ class OpenAICaptioner:
                 if 0 < self._settings.max_requests <= self.usage["requests"]:
                     raise BudgetSpentError(f"max_requests={self._settings.max_requests} are spent")
                 self.usage["requests"] += 1
-            completion = self._client.chat.completions.create(**request)
+            # as chat.completions.create, which first walks through the whole request: 0.5 ms
+            completion = self._client.post(
+                "/chat/completions", cast_to=ChatCompletion, body=request
+            )
         if isinstance(completion, str):
             raise json.JSONDecodeError("the answer is not a completion", completion[:80], 0)
         return completion

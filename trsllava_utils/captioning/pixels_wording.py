@@ -127,7 +127,7 @@ def variants(o: Observation, n: int = 5) -> list[Variant]:
     said = [
         (main, f"This overhead image shows {main}. Around it there is {ground} and {beside}."),
         (again, f"{_start(again)}. The layout from above: {lay}."),
-        (f"{main}, or {other}", f"The scene looks like a {first}, perhaps a {second}: {other}."),
+        (f"{main}, or {other}", f"The scene looks like {_a(first)}, perhaps {_a(second)}: {other}."),
         (f"{looks} with {ground}, mostly {o.colours[0]} and {o.colours[1]}", f"The dominant colours are {o.colours[0]} and {o.colours[1]}. {_start(looks)} can be seen with {ground}."),
         (f"{again}, near {beside}", f"{_start(main)}, next to {beside}. {_start(place(o.where[covers[0]]))} there is {ground}."),
     ]  # fmt: skip
@@ -135,6 +135,10 @@ def variants(o: Observation, n: int = 5) -> list[Variant]:
         Variant(one_sentence=_start(sentence) + ".", feature=features(o, first, i), caption=caption)
         for i, (sentence, caption) in enumerate(said[:n])
     ]
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _start(text: str) -> str:

@@ -121,12 +121,15 @@ def language_of(text: str, expected: str) -> str:
     """
     if not expected:
         return ""
-    scores = dict(_identifier().rank(text))
-    if expected not in scores:
+    identifier = _identifier()
+    if expected not in identifier.labels:
         raise InputError(
-            f"language={expected!r}: give a two-letter code of {', '.join(sorted(scores))}; or "
-            "nothing, which checks no language"
+            f"language={expected!r}: give a two-letter code of "
+            f"{', '.join(sorted(identifier.labels))}; or nothing, which checks no language"
         )
+    if identifier.classify(text)[0] == expected:
+        return expected
+    scores = dict(identifier.rank(text))
     best = max(scores, key=scores.__getitem__)
     return best if scores[best] - scores[expected] > CLEAR_MARGIN else expected
 

@@ -17,12 +17,12 @@ from queue import Empty, SimpleQueue
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from trsllava_utils.artefacts import (
     InputError,
     MissingError,
     fingerprint,
+    progress,
     read_json,
     shown,
     versions,
@@ -215,7 +215,7 @@ def run(
     flying: dict[Future, list[Job]] = {}
     landed: SimpleQueue[Future] = SimpleQueue()
     pool = ThreadPoolExecutor(captioner.concurrency, "captioner")
-    bar = tqdm(total=len(jobs), desc=f"captioning ({identity['captioner']})", unit="image")
+    bar = progress(total=len(jobs), desc=f"captioning ({identity['captioner']})", unit="image")
     try:
         while flying or (queue and not report.stopped):
             while queue and not report.stopped and len(flying) < captioner.concurrency:

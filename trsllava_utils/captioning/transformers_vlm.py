@@ -76,10 +76,12 @@ class TransformersCaptioner:
             raise self._missing(error) from None
 
     def _missing(self, error: Exception) -> MissingError:
+        there = Path(self._name).exists()
+        what = "that folder holds no model" if there else "no folder here, and no download"
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         return MissingError(
-            f"captioner 'transformers:{self._name}': no such folder here, and the model cannot be "
-            f"downloaded or read ({str(error).strip().splitlines()[0][:120]}). Give the folder of "
-            f"a checkpoint or a hub id such as {LLAVA}."
+            f"captioner 'transformers:{self._name}': {what} ({why}). Give the folder of a "
+            f"checkpoint or a hub id such as {LLAVA}."
         )
 
     def _revision(self) -> str:
