@@ -2,9 +2,8 @@
 fingerprints.
 
 Every artefact is written under a temporary name and moved into place, so that a crash or a full
-disk leaves the one
-that was there before. Every artefact names its inputs by a *fingerprint*, so that a stale one is
-never used in silence.
+disk leaves the one that was there before. Every artefact names its inputs by a *fingerprint*, so
+that a stale one is never used in silence.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Datasets: a name or a folder goes in, a checked :class:`Dataset` comes out.
 
 Knows the sample set, RSITMD, RSICD, UCM-captions and Sydney-captions, and any folder of images.
-What lies on disk is
-recognised by its layout (see ``annotations.py``); everything odd that is found is listed in
-``Dataset.problems``.
-Human captions come out as a text corpus, one row a caption: ``image_id, source, variant, field,
-text``.
+What lies on disk is recognised by its layout (see ``annotations.py``); everything odd that is found
+is listed in ``Dataset.problems``. Human captions come out as a text corpus, one row a caption:
+``image_id, source, variant, field, text``.
 """
 
 from __future__ import annotations
@@ -218,8 +216,7 @@ def check_images(dataset: Dataset, bands: str = "") -> tuple[Dataset, pd.DataFra
 
     Returns:
         The dataset with unreadable files taken out of ``path`` and named in ``problems``, and a
-        table
-        ``image_id, width, height, kilobytes`` of the readable ones.
+        table ``image_id, width, height, kilobytes`` of the readable ones.
     """
     rows, broken = [], {}
     with_pixels = dataset.with_pixels

@@ -1,10 +1,9 @@
 """Embedding: texts go in, unit vectors come out, cached on disk so that no text is encoded twice.
 
 An encoder is named by a string: ``all-MiniLM-L6-v2`` (embedded), any sentence-transformers id or
-folder, or
-``openai:MODEL`` for a server that speaks the OpenAI protocol. A corpus is stored as three files:
-``<corpus>.safetensors`` (vectors), ``<corpus>.parquet`` (their rows) and ``<corpus>.json`` (the
-manifest).
+folder, or ``openai:MODEL`` for a server that speaks the OpenAI protocol. A corpus is stored as
+three files: ``<corpus>.safetensors`` (vectors), ``<corpus>.parquet`` (their rows) and
+``<corpus>.json`` (the manifest).
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Evaluation: ranks go in, recall at K, median rank and mean recall come out.
 
-A tie counts as its *expected* value: with the tied items put in random order, the probability
-that a relevant one is
-among the first K. So equal captions give neither wins nor losses by the order of a file, and
-results do not depend on
-it. All values are percentages unless the name says otherwise.
+A tie counts as its *expected* value: with the tied items put in random order, the probability that
+a relevant one is among the first K. So equal captions give neither wins nor losses by the order of
+a file, and results do not depend on it. All values are percentages unless the name says otherwise.
 """
 
 from __future__ import annotations
@@ -42,8 +40,7 @@ def hit_probability(ranks: pd.DataFrame, k: int) -> np.ndarray:
     """Per query, the expected value of "a relevant item is in the top ``k``", ties in random order.
 
     ``n_greater`` items come first; the remaining ``k - n_greater`` places go to the ``n_tied``
-    items, of which
-    ``n_relevant_tied`` are relevant.
+    items, of which ``n_relevant_tied`` are relevant.
 
     Returns:
         ``(n_queries,) float64`` in [0, 1].

@@ -28,8 +28,7 @@ def read_image(path: str | Path, bands: str | Sequence[int] = "") -> np.ndarray:
     Args:
         path: the image file.
         bands: three 1-based band numbers for red, green and blue, as ``"4,3,2"`` or a sequence;
-            empty takes the
-            first three (one band gives grey). Only multi-band rasters need it.
+            empty takes the first three (one band gives grey). Only multi-band rasters need it.
 
     Returns:
         ``(H, W, 3) uint8``. Transparent pixels are laid on white.

@@ -1,8 +1,7 @@
 """The chain of notebooks: runs them with papermill, over one dataset after another.
 
 What comes in: dataset names, parameters, the first and the last notebook. What goes out: executed
-copies under
-``data/<dataset>/derived/notebooks/``, and whatever the notebooks write.
+copies under ``data/<dataset>/derived/notebooks/``, and whatever the notebooks write.
 """
 
 from __future__ import annotations

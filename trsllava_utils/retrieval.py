@@ -1,11 +1,9 @@
 """Retrieval: vectors of two corpora go in, scores, ranks and rankings come out.
 
 Query corpus x database corpus -> ``scores[n_queries, n_items]``. In text-to-image the queries are
-human captions and
-the items are images, each scoring the best (``max``) of its texts; in image-to-text the queries
-are images (all their
-texts) and the items are human captions. Both are one function over *groups* of rows. Scores
-within 1e-6 are tied.
+human captions and the items are images, each scoring the best (``max``) of its texts; in
+image-to-text the queries are images (all their texts) and the items are human captions. Both are
+one function over *groups* of rows. Scores within 1e-6 are tied.
 """
 
 from __future__ import annotations

@@ -2,12 +2,9 @@
 scikit-image.
 
 It sees only the ``(H, W, 3) uint8`` array: no file name, no label, no learned weights.
-:func:`observe` measures,
-``pixels_wording.py`` puts it in words. It is modest on real imagery: it tells water, trees,
-grass, sand, soil, roofs
-and pavement apart by colour and texture, finds lines, circles and compact bright objects, and
-guesses the scene by a
-handful of rules.
+:func:`observe` measures, ``pixels_wording.py`` puts it in words. It is modest on real imagery: it
+tells water, trees, grass, sand, soil, roofs and pavement apart by colour and texture, finds lines,
+circles and compact bright objects, and guesses the scene by a handful of rules.
 """
 
 from __future__ import annotations
