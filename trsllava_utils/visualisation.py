@@ -198,7 +198,7 @@ def compare_captions(
         sides: records by image id, by the captioner's name.
         bands: shown as red, green, blue.
     """
-    width = 130 // len(sides)
+    width = 124 // len(sides)
     texts = {
         (i, name): _wrapped(records[i], width) for i in image_ids for name, records in sides.items()
     }
@@ -207,12 +207,16 @@ def compare_captions(
     figure, axes = plt.subplots(
         len(image_ids),
         1 + len(sides),
-        figsize=(2 + 0.062 * width * len(sides), sum(heights)),
-        gridspec_kw={"height_ratios": heights, "width_ratios": [2] + [0.062 * width] * len(sides)},
+        figsize=(1.6 + 0.071 * width * len(sides), sum(heights)),
+        gridspec_kw={
+            "height_ratios": heights,
+            "width_ratios": [1.6] + [0.071 * width] * len(sides),
+        },
         squeeze=False,
     )
     for row, image_id in zip(axes, image_ids, strict=True):
         show_image(row[0], dataset, image_id, image_id, bands=bands)
+        row[0].set_anchor("N")
         for ax, name in zip(row[1:], sides, strict=True):
             ax.axis("off")
             ax.text(0, 1, texts[image_id, name], va="top", fontsize=8, linespacing=1.25)
