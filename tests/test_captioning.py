@@ -13,7 +13,7 @@ from trsllava_utils import captioning
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.captioning import Settings
 from trsllava_utils.captioning.pixels import PixelCaptioner, observe
-from trsllava_utils.captioning.records import parse_line, read_records
+from trsllava_utils.captioning.records import append_lines, parse_line, read_records
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.imagery import read_image
 
@@ -77,6 +77,10 @@ def test_run_resumes_and_equals_one_run(data_dir):
     again = captioning.caption_dataset(ds, "pixels", TWO)
     assert again.report.captioned == 2 and again.records == whole.records
     assert captioning.load_captions(ds, "pixels").records == whole.records
+    assert sorted(whole.path.read_bytes().splitlines()) == sorted(lines.splitlines())
+    whole.path.write_bytes(lines[:-1])  # only the last line break is missing: nothing is lost
+    append_lines(whole.path, '{"image": "x.png", "caption": "added"}\n')
+    assert len(read_records(whole.path)[0]) == 5 and whole.path.read_bytes().startswith(lines)
 
 
 def test_changed_pixels_and_changed_captioner(data_dir):

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -21,6 +21,7 @@ from trsllava_utils.datasets import CORPUS_COLUMNS, clean_text
 
 MAX_VARIANTS = 5
 FIELDS = ("one_sentence", "feature", "caption")
+LONGEST_LINE = 1 << 20  # bytes; far above what five variants take
 TEXTS = ("joined", "fields")
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -150,14 +151,13 @@ def read_records(path: str | os.PathLike) -> tuple[dict[str, Record], list[str]]
 
 
 def append_lines(path: Path, lines: str) -> None:
-    """Add whole lines, on disk when this returns. A torn last line (power cut) is ended first, so
+    """Add whole lines, on disk when this returns. What a power cut left of a last line goes first;
     it costs only itself."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as f:
-            end = f.seek(0, os.SEEK_END)
-            torn = end > 0 and (f.seek(end - 1), f.read(1))[1] != b"\n"
-            f.write((b"\n" if torn else b"") + lines.encode())
+            _mend_end(f)
+            f.write(lines.encode())
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:
@@ -165,6 +165,20 @@ def append_lines(path: Path, lines: str) -> None:
             f"cannot write {shown(path)}: {error.strerror}; captions written before are safe, run "
             "again to go on"
         ) from error
+
+
+def _mend_end(f: BinaryIO) -> None:
+    """Cut off a last line that is torn; end one that only lacks its line break."""
+    end = f.seek(0, os.SEEK_END)
+    f.seek(max(0, end - LONGEST_LINE))
+    last = f.read().rpartition(b"\n")[2]
+    if not last:
+        return
+    try:
+        json.loads(last)
+        f.write(b"\n")
+    except ValueError:
+        f.truncate(end - len(last))
 
 
 def caption_corpus(
