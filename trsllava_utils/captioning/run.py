@@ -229,13 +229,8 @@ def run(
                 try:
                     outcomes += future.result()
                     failures = 0
-                except BudgetSpentError as error:
-                    report.left += len(batch)
-                    report.stopped = report.stopped or error
                 except Exception as error:
-                    if isinstance(error, InputError | MissingError) and not isinstance(
-                        error, ServerError
-                    ):  # no use going on; what is under way is waited for
+                    if _is_final(error):  # what is under way is still waited for
                         report.left += len(batch)
                         report.stopped = report.stopped or error
                     elif len(batch) > 1:
@@ -263,6 +258,11 @@ def run(
     if report.stopped and not isinstance(report.stopped, BudgetSpentError):
         raise report.stopped
     return report
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether it is useless to go on: the budget is spent, the key wrong, the weights missing."""
+    return isinstance(error, InputError | MissingError) and not isinstance(error, ServerError)
 
 
 def _take(landed: SimpleQueue[Future]) -> Iterator[Future]:

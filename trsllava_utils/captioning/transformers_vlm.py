@@ -55,7 +55,7 @@ class TransformersCaptioner:
         self.notes: list[str] = []
         self._config = self._read_config()
         self.identity = {
-            "model": f"{self._name}@{self._revision()}",
+            "model": self._revision(),
             "quantize": settings.quantize,
             "prompt": self._prompt.fingerprint,
             "seed": settings.seed,
@@ -85,11 +85,12 @@ class TransformersCaptioner:
         )
 
     def _revision(self) -> str:
-        """The hub's commit, or the content of the folder."""
-        if not Path(self._name).is_dir():
-            return getattr(self._config, "_commit_hash", None) or "unknown"
-        files = sorted(p for p in Path(self._name).iterdir() if p.is_file())
-        return fingerprint([(p.name, file_sha256(p)) for p in files])
+        """The model's name, and the hub's commit or the content of the folder."""
+        folder = Path(self._name)
+        if not folder.is_dir():
+            return f"{self._name}@{getattr(self._config, '_commit_hash', None) or 'unknown'}"
+        files = sorted(p for p in folder.iterdir() if p.is_file())
+        return f"{folder.name}@{fingerprint([(p.name, file_sha256(p)) for p in files])}"
 
     @cached_property
     def _loaded(self) -> SimpleNamespace:
