@@ -20,6 +20,15 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
 
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
 
 def tokenizer(*extra: str, vocabulary: int = 1200) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that has learnt the words of the sample captions."""
@@ -65,17 +74,9 @@ def _text(words, **sizes) -> dict:
 def llava_next(folder: Path, **sizes) -> Path:
     """LLaVA-NeXT (Mistral text, CLIP vision), as the paper's captioner; ``sizes`` of the text part."""
     words = tokenizer()
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-    }
     grid = [[32, 64], [64, 32], [64, 64]]
     config = transformers.LlavaNextConfig(
-        vision_config=transformers.CLIPVisionConfig(**vision),
+        vision_config=transformers.CLIPVisionConfig(**VISION),
         text_config=transformers.MistralConfig(**_text(words, **sizes)),
         image_token_id=words.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=grid,
@@ -102,16 +103,8 @@ def idefics3(folder: Path) -> Path:
     """Idefics3 (Llama text, SigLIP-like vision, images split in tiles), as the first SmolVLM."""
     tiles = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
     words = tokenizer("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *tiles)
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-    }
     config = transformers.Idefics3Config(
-        vision_config=vision,
+        vision_config=VISION,
         text_config=transformers.LlamaConfig(**_text(words)),
         image_token_id=words.convert_tokens_to_ids("<image>"),
         scale_factor=2,
