@@ -170,10 +170,11 @@ def append_lines(path: Path, lines: str) -> None:
 def _mend_end(f: BinaryIO) -> None:
     """Cut off a last line that is torn; end one that only lacks its line break."""
     end = f.seek(0, os.SEEK_END)
+    f.seek(max(0, end - 1))
+    if f.read() in (b"", b"\n"):
+        return
     f.seek(max(0, end - LONGEST_LINE))
     last = f.read().rpartition(b"\n")[2]
-    if not last:
-        return
     try:
         json.loads(last)
         f.write(b"\n")

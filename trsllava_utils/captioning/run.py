@@ -37,7 +37,7 @@ from trsllava_utils.captioning.captioner import (
     ServerError,
     Settings,
 )
-from trsllava_utils.captioning.prompts import ReplyError, make_prompt, parse_reply
+from trsllava_utils.captioning.prompts import Prompt, ReplyError, make_prompt, parse_reply
 from trsllava_utils.captioning.records import Record, append_lines
 from trsllava_utils.imagery import read_renderings
 
@@ -210,7 +210,8 @@ def run(
             until then is on disk.
     """
     quality.language_of("", settings.language)  # refuses unknown ones before anything is spent
-    report, start, failures = Report(), time.perf_counter(), 0
+    prompt, made_with = make_prompt(settings), fingerprint(identity)
+    report, start, failures, example_kept = Report(), time.perf_counter(), 0, False
     queue = deque(jobs)
     flying: dict[Future, list[Job]] = {}
     landed: SimpleQueue[Future] = SimpleQueue()
@@ -220,7 +221,7 @@ def run(
         while flying or (queue and not report.stopped):
             while queue and not report.stopped and len(flying) < captioner.concurrency:
                 batch = _next_batch(queue, captioner.batch_size)
-                future = pool.submit(_work, batch, captioner, settings, identity)
+                future = pool.submit(_work, batch, captioner, settings, prompt, made_with)
                 flying[future] = batch
                 future.add_done_callback(landed.put)
             outcomes = []
@@ -243,8 +244,8 @@ def run(
                         bar.update()
                         if failures >= max(4, captioner.concurrency):
                             report.stopped = report.stopped or _gave_up(failures, what, error)
-            again = _settle(outcomes, captioner.attempts, path, identity, report)
-            _keep_example(path, outcomes)
+            again = _settle(outcomes, captioner.attempts, path, made_with, report)
+            example_kept = example_kept or _keep_example(path, outcomes)
             queue.extendleft(reversed(again))
             bar.update(len(outcomes) - len(again))
             bar.set_postfix(rejected=report.rejected.total(), failed=report.failed, refresh=False)
@@ -289,17 +290,20 @@ def _gave_up(failures: int, what: object, cause: Exception) -> InputError:
     return error
 
 
-def _keep_example(path: Path, outcomes: list[Outcome]) -> None:
+def _keep_example(path: Path, outcomes: list[Outcome]) -> bool:
     """The first reply of a captions file, word for word, goes into its manifest: to look at."""
-    manifest = read_json(path.with_suffix(".json")) or {}
     replies = [o for o in outcomes if o.reply and o.reply.text]
-    if replies and "example" not in manifest:
+    if not replies:
+        return False
+    manifest = read_json(path.with_suffix(".json")) or {}
+    if "example" not in manifest:
         example = {"image": replies[0].job.filename, "reply": replies[0].reply.text[:8000]}
         write_json(path.with_suffix(".json"), {**manifest, "example": example})
+    return True
 
 
 def _work(
-    batch: list[Job], captioner: Captioner, settings: Settings, identity: dict
+    batch: list[Job], captioner: Captioner, settings: Settings, prompt: Prompt, made_with: str
 ) -> list[Outcome]:
     """In a thread: read the pictures, ask, judge the answers."""
     outcomes, asked = [], []
@@ -315,19 +319,18 @@ def _work(
     if asked:
         replies = captioner.describe([question for _, question in asked])
         for (job, _), reply in zip(asked, replies, strict=True):
-            outcomes.append(judge(job, reply, settings, fingerprint(identity)))
+            outcomes.append(judge(job, reply, prompt, settings.language, made_with))
     return outcomes
 
 
-def judge(job: Job, reply: Reply, settings: Settings, made_with: str = "") -> Outcome:
+def judge(job: Job, reply: Reply, prompt: Prompt, language: str, made_with: str) -> Outcome:
     """A reply becomes a record, or is refused with a reason."""
-    prompt = make_prompt(settings)
     try:
         if reply.problem:
             reason, _, detail = reply.problem.partition(": ")
             raise ReplyError(reason, detail or reply.text[:80])
         variants = parse_reply(reply.text, prompt)
-        quality.check(variants, settings.language, prompt.text)
+        quality.check(variants, language, prompt.text)
     except ReplyError as error:
         return Outcome(job, reply, reason=error.reason, detail=str(error))
     record = Record(
@@ -342,7 +345,7 @@ def judge(job: Job, reply: Reply, settings: Settings, made_with: str = "") -> Ou
 
 
 def _settle(
-    outcomes: list[Outcome], attempts: int, path: Path, identity: dict, report: Report
+    outcomes: list[Outcome], attempts: int, path: Path, made_with: str, report: Report
 ) -> list[Job]:
     """Put outcomes on disk, then count them. Returns the jobs to try again."""
     again, kept, aside = [], [], []
@@ -361,7 +364,7 @@ def _settle(
     if kept:
         append_lines(path, "".join(outcome.record.line() for outcome in kept))
     if aside:
-        lines = [_rejected_line(outcome, identity) for outcome in aside]
+        lines = [_rejected_line(outcome, made_with) for outcome in aside]
         append_lines(rejected_path(path), "".join(lines))
     report.captioned += len(kept)
     report.retried += sum(outcome.job.attempt > 0 for outcome in kept)
@@ -369,7 +372,7 @@ def _settle(
     return again
 
 
-def _rejected_line(outcome: Outcome, identity: dict) -> str:
+def _rejected_line(outcome: Outcome, made_with: str) -> str:
     value = {
         "image": outcome.job.filename,
         "reason": outcome.reason,
@@ -378,6 +381,6 @@ def _rejected_line(outcome: Outcome, identity: dict) -> str:
         "model": outcome.reply.model,
         "reply": outcome.reply.text[:4000],
         "image_sha256": outcome.job.sha256,
-        "settings": fingerprint(identity),
+        "settings": made_with,
     }
     return json.dumps(value, ensure_ascii=False) + "\n"
