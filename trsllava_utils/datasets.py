@@ -207,6 +207,16 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
     )
 
 
+def other_split(dataset: Dataset, split: str) -> Dataset:
+    """Another split of the same dataset.
+
+    Raises:
+        InputError: it has no such split.
+    """
+    name = dataset.name if dataset.name in KNOWN else str(dataset.root)
+    return load_dataset(name, str(dataset.derived.parent.parent), split)
+
+
 def _figures_dir(name: str) -> Path:
     return PROJECT_ROOT / "figures" / name
 

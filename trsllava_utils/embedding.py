@@ -28,13 +28,10 @@ from trsllava_utils.artefacts import (
     versions,
     write_json,
 )
-from trsllava_utils.captioning import Captions
-from trsllava_utils.datasets import Dataset
 from trsllava_utils.openai_api import open_client, redact
 
 MINILM = "all-MiniLM-L6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_ROLES = ("query", "document")
 
 
 class Encoder(Protocol):
@@ -175,7 +172,8 @@ def embed_corpus(
         encoder: name of the encoder, or an Encoder.
         derived: the dataset's folder of artefacts.
         name: name of the corpus, for the file.
-        role: "query" or "document"; models with prompts treat them differently.
+        role: "query" or "document", which models with prompts treat differently; "text" or "image"
+            for CLIP.
     """
     label = encoder if isinstance(encoder, str) else encoder.identity
     path = derived / "embeddings" / slug(label) / f"{slug(name)}.safetensors"
@@ -196,6 +194,8 @@ def embed_corpus(
         {key: vector for key, vector in zip(old_keys, old_vectors, strict=True)} if usable else {}
     )
     wanted = {k: text for k, text in zip(keys, corpus["text"], strict=True) if k not in have}
+    if not wanted and usable and manifest.get("rows") == rows_print:
+        return Embeddings(corpus, old_vectors, path, 0)
     if wanted:
         fresh = np.asarray(model.encode(list(wanted.values()), role), np.float32)
         norms = np.linalg.norm(fresh, axis=1, keepdims=True)
@@ -217,18 +217,6 @@ def embed_corpus(
     }
     _write(path, corpus.assign(key=keys), vectors, manifest)
     return Embeddings(corpus, vectors, path, len(wanted))
-
-
-def embed_dataset(
-    dataset: Dataset, captions: Captions, encoder: str = MINILM, texts: str = "joined"
-) -> tuple[Embeddings, Embeddings]:
-    """The two corpora of a dataset, embedded: the captioner's texts as documents, the human
-    captions as queries."""
-    stem = f"{dataset.split}.{captions.captioner}.{texts}"
-    documents = embed_corpus(captions.corpus(texts), encoder, dataset.derived, stem)
-    return documents, embed_corpus(
-        dataset.captions, encoder, dataset.derived, f"{dataset.split}.human", "query"
-    )
 
 
 def _trusted(encoder: str, manifest: dict) -> bool:

@@ -1,14 +1,13 @@
-"""Retrieval: vectors of two corpora go in, scores, ranks and rankings come out.
+"""Retrieval: a method and its sources go in, ranks and rankings come out.
 
-Query corpus x database corpus -> ``scores[n_queries, n_items]``. In text-to-image the queries are
-human captions and the items are images, each scoring the best (``max``) of its texts; in
-image-to-text the queries are images (all their texts) and the items are human captions. Both are
-one function over *groups* of rows. Scores within 1e-6 are tied.
+In text-to-image the queries are human captions and the items are images, described by the texts of
+a captioner; in image-to-text it is the other way round. Both are one scoring function over two
+sides of texts (``scoring.py``). Scores within 1e-6 are tied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +16,26 @@ import pandas as pd
 
 from trsllava_utils.artefacts import (
     InputError,
+    MissingError,
     atomic_path,
-    check_choice,
     fingerprint,
     read_json,
     slug,
     write_json,
 )
 from trsllava_utils.embedding import Embeddings
-
-METHODS = ("max", "mean")
-TIE_TOLERANCE = 1e-6
-DIRECTIONS = {"t2i": "text-to-image", "i2t": "image-to-text"}
+from trsllava_utils.methods import Method
+from trsllava_utils.scoring import (
+    TIE_TOLERANCE,
+    VERSION,
+    Side,
+    blocks,
+    build,
+    by_image,
+    centre,
+    one_each,
+)
+from trsllava_utils.sources import Sources
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,7 @@ class Rankings:
 
     Attributes:
         ranks: one row a query: ``direction, query_id, image_id, n_greater, n_tied,
-            n_relevant_tied, n_relevant,
-            n_items`` — all that recall with exact ties needs (see
+            n_relevant_tied, n_relevant, n_items`` — all that recall with exact ties needs (see
             :mod:`trsllava_utils.evaluation`).
         top: the first ``top_k`` items of every query: ``direction, query_id, rank, item_id,
             image_id, score, hit``.
@@ -52,62 +58,79 @@ class Rankings:
     reused: bool
 
 
-def score_blocks(
-    queries: np.ndarray,
-    query_groups: np.ndarray,
-    items: np.ndarray,
-    item_groups: np.ndarray,
-    method: str = "max",
-    block: int = 256,
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Scores of every query group against every item group, a block of query groups at a time.
+@dataclass(frozen=True)
+class Labelled:
+    """A side with names.
 
-    Args:
-        queries: ``(n_q, dim) float32`` unit rows; items: ``(n_d, dim) float32`` unit rows.
-        query_groups, item_groups: ``(n_q,)`` and ``(n_d,)`` int, ascending from 0 without gaps.
-        method: "max" (the paper: cosine, an image scores the best of its texts) or "mean".
-
-    Yields:
-        ``(slice of query groups, scores (n_groups_in_block, n_item_groups) float32)``.
+    Attributes:
+        side: ``n`` groups of texts.
+        ids: ``(n,)`` str, the name of each group.
+        owner: ``(n,)`` int, ascending: number of the image it belongs to.
     """
-    check_choice("method", method, METHODS)
-    reduce = np.maximum.reduceat if method == "max" else np.add.reduceat
-    q_starts, d_starts = _starts(query_groups), _starts(item_groups)
-    q_sizes, d_sizes = (
-        np.diff([*s, n]) for s, n in ((q_starts, len(queries)), (d_starts, len(items)))
+
+    side: Side
+    ids: np.ndarray
+    owner: np.ndarray
+
+
+def sides(
+    method: Method, sources: Sources, images: list[str]
+) -> tuple[Labelled, Labelled, Side | None]:
+    """The images named, their human captions, and the bank (None where the method needs none)."""
+    index = {image_id: i for i, image_id in enumerate(images)}
+    h_rows, h_vectors, h_groups = _rows(sources.human, index)
+    rows, vectors, groups = h_rows, h_vectors, h_groups  # method "human": described by people
+    if "human" not in method.steps:
+        texts = sources.fields if "fields" in method.steps else sources.joined
+        rows, vectors, groups = _rows(texts, index)
+    clip_images = clip_human = clip_bank = bank = None
+    if "clip_images" in method.needs:
+        blind = index.keys() - set(sources.clip_images.rows["image_id"])
+        if blind:
+            raise MissingError(
+                f"{len(blind):,} of {len(images):,} images of the gallery have no "
+                "pixels for CLIP to look at"
+            )
+        clip_images = _rows(sources.clip_images, index)[1]
+        clip_human = _rows(sources.clip_human, index)[1]
+    machine = by_image(rows, vectors, groups, method, clip_images)
+    human = one_each(h_rows["text"].to_numpy(), h_vectors, clip_human)
+    if "bank" in method.needs:
+        clip_bank = sources.clip_bank.vectors if "clip_bank" in method.needs else None
+        bank = one_each(sources.bank.rows["text"].to_numpy(), sources.bank.vectors, clip_bank)
+    if "centred" in method.steps:
+        mean = bank.vectors.mean(axis=0)
+        human, bank = centre(human, mean), centre(bank, mean)
+        machine = centre(machine, machine.vectors.mean(axis=0))
+    names = np.array(images, dtype=object)
+    return (
+        Labelled(machine, names, np.arange(len(images))),
+        Labelled(human, _caption_ids(h_rows).to_numpy(), h_groups),
+        bank,
     )
-    for first in range(0, len(q_starts), block):
-        last = min(first + block, len(q_starts))
-        rows = slice(q_starts[first], q_starts[last] if last < len(q_starts) else len(queries))
-        scores = queries[rows] @ items.T
-        if len(d_starts) < len(items):
-            scores = reduce(scores, d_starts, axis=1)
-        if rows.stop - rows.start > last - first:
-            scores = reduce(scores, q_starts[first:last] - rows.start, axis=0)
-        if method == "mean":
-            scores = scores / (q_sizes[first:last, None] * d_sizes[None, :])
-        yield slice(first, last), scores.astype(np.float32, copy=False)
 
 
-def _starts(groups: np.ndarray) -> np.ndarray:
-    groups = np.asarray(groups)
-    if len(groups) and (groups[0] != 0 or not np.isin(np.diff(groups), (0, 1)).all()):
-        raise ValueError("groups must ascend from 0 without gaps")
-    return np.flatnonzero(np.diff(groups, prepend=-1))
+def _rows(
+    embeddings: Embeddings, index: dict[str, int]
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Rows of the images in ``index``, in its order: rows, vectors, image number of each."""
+    image = embeddings.rows["image_id"].map(index)
+    order = image.dropna().sort_values(kind="stable").index
+    groups = image[order].to_numpy(dtype=np.int64)
+    return embeddings.rows.loc[order], embeddings.vectors[order], groups
 
 
 def rank_relevant(scores: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndarray]:
     """Where the best relevant item stands, ties counted rather than broken.
 
     Args:
-        scores: ``(n_queries, n_items) float32``; relevant: same shape, bool, at least one True a
-            row.
+        scores: ``(n_queries, n_items) float32``; relevant: same shape, bool. A query without a
+            relevant item stands behind all items.
 
     Returns:
         Per query: ``n_greater`` items ahead of the best relevant one by more than 1e-6,
-            ``n_tied`` items level with it
-        (itself included), and ``n_relevant_tied`` relevant ones among those; each ``(n_queries,)
-        int64``.
+        ``n_tied`` items level with it (itself included), and ``n_relevant_tied`` relevant ones
+        among those; each ``(n_queries,) int64``.
     """
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     tied = np.abs(scores - best) <= TIE_TOLERANCE
@@ -130,84 +153,83 @@ def top_items(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def retrieve(
-    captions: Embeddings, queries: Embeddings, method: str = "max", top_k: int = 10
+    method: str,
+    sources: Sources,
+    top_k: int = 10,
+    images: Iterable[str] = (),
+    queries: Iterable[str] = (),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both directions: human captions against images, and images against human captions.
 
-    Only images that have both kinds of text take part. Human captions are named
-    ``<image_id>#<variant>``.
+    Human captions are named ``<image_id>#<variant>``.
+
+    Args:
+        method: a scoring rule, see ``methods.py``.
+        sources: what it draws on.
+        top_k: results kept for every query.
+        images: the gallery; default: all images that have both kinds of text.
+        queries: those images of the gallery that are asked for; the others only distract. Default:
+            all.
 
     Returns:
         The ``ranks`` and ``top`` tables of :class:`Rankings`.
 
     Raises:
-        InputError: no image has both, or ``top_k`` is not positive.
+        InputError: an unknown method, or ``top_k`` is not positive.
+        MissingError: the method draws on something that is not there.
     """
     if top_k < 1:
         raise InputError(f"top_k={top_k}: give the number of results to keep, 1 or more")
-    check_choice("method", method, METHODS)
-    common = sorted(set(captions.rows["image_id"]) & set(queries.rows["image_id"]))
-    if not common:
-        raise InputError(
-            "no image has both captions of the captioner and human captions; evaluation needs both"
-        )
-    index = {image_id: i for i, image_id in enumerate(common)}
-    _, c_vectors, c_image = _sorted(captions, index)
-    h_rows, h_vectors, h_image = _sorted(queries, index)
-    human_ids = _caption_ids(h_rows).to_numpy()
-    images = np.array(common, dtype=object)
-    each = np.arange(len(h_rows))
-
+    parsed = Method(method)
+    gallery = sorted(images) or sources.gallery
+    asked = set(queries) or set(gallery)
+    gallery.sort(key=lambda image_id: image_id not in asked)  # distractors last
+    described, captions, bank = sides(parsed, sources, gallery)
+    pictures = captions if "human" in parsed.steps else described  # what an image asks with
     ranks, top = [], []
-    for direction, ids, owner, item_ids, item_owner, blocks in (
-        (
-            "t2i",
-            human_ids,
-            h_image,
-            images,
-            np.arange(len(images)),
-            score_blocks(h_vectors, each, c_vectors, c_image, method),
-        ),
-        (
-            "i2t",
-            images,
-            np.arange(len(images)),
-            human_ids,
-            h_image,
-            score_blocks(c_vectors, c_image, h_vectors, each, method),
-        ),
-    ):
-        for rows, scores in blocks:
-            relevant = owner[rows, None] == item_owner[None, :]
-            where = rank_relevant(scores, relevant)
-            n = len(scores)
-            ranks.append(
-                pd.DataFrame(
-                    {
-                        "direction": direction,
-                        "query_id": ids[rows],
-                        "image_id": images[owner[rows]],
-                        **where,
-                        "n_relevant": relevant.sum(axis=1),
-                        "n_items": scores.shape[1],
-                    }
-                )
-            )
-            best = top_items(scores, top_k)
-            top.append(
-                pd.DataFrame(
-                    {
-                        "direction": direction,
-                        "query_id": np.repeat(ids[rows], best.shape[1]),
-                        "rank": np.tile(np.arange(1, best.shape[1] + 1), n),
-                        "item_id": item_ids[best].ravel(),
-                        "image_id": images[item_owner[best]].ravel(),
-                        "score": np.take_along_axis(scores, best, 1).ravel(),
-                        "hit": np.take_along_axis(relevant, best, 1).ravel(),
-                    }
-                )
-            )
+    for direction, left, right in (("t2i", captions, described), ("i2t", pictures, captions)):
+        n = int(np.searchsorted(left.owner, len(asked)))
+        asking = left.side.take(slice(0, n))
+        # the bank holds human captions: it can stand in for the queries of text-to-image only
+        stand_in = bank if direction == "t2i" else None
+        score = build(parsed, asking, right.side, stand_in, sources.relevance)
+        for block in blocks(n):
+            relevant = left.owner[block, None] == right.owner[None, :]
+            if left is right:  # a caption is no answer to itself
+                relevant[np.arange(len(relevant)), np.arange(block.start, block.stop)] = False
+            names = {"direction": direction, "query_id": left.ids[block]}
+            tables = _tables(names, gallery, left.owner[block], right, score(block), relevant, top_k)
+            ranks.append(tables[0])
+            top.append(tables[1])
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
+
+
+def _tables(names, gallery, owner, items, scores, relevant, top_k):
+    """The rows of ``ranks`` and ``top`` for one block of queries."""
+    image_ids = np.array(gallery, dtype=object)
+    ranks = pd.DataFrame(
+        {
+            **names,
+            "image_id": image_ids[owner],
+            **rank_relevant(scores, relevant),
+            "n_relevant": relevant.sum(axis=1),
+            "n_items": scores.shape[1],
+        }
+    )
+    best = top_items(scores, top_k)
+    k = best.shape[1]
+    top = pd.DataFrame(
+        {
+            "direction": names["direction"],
+            "query_id": np.repeat(names["query_id"], k),
+            "rank": np.tile(np.arange(1, k + 1), len(best)),
+            "item_id": items.ids[best].ravel(),
+            "image_id": image_ids[items.owner[best]].ravel(),
+            "score": np.take_along_axis(scores, best, 1).ravel().astype(np.float32),
+            "hit": np.take_along_axis(relevant, best, 1).ravel(),
+        }
+    )
+    return ranks, top
 
 
 def _caption_ids(rows: pd.DataFrame) -> pd.Series:
@@ -219,30 +241,25 @@ def caption_texts(queries: Embeddings) -> dict[str, str]:
     return dict(zip(_caption_ids(queries.rows), queries.rows["text"], strict=True))
 
 
-def rank_dataset(
-    captions: Embeddings,
-    queries: Embeddings,
-    derived: Path,
-    name: str,
-    method: str = "max",
-    top_k: int = 10,
-) -> Rankings:
+def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     """:func:`retrieve`, kept on disk as Parquet; loaded from there while vectors and settings are
     the same."""
-    check_choice("method", method, METHODS)
-    path = derived / "rankings" / f"{slug(name)}.{method}.ranks.parquet"
+    parsed = Method(method)
+    setting = [sources.dataset.split, sources.captions.captioner, slug(sources.encoder)]
+    setting += [f"first{sources.variants}"] if sources.variants else []
+    stem = ".".join([*setting, f"{slug(parsed.name)}-{fingerprint(parsed.name)[:6]}"])
+    path = sources.dataset.derived / "rankings" / f"{stem}.ranks.parquet"
     top_path = path.with_name(path.name.replace(".ranks.", ".top."))
     manifest_path = path.with_suffix(".json")
-    made_from = [_embedding_identity(captions), _embedding_identity(queries)]
     manifest = {
-        "inputs": fingerprint(made_from),
-        "method": method,
+        "inputs": sources.identity(parsed.needs),
+        "method": parsed.name,
         "top_k": top_k,
-        "tie_tolerance": TIE_TOLERANCE,
+        "rules": VERSION,
     }
     if read_json(manifest_path) == manifest and path.is_file() and top_path.is_file():
         return Rankings(pd.read_parquet(path), pd.read_parquet(top_path), path, True)
-    ranks, top = retrieve(captions, queries, method, top_k)
+    ranks, top = retrieve(method, sources, top_k)
     manifest_path.unlink(missing_ok=True)  # between here and the end nothing vouches for the tables
     for table, target in ((ranks, path), (top, top_path)):
         with atomic_path(target) as tmp:
@@ -251,43 +268,55 @@ def rank_dataset(
     return Rankings(ranks, top, path, False)
 
 
-def _embedding_identity(embeddings: Embeddings) -> list:
-    manifest = read_json(embeddings.path.with_suffix(".json")) or {}
-    return [manifest.get("rows"), manifest.get("encoder_identity"), manifest.get("files")]
+def rank_methods(
+    methods: Iterable[str], sources: Sources, top_k: int = 10
+) -> tuple[dict[str, Rankings], dict[str, str]]:
+    """:func:`rank_dataset` for several methods.
+
+    Returns:
+        Rankings by the label of the method, and the reason for every method that draws on something
+        that is not there.
+    """
+    done, missing = {}, {}
+    for method in dict.fromkeys(methods):
+        parsed = Method(method)
+        try:
+            done[parsed.label] = rank_dataset(method, sources, top_k)
+        except MissingError as error:
+            missing[parsed.label] = str(error)
+    return done, missing
 
 
-def _sorted(
-    embeddings: Embeddings, index: dict[str, int]
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Rows of the images in ``index``, in its order: rows, vectors, image number of each."""
-    image = embeddings.rows["image_id"].map(index)
-    order = image.dropna().sort_values(kind="stable").index
-    return (
-        embeddings.rows.loc[order],
-        embeddings.vectors[order],
-        image[order].to_numpy(dtype=np.int64),
+def search(query: str, sources: Sources, k: int = 8, method: str = "max") -> pd.DataFrame:
+    """Images for a query of one's own; no human captions are needed.
+
+    Returns:
+        ``rank, image_id, score, text``, ``text`` being the image's text nearest to the query.
+
+    Raises:
+        InputError: the method looks at all test queries, of which there are none here.
+        MissingError: the method draws on something that is not there.
+    """
+    parsed = Method(method)
+    if parsed.transductive("t2i") or "human" in parsed.steps:
+        raise InputError(f"method {method!r} ranks the queries of a dataset, not one of your own")
+    names = list(sources.captions.records)
+    described, _, bank = sides(parsed, sources, names)
+    vector = sources.encode(query)
+    asked = one_each(
+        np.array([query]), vector, sources.encode_clip(query) if described.side.clip is not None else None
     )
-
-
-def search(
-    query: np.ndarray, captions: Embeddings, k: int = 8, method: str = "max"
-) -> pd.DataFrame:
-    """Images for one query vector ``(dim,)``: ``rank, image_id, score, text``, ``text`` being the
-    best-matching one."""
-    index = {image_id: i for i, image_id in enumerate(dict.fromkeys(captions.rows["image_id"]))}
-    rows, vectors, image = _sorted(captions, index)
-    ((_, scores),) = score_blocks(query[None, :], np.array([0]), vectors, image, method)
+    if "centred" in parsed.steps:
+        asked = centre(asked, sources.bank.vectors.mean(axis=0))
+    scores = build(parsed, asked, described.side, bank, sources.relevance)(slice(0, 1))
     best = top_items(scores, k)[0]
-    similarity = vectors @ query
-    text = [
-        rows["text"].iloc[np.flatnonzero(image == i)[similarity[image == i].argmax()]] for i in best
-    ]
-    names = list(index)
+    similarity = (described.side.vectors @ asked.vectors[0])
+    nearest = pd.Series(similarity).groupby(described.side.groups).idxmax()
     return pd.DataFrame(
         {
             "rank": range(1, len(best) + 1),
             "image_id": [names[i] for i in best],
             "score": scores[0, best],
-            "text": text,
+            "text": described.side.texts[nearest.loc[best]],
         }
     )

@@ -1,0 +1,163 @@
+"""Names of scoring rules: a method as text goes in, its checked steps and settings come out.
+
+A method is written as the steps it takes, in their order, joined by ``+``; settings stand in
+brackets: ``max``, ``fields(caption=2,feature=1)``, ``centred+hybrid+querybank(k=10)``. What each
+step computes is in ``scoring.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from trsllava_utils.artefacts import InputError, check_choice
+from trsllava_utils.captioning.records import FIELDS
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a method.
+
+    Attributes:
+        place: where it stands in the order; of each place a method has at most one step.
+        settings: their defaults.
+        needs: what it draws on beside captions and queries (attributes of ``Sources``).
+        transductive: the directions in which ranking one query looks at the other test queries.
+    """
+
+    place: int
+    settings: dict[str, float]
+    needs: tuple[str, ...] = ()
+    transductive: tuple[str, ...] = ()
+
+
+_CLIP = ("clip_images", "clip_human")
+
+# 1 vectors, 2 which texts of an image count, 3 where scores come from (cosine unless another is
+# named), 4 late fusion, 5 hubs, 6 a second look
+STEPS = {
+    "centred": Step(1, {}, ("bank",), ("i2t",)),
+    "max": Step(2, {}),
+    "mean": Step(2, {}),
+    "fields": Step(2, dict.fromkeys(FIELDS, 0.0)),
+    "lexical": Step(3, {"k1": 1.2, "b": 0.75}),
+    "hybrid": Step(3, {"weight": 0.5, "k": 60.0}),
+    "clip": Step(3, {}, _CLIP),
+    "human": Step(3, {}),
+    "fusion": Step(4, {"weight": 0.5}, _CLIP),
+    "querybank": Step(5, {"temperature": 0.05, "k": 10.0}, ("bank",)),
+    "csls": Step(5, {"k": 10.0}, (), ("t2i", "i2t")),
+    "dual_softmax": Step(5, {"temperature": 0.05}, (), ("t2i", "i2t")),
+    "rerank": Step(6, {"n": 20.0}, ("reranker_name",)),
+}
+# combinations in which a step would change nothing
+_IDLE = {
+    "human": set(STEPS) - {"human"},
+    "lexical": {"centred"},
+    "clip": {"centred", "max", "mean", "fields", "fusion"},
+}
+# Settings tried on the validation split (see tuning.py), the default first.
+_FIELD_WEIGHTS = ("", *(f"({f}=1)" for f in FIELDS), "(one_sentence=1,feature=1,caption=1)")
+GRIDS = {
+    "fields": _FIELD_WEIGHTS,
+    "hybrid": ("", *(f"(weight={w})" for w in (0.1, 0.2, 0.3, 0.5, 0.7))),
+    "fusion": tuple(f"(weight={w})" for w in (0.5, 0.3, 0.7, 0.9)),
+    "querybank": (
+        *(f"(temperature={t})" for t in (0.05, 0.01, 0.02, 0.1, 0.2)),
+        *(f"(k={k})" for k in (5, 10, 50)),
+    ),
+    "csls": tuple(f"(k={k})" for k in (10, 5, 20, 50)),
+    "dual_softmax": tuple(f"(temperature={t})" for t in (0.05, 0.01, 0.02, 0.1, 0.2)),
+    "rerank": tuple(f"(n={n})" for n in (20, 5, 10)),
+}
+
+
+class Method:
+    """A parsed method.
+
+    Attributes:
+        name: its text without blanks.
+        steps: the name of each step -> all its settings.
+        written: the name of each step -> its text, settings included.
+
+    Raises:
+        InputError: an unknown step or setting, a wrong order, or steps that cancel each other.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.name = re.sub(r"\s+", "", text)
+        self.steps: dict[str, dict[str, float]] = {}
+        self.written: dict[str, str] = {}
+        self._given: dict[str, set[str]] = {}
+        for part in re.split(r"\+(?![^(]*\))", self.name):
+            match = re.fullmatch(r"(\w*)(?:\((.*)\))?", part)
+            if not match:
+                raise InputError(f"method {text!r}: {part!r} is not NAME or NAME(setting=number)")
+            step, settings = match.groups()
+            check_choice("step of a method" if "+" in self.name else "method", step, STEPS)
+            after = next((s for s in self.steps if STEPS[s].place >= STEPS[step].place), "")
+            if after:
+                raise InputError(
+                    f"method {text!r}: {step} cannot follow {after}; the order is centred, "
+                    "max | mean | fields, lexical | hybrid | clip, fusion, "
+                    "querybank | csls | dual_softmax, rerank, at most one of each"
+                )
+            given = dict(_setting(text, step, s) for s in (settings or "").split(",") if s)
+            self.steps[step] = {**STEPS[step].settings, **given}
+            self.written[step], self._given[step] = part, set(given)
+        for step, without in _IDLE.items():
+            useless = sorted(self.steps.keys() & without) if step in self.steps else []
+            if useless:
+                raise InputError(
+                    f"method {text!r}: {useless[0]} has no effect together with {step}"
+                )
+
+    def given(self, step: str, setting: str) -> bool:
+        """Whether the setting was written out."""
+        return setting in self._given.get(step, ())
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it draws on: names of attributes of ``Sources``."""
+        needs = {need for step in self.steps for need in STEPS[step].needs}
+        needs |= {"human", "fields" if "fields" in self.steps else "joined"}
+        if {"bank", "clip_images"} <= needs:
+            needs.add("clip_bank")
+        return tuple(sorted(needs))
+
+    def transductive(self, direction: str) -> bool:
+        """Whether ranking a query looks at the other test queries."""
+        return any(direction in STEPS[step].transductive for step in self.steps)
+
+    @property
+    def label(self) -> str:
+        """The name, marked where the method looks at the other test queries: † in both directions,
+        ‡ in image-to-text only."""
+        return self.name + ("†" if self.transductive("t2i") else "‡" * self.transductive("i2t"))
+
+    def candidates(self, step: str) -> list[Method]:
+        """The method with every setting of the grid of ``step``; nothing if the step's settings
+        are written out or it has no grid."""
+        if self._given[step]:
+            return []
+        return [
+            Method("+".join({**self.written, step: step + settings}.values()))
+            for settings in GRIDS.get(step, ())
+        ]
+
+
+def _setting(text: str, step: str, setting: str) -> tuple[str, float]:
+    name, _, value = setting.partition("=")
+    check_choice(f"setting of {step}", name, STEPS[step].settings or ["(none)"])
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    whole = name in ("k", "n") and step != "hybrid"
+    positive = whole or name in ("temperature", "k")
+    if not 0 <= number < float("inf") or (positive and number == 0) or (whole and number % 1):
+        kind = "a whole number from 1" if whole else "a positive number"
+        raise InputError(f"method {text!r}: {name} must be {kind}, not {value!r}")
+    if name in ("weight", "b") and number > 1:
+        raise InputError(f"method {text!r}: {name} must lie between 0 and 1, not {value}")
+    return name, number
