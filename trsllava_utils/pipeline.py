@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import time
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def parse_value(text: str) -> object:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         if text.startswith("[") and text.endswith("]"):  # [max, mean], as one types it in a shell
-            return [part.strip().strip("'\"") for part in text[1:-1].split(",") if part.strip()]
+            parts = re.split(r",(?![^(]*\))", text[1:-1])  # not the commas of fields(caption=2,…)
+            return [part.strip().strip("'\"") for part in parts if part.strip()]
         return text
     return value if isinstance(value, int | float | list | str) else text
 

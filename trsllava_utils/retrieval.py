@@ -198,7 +198,9 @@ def retrieve(
             if left is right:  # a caption is no answer to itself
                 relevant[np.arange(len(relevant)), np.arange(block.start, block.stop)] = False
             names = {"direction": direction, "query_id": left.ids[block]}
-            tables = _tables(names, gallery, left.owner[block], right, score(block), relevant, top_k)
+            tables = _tables(
+                names, gallery, left.owner[block], right, score(block), relevant, top_k
+            )
             ranks.append(tables[0])
             top.append(tables[1])
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
@@ -304,13 +306,15 @@ def search(query: str, sources: Sources, k: int = 8, method: str = "max") -> pd.
     described, _, bank = sides(parsed, sources, names)
     vector = sources.encode(query)
     asked = one_each(
-        np.array([query]), vector, sources.encode_clip(query) if described.side.clip is not None else None
+        np.array([query]),
+        vector,
+        sources.encode_clip(query) if described.side.clip is not None else None,
     )
     if "centred" in parsed.steps:
         asked = centre(asked, sources.bank.vectors.mean(axis=0))
     scores = build(parsed, asked, described.side, bank, sources.relevance)(slice(0, 1))
     best = top_items(scores, k)[0]
-    similarity = (described.side.vectors @ asked.vectors[0])
+    similarity = described.side.vectors @ asked.vectors[0]
     nearest = pd.Series(similarity).groupby(described.side.groups).idxmax()
     return pd.DataFrame(
         {

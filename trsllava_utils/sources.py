@@ -150,13 +150,14 @@ class Sources:
 
     @cached_property
     def _cross_encoder(self):
+        name = self.reranker_name
         from sentence_transformers import CrossEncoder
 
         try:
-            return CrossEncoder(self.reranker_name)
+            return CrossEncoder(name)
         except (OSError, ValueError) as error:
             raise MissingError(
-                f"cross-encoder {self.reranker!r} is not on this machine and cannot be "
+                f"cross-encoder {name!r} is not on this machine and cannot be "
                 f"downloaded ({str(error).splitlines()[0][:120]})"
             ) from error
 

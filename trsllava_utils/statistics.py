@@ -24,7 +24,7 @@ def image_sums(ranks: pd.DataFrame) -> pd.DataFrame:
     """
     columns = {"image_id": ranks["image_id"], "direction": ranks["direction"], "n": 1.0}
     table = pd.DataFrame({**columns, **{f"R@{k}": hit_probability(ranks, k) for k in KS}})
-    sums = table.groupby(["image_id", "direction"]).sum().unstack(fill_value=0.0)
+    sums = table.pivot_table(index="image_id", columns="direction", aggfunc="sum", fill_value=0.0)
     return sums.swaplevel(axis=1).sort_index(axis=1)
 
 
@@ -32,9 +32,7 @@ def contributions(ranks: pd.DataFrame) -> pd.DataFrame:
     """Per image, numbers in percent whose mean over the images is the recall: columns
     :data:`MEASURES`."""
     sums = image_sums(ranks)
-    out = {
-        (d, m): 100 * sums[d, m] * len(sums) / sums[d, "n"].sum() for d, m in MEASURES if d
-    }
+    out = {(d, m): 100 * sums[d, m] * len(sums) / sums[d, "n"].sum() for d, m in MEASURES if d}
     table = pd.DataFrame(out)
     table["", "mR"] = table.mean(axis=1)
     return table

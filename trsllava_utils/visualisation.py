@@ -1,5 +1,5 @@
-"""Figures: tables and images go in, a matplotlib figure comes out, saved to
-``figures/<dataset>/`` by :func:`save`.
+"""Pictures: images and captions go in, a matplotlib figure comes out, saved to
+``figures/<dataset>/`` by :func:`save`. Charts of numbers are in ``charts.py``.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; every axis has a label and
 a unit.
@@ -233,63 +233,6 @@ def _wrapped(record: Record, width: int) -> str:
     return "\n".join(line for t in texts for line in textwrap.wrap(f"· {t}", width))
 
 
-def embedding_map(
-    vectors: np.ndarray, labels: list[str], kinds: list[str], title: str, seed: int = 0
-) -> Figure:
-    """t-SNE of unit vectors: colour and marker by class (the commonest eight), filled by kind of
-    text.
-
-    Args:
-        vectors: ``(n, dim) float32``; labels, kinds: class and kind ("human", "captioner") of
-            each row.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    if len(vectors) > 30:
-        points = TSNE(
-            2, metric="cosine", init="pca", perplexity=min(30, len(vectors) // 4), random_state=seed
-        ).fit_transform(vectors)
-    else:
-        points = PCA(2).fit_transform(vectors)
-    labels_array, kinds_array = np.asarray(labels), np.asarray(kinds)
-    common = (
-        pd.Series(labels_array[labels_array != ""])
-        .value_counts()
-        .sort_index()
-        .sort_values(ascending=False, kind="stable")
-        .index[:8]
-    )
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5.2))
-    axes[0].scatter(
-        *points[~np.isin(labels_array, common)].T, s=6, color="#cccccc", label="other classes"
-    )
-    for label, colour, marker in zip(common, PALETTE, MARKERS, strict=False):
-        axes[0].scatter(
-            *points[labels_array == label].T,
-            s=18,
-            color=colour,
-            marker=marker,
-            alpha=0.75,
-            label=label,
-        )
-    axes[0].legend(fontsize=8, markerscale=1.4, loc="best")
-    axes[0].set_title("coloured by class (the eight commonest)")
-    for kind, colour, marker in zip(dict.fromkeys(kinds), (BLUE, ORANGE), "o^", strict=False):
-        axes[1].scatter(
-            *points[kinds_array == kind].T, s=14, color=colour, marker=marker, alpha=0.6, label=kind
-        )
-    axes[1].legend(fontsize=9)
-    axes[1].set_title("coloured by who wrote the text")
-    for ax in axes:
-        ax.set(
-            xlabel="t-SNE axis 1 (no unit)", ylabel="t-SNE axis 2 (no unit)", xticks=[], yticks=[]
-        )
-    figure.suptitle(title)
-    figure.tight_layout()
-    return figure
-
-
 def query_gallery(
     dataset: Dataset, results: list[tuple[str, str, pd.DataFrame]], title: str = "", bands: str = ""
 ) -> Figure:
@@ -326,41 +269,5 @@ def query_gallery(
             name += f"\n{item.score:.3f}{' ✓ hit' if hit else ''}"
             show_image(ax, dataset, item.image_id, name, GREEN if hit else "black", bands)
     figure.suptitle(title)
-    figure.tight_layout()
-    return figure
-
-
-def recall_curves(curves: dict[str, pd.DataFrame], title: str) -> Figure:
-    """R@K against K for each method, chance dashed; one panel a direction."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for ax, (direction, name) in zip(
-        axes, (("t2i", "text-to-image"), ("i2t", "image-to-text")), strict=True
-    ):
-        for (method, curve), colour, marker in zip(curves.items(), PALETTE, MARKERS, strict=False):
-            style = (
-                {"linestyle": "--", "color": GREY}
-                if method == "chance"
-                else {"color": colour, "marker": marker, "markersize": 4}
-            )
-            ax.plot(curve["k"], curve[direction], label=method, **style)
-        ax.set(xscale="log", xlabel="K (items looked at, log scale)", title=name, ylim=(0, 100))
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("R@K (%)")
-    axes[0].legend(frameon=False)
-    figure.suptitle(title)
-    figure.tight_layout()
-    return figure
-
-
-def class_recall(table: pd.DataFrame, title: str) -> Figure:
-    """Recall by class as bars, with the number of queries."""
-    figure, ax = plt.subplots(figsize=(8, max(2.5, 0.27 * len(table) + 1)))
-    names = [f"{r.label} ({r.queries})" for r in table.itertuples()]
-    ax.barh(names[::-1], table["recall"][::-1], color=BLUE)
-    if len(table):
-        mean = np.average(table["recall"], weights=table["queries"])
-        ax.axvline(mean, color=RED, linestyle="--", label=f"all queries {mean:.1f} %")
-        ax.legend(frameon=False, loc="lower right")
-    ax.set(xlabel="R@10 (%)", xlim=(0, 100), title=title)
     figure.tight_layout()
     return figure
