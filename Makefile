@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lab lint notebooks clean
+.PHONY: demo validation-captions test lab lint notebooks clean
 
-demo: $(VENV)/.installed
+demo: validation-captions
 	TQDM_DISABLE=1 $(BIN)/python -m trsllava_utils run sample
 
-test: $(VENV)/.installed
+# Settings of scoring rules are chosen on validation images, so these need captions too.
+validation-captions: $(VENV)/.installed
+	TQDM_DISABLE=1 $(BIN)/python -m trsllava_utils run sample --from 01 --to 01 -p split val
+
+test: validation-captions
 	$(BIN)/python -m pytest tests
 	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax notebooks -p no:cacheprovider
 
@@ -21,7 +25,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-notebooks: $(VENV)/.installed
+notebooks: validation-captions
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/0*.ipynb
 	$(BIN)/ruff format notebooks
 

@@ -80,7 +80,7 @@ def test_minilm_is_the_real_one():
 def test_unknown_encoder_and_missing_key(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MissingError, match="all-MiniLM-L6-v2"):
-        load_encoder("/no/such/model")
+        load_encoder("/no/such/model").encode(["text"], "query")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(MissingError, match="OPENAI_API_KEY"):
         load_encoder("openai:text-embedding-3-small")

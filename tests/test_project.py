@@ -99,6 +99,8 @@ def test_every_parameter_is_typed_and_commented():
 def test_parameters_from_the_shell():
     assert pipeline.parse_value("5") == 5 and pipeline.parse_value("true") is True
     assert pipeline.parse_value("[max, mean]") == ["max", "mean"]
+    weighted = "fields(caption=2,feature=1)"
+    assert pipeline.parse_value(f"[{weighted}, csls(k=5)]") == [weighted, "csls(k=5)"]
     assert pipeline.parse_value("__import__('os')") == "__import__('os')"
 
 
@@ -118,13 +120,22 @@ def run(*words: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess:
 def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
     """Captioning to results by the command line, and a second run that makes nothing anew."""
     words = ("-m", "trsllava_utils", "run", "rsitmd", "-p", "data_dir", str(data_dir))
-    first = run(*words, "--from", "01")
+    methods = ("-p", "methods", "[mean, csls, hybrid(weight=0.3), fields(caption=2,feature=1)]")
+    first = run(*words, *methods, "--from", "01")
     assert first.returncode == 0, first.stderr
     assert "chance" in first.stdout and "04_evaluation_visualisation" in first.stdout
     result = json.loads(
         next((data_dir / "rsitmd" / "derived" / "results").glob("*.json")).read_text()
     )
-    assert result["n_images"] == 4 and set(result["methods"]) == {"max", "mean"}
+    assert result["n_images"] == 4 and list(result["methods"]) == [
+        *("max", "mean", "csls†", "hybrid(weight=0.3)", "fields(caption=2,feature=1)"),
+        *("lexical", "human"),
+    ]
+    assert "clip" in result["left_out"]
+    low, high = result["methods"]["max"]["interval"]["mR"]
+    assert low <= result["methods"]["max"]["mR"] <= high
+    for table in ("*.csv", "*.tex", "*.ablation.csv", "summary.tex"):
+        assert list((data_dir / "rsitmd" / "derived" / "results").glob(table)), table
     vectors = list((data_dir / "rsitmd" / "derived" / "embeddings").rglob("*.safetensors"))
     before = [p.stat().st_mtime_ns for p in vectors]
     assert run(*words, "--from", "02", "--to", "03").returncode == 0

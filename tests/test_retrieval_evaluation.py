@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from dataclasses import replace
+from itertools import combinations, permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import given as draw_from
+from hypothesis import settings
 from hypothesis import strategies as st
-from sklearn.metrics import top_k_accuracy_score
+from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from trsllava_utils import evaluation, retrieval
 from trsllava_utils.artefacts import InputError
@@ -26,51 +30,96 @@ def embeddings(image_ids: list[str], vectors: np.ndarray) -> Embeddings:
     return Embeddings(rows, vectors, Path("none.safetensors"), 0)
 
 
-def random_pair(seed: int, images: int = 12, variants: int = 3, captions: int = 2, dim: int = 8):
+def sources(joined: Embeddings, human: Embeddings) -> SimpleNamespace:
+    """What retrieval asks of ``Sources``, made of vectors."""
+    gallery = sorted(set(joined.rows["image_id"]) & set(human.rows["image_id"]))
+    return SimpleNamespace(joined=joined, human=human, gallery=gallery, relevance=None)
+
+
+def random_sources(
+    seed: int, images: int = 12, variants: int = 3, captions: int = 2, dim: int = 8, levels: int = 0
+) -> SimpleNamespace:
+    """Random vectors; with ``levels``, of so few different coordinates that many scores tie."""
     rng = np.random.default_rng(seed)
     ids = [f"i{n:02d}" for n in range(images)]
-    a = embeddings(
-        [i for i in ids for _ in range(variants)], rng.normal(size=(images * variants, dim))
-    )
-    b = embeddings(
-        [i for i in ids for _ in range(captions)], rng.normal(size=(images * captions, dim))
-    )
-    return a, b
+
+    def draw(n):
+        x = rng.normal(size=(n, dim)) if not levels else rng.integers(1, levels + 1, (n, dim))
+        return embeddings([i for i in ids for _ in range(n // images)], x)
+
+    return sources(draw(images * variants), draw(images * captions))
 
 
-def brute_scores(
-    captions: Embeddings, human: Embeddings, method: str
-) -> tuple[np.ndarray, list[str]]:
-    ids = sorted(set(captions.rows["image_id"]))
+def brute_scores(given: SimpleNamespace, method: str) -> np.ndarray:
+    """Human captions x images, one dot product at a time."""
     reduce = np.max if method == "max" else np.mean
-    scores = np.array(
-        [[reduce([c @ q for c, own in zip(captions.vectors, captions.rows["image_id"], strict=True) if own == i]) for i in ids]
-         for q in human.vectors]
+    own = given.joined.rows["image_id"].to_numpy()
+    return np.array(
+        [[reduce([c @ q for c in given.joined.vectors[own == i]]) for i in given.gallery]
+         for q in given.human.vectors]
     )  # fmt: skip
-    return scores, ids
 
 
-@pytest.mark.parametrize("method", retrieval.METHODS)
-def test_scores_and_recall_equal_brute_force_and_sklearn(method):
-    captions, human = random_pair(1)
-    ranks, top = retrieval.retrieve(captions, human, method, top_k=4)
-    scores, ids = brute_scores(captions, human, method)
-    truth = [ids.index(i) for i in human.rows["image_id"]]
-    t2i = ranks[ranks["direction"] == "t2i"]
-    for k in (1, 5, 10):
-        expected = top_k_accuracy_score(truth, scores, k=k, labels=range(len(ids)))
-        assert evaluation.recall_at_k(t2i, k) == pytest.approx(100 * expected, abs=1e-9)
-    best = np.argsort(-scores, axis=1)[:, :4]
+def brute_hits(scores: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
+    """Probability of a hit in the first ``k``, ties in random order, by counting all the ways to
+    fill the last places from those tied for them."""
+    hits = []
+    for s, r in zip(np.round(scores, 5), relevant, strict=True):
+        last = np.sort(s)[::-1][min(k, len(s)) - 1]
+        ahead, level = s > last, np.flatnonzero(s == last)
+        ways = [r[ahead].any() or r[list(w)].any() for w in combinations(level, k - ahead.sum())]
+        hits.append(np.mean(ways))
+    return np.array(hits)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+@pytest.mark.parametrize("method", ["max", "mean"])
+def test_recall_equals_brute_force_and_torchmetrics(method, levels):
+    given = random_sources(1, images=8, levels=levels, dim=3)
+    ranks, _ = retrieval.retrieve(method, given, top_k=4)
+    t2i_scores = brute_scores(given, method)
+    owner = given.human.rows["image_id"].to_numpy()
+    relevant = owner[:, None] == np.array(given.gallery)
+    result = evaluation.metrics(ranks)
+    for direction, scores, right in (
+        ("t2i", t2i_scores, relevant),
+        ("i2t", t2i_scores.T, relevant.T),
+    ):
+        for k in (1, 5, 10):
+            expected = 100 * brute_hits(scores, right, min(k, scores.shape[1])).mean()
+            assert result[direction][f"R@{k}"] == pytest.approx(expected, abs=1e-9)
+            if not levels:  # an independent implementation, which breaks ties as they come
+                rates = [
+                    float(retrieval_hit_rate(torch.tensor(s), torch.tensor(r), top_k=k))
+                    for s, r in zip(scores, right, strict=True)
+                ]
+                assert result[direction][f"R@{k}"] == pytest.approx(100 * np.mean(rates), abs=1e-9)
+    six = [result[d][f"R@{k}"] for d in ("t2i", "i2t") for k in (1, 5, 10)]
+    assert result["mR"] == pytest.approx(np.mean(six), abs=1e-9)
+
+
+def test_tied_recall_is_the_mean_of_torchmetrics_over_all_orders():
+    scores = np.array([0.9, 0.5, 0.5, 0.5, 0.1], np.float32)
+    relevant = np.array([False, True, False, True, False])
+    where = pd.DataFrame(retrieval.rank_relevant(scores[None], relevant[None]))
+    for k in (1, 2, 3, 4, 5):
+        rates = []
+        for order in permutations(range(3)):  # nudge the tied items into every order
+            nudged = scores + np.array([0, *(1e-3 * np.array(order)), 0], np.float32)
+            rate = retrieval_hit_rate(torch.tensor(nudged), torch.tensor(relevant), top_k=k)
+            rates.append(float(rate))
+        assert evaluation.hit_probability(where, k)[0] == pytest.approx(np.mean(rates), abs=1e-9)
+
+
+def test_top_items_are_the_best():
+    given = random_sources(1)
+    _, top = retrieval.retrieve("max", given, top_k=4)
+    best = np.argsort(-brute_scores(given, "max"), axis=1)[:, :4]
     found = top[top["direction"] == "t2i"]["image_id"].to_numpy().reshape(-1, 4)
-    assert (found == np.array(ids)[best]).all()
-    # image to text: any of the image's own captions
-    own = human.rows["image_id"].to_numpy()
-    i2t = ranks[ranks["direction"] == "i2t"]
-    hits = [own[np.argsort(-scores[:, j])[:5]].tolist().count(i) > 0 for j, i in enumerate(ids)]
-    assert evaluation.recall_at_k(i2t, 5) == pytest.approx(100 * np.mean(hits), abs=1e-9)
+    assert (found == np.array(given.gallery)[best]).all()
 
 
-@given(st.lists(st.integers(0, 2), min_size=2, max_size=6), st.data())
+@draw_from(st.lists(st.integers(0, 2), min_size=2, max_size=6), st.data())
 @settings(max_examples=60, deadline=None)
 def test_ties_count_as_the_mean_over_all_orders(levels, data):
     n = len(levels)
@@ -95,26 +144,27 @@ def test_scores_within_the_tolerance_are_tied():
     assert (where["n_greater"][0], where["n_tied"][0]) == (1, 2)
 
 
-@given(st.integers(0, 10_000))
+@draw_from(st.integers(0, 10_000))
 @settings(max_examples=15, deadline=None)
 def test_row_order_does_not_matter_and_recall_grows_with_k(seed):
-    captions, human = random_pair(seed)
-    ranks, _ = retrieval.retrieve(captions, human)
-    mix = np.random.default_rng(seed).permutation(len(captions.rows))
-    shuffled = Embeddings(
-        captions.rows.iloc[mix].reset_index(drop=True), captions.vectors[mix], captions.path, 0
+    given = random_sources(seed)
+    ranks, _ = retrieval.retrieve("max", given)
+    mix = np.random.default_rng(seed).permutation(len(given.joined.rows))
+    rows = given.joined.rows.iloc[mix].reset_index(drop=True)
+    shuffled = sources(
+        replace(given.joined, rows=rows, vectors=given.joined.vectors[mix]), given.human
     )
-    assert evaluation.metrics(retrieval.retrieve(shuffled, human)[0]) == evaluation.metrics(ranks)
+    assert evaluation.metrics(retrieval.retrieve("max", shuffled)[0]) == evaluation.metrics(ranks)
     curve = evaluation.recall_curve(ranks, np.arange(1, 13))
     assert (np.diff(curve["t2i"]) >= 0).all() and (np.diff(curve["i2t"]) >= 0).all()
     assert curve["t2i"].iloc[-1] == pytest.approx(100)
 
 
 def test_chance_is_exact_and_all_equal_scores_reach_just_it():
-    captions, human = random_pair(3)
-    flat = embeddings(captions.rows["image_id"].tolist(), np.ones_like(captions.vectors))
-    same = embeddings(human.rows["image_id"].tolist(), np.ones_like(human.vectors))
-    ranks, _ = retrieval.retrieve(flat, same)
+    given = random_sources(3)
+    flat = embeddings(given.joined.rows["image_id"].tolist(), np.ones_like(given.joined.vectors))
+    same = embeddings(given.human.rows["image_id"].tolist(), np.ones_like(given.human.vectors))
+    ranks, _ = retrieval.retrieve("max", sources(flat, same))
     level = evaluation.chance(ranks)
     found = evaluation.metrics(ranks)
     for direction in ("t2i", "i2t"):
@@ -124,39 +174,39 @@ def test_chance_is_exact_and_all_equal_scores_reach_just_it():
     assert level["mR"] == pytest.approx(evaluation.mean_recall(level))
 
 
-def test_gallery_is_restricted_to_captioned_images():
-    captions, human = random_pair(4)
-    keep = captions.rows["image_id"].isin(["i00", "i01", "i02"]).to_numpy()
-    few = Embeddings(
-        captions.rows[keep].reset_index(drop=True), captions.vectors[keep], captions.path, 0
-    )
-    ranks, _ = retrieval.retrieve(few, human)
-    assert ranks.groupby("direction")["n_items"].first().to_dict() == {"i2t": 6, "t2i": 3}
-    with pytest.raises(InputError, match="no image has both"):
-        retrieval.retrieve(embeddings(["other"], np.ones((1, 8))), human)
+def test_distractors_make_the_gallery_larger_but_ask_nothing():
+    given = random_sources(4)
+    ranks, _ = retrieval.retrieve("max", given, images=given.gallery, queries=["i07", "i02"])
+    assert ranks.groupby("direction")["n_items"].first().to_dict() == {"i2t": 24, "t2i": 12}
+    assert set(ranks["image_id"]) == {"i02", "i07"} and len(ranks) == 2 * 2 + 2
+    whole, _ = retrieval.retrieve("max", given)
+    key = ["direction", "query_id"]
+    same = whole.merge(ranks[key], on=key).sort_values(key, ignore_index=True)
+    pd.testing.assert_frame_equal(same, ranks.sort_values(key, ignore_index=True))
+    few, _ = retrieval.retrieve("max", given, images=["i00", "i01", "i02"])
+    assert few.groupby("direction")["n_items"].first().to_dict() == {"i2t": 6, "t2i": 3}
 
 
-def test_rankings_are_reused_and_made_again(tmp_path):
-    captions, human = random_pair(5)
-    first = retrieval.rank_dataset(captions, human, tmp_path, "x")
-    assert not first.reused and retrieval.rank_dataset(captions, human, tmp_path, "x").reused
-    assert not retrieval.rank_dataset(captions, human, tmp_path, "x", top_k=3).reused
-    first.path.with_suffix(".json").write_text('{"inputs": "other"}')
-    assert not retrieval.rank_dataset(captions, human, tmp_path, "x", top_k=3).reused
+def test_human_captions_are_left_out_one_at_a_time():
+    """Against a loop that builds every gallery anew."""
+    given = random_sources(9, images=6, captions=3)
+    ranks, _ = retrieval.retrieve("human", given)
+    owner, x = given.human.rows["image_id"].to_numpy(), given.human.vectors
+    for n, query in enumerate(x):
+        rest = np.arange(len(x)) != n
+        cosine = x[rest] @ query
+        images = pd.Series(cosine).groupby(owner[rest]).max()
+        text = pd.Series(cosine)
+        own = {"t2i": images[owner[n]], "i2t": text[owner[rest] == owner[n]].max()}
+        for direction, everything in (("t2i", images), ("i2t", text)):
+            row = ranks[ranks["direction"] == direction].iloc[n]
+            assert row["n_greater"] == (everything > own[direction] + 1e-6).sum()
+        assert row["n_relevant"] == 2
 
 
 def test_unknown_method_and_top_k():
-    captions, human = random_pair(6)
+    given = random_sources(6)
     with pytest.raises(InputError, match="Did you mean 'mean'"):
-        retrieval.retrieve(captions, human, "meen")
+        retrieval.retrieve("meen", given)
     with pytest.raises(InputError, match="top_k"):
-        retrieval.retrieve(captions, human, "max", 0)
-
-
-def test_search_returns_the_best_text():
-    captions, _ = random_pair(7)
-    found = retrieval.search(captions.vectors[4], captions, k=3)
-    assert found["image_id"][0] == "i01" and found["text"][0] == "text 4"
-    assert found["score"].is_monotonic_decreasing and found["score"][0] == pytest.approx(
-        1, abs=1e-5
-    )
+        retrieval.retrieve("max", given, 0)

@@ -1,5 +1,5 @@
-"""Vision-language models of real architecture and no knowledge: random weights, tiny sizes, saved
-as any checkpoint is. The tokenizer is trained on the captions of the sample dataset, so that random
+"""Models of real architecture and no knowledge: random weights, tiny sizes, saved as any checkpoint
+is. The tokenizer is trained on the captions of the sample dataset, so that random
 tokens are at least words."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from trsllava_utils.artefacts import PROJECT_ROOT
 
@@ -119,6 +119,50 @@ def idefics3(folder: Path) -> Path:
         chat_template=TEMPLATE,
     )
     return _save(transformers.Idefics3ForConditionalGeneration, config, processor, folder)
+
+
+def clip(folder: Path) -> Path:
+    """CLIP, as the zero-shot baseline."""
+    words = _with_ends(tokenizer())
+    config = transformers.CLIPConfig(
+        text_config={**_text(words), "max_position_embeddings": 24, "projection_dim": 16},
+        vision_config={**VISION, "projection_dim": 16},
+        projection_dim=16,
+    )
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
+    processor = transformers.CLIPProcessor(images, words)
+    return _save(transformers.CLIPModel, config, processor, folder)
+
+
+def siglip(folder: Path) -> Path:
+    """SigLIP, whose texts are padded to the full length."""
+    words = _with_ends(tokenizer())
+    config = transformers.SiglipConfig(
+        text_config={**_text(words), "max_position_embeddings": 24}, vision_config=VISION
+    )
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = transformers.SiglipProcessor(images, words)
+    return _save(transformers.SiglipModel, config, processor, folder)
+
+
+def cross_encoder(folder: Path) -> Path:
+    """A BERT that scores pairs of texts."""
+    words = tokenizer()
+    config = transformers.BertConfig(**{**_text(words), "num_labels": 1})
+    return _save(transformers.BertForSequenceClassification, config, words, folder)
+
+
+def _with_ends(words):
+    """Texts begin with <s> and end with </s>, as CLIP's do."""
+    ends = [(token, words.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=ends
+    )
+    return words
 
 
 def _save(architecture, config, processor, folder: Path) -> Path:

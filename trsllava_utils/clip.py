@@ -17,7 +17,7 @@ import pandas as pd
 
 from trsllava_utils.artefacts import InputError, MissingError, file_sha256, fingerprint, progress
 from trsllava_utils.datasets import CORPUS_COLUMNS, Dataset
-from trsllava_utils.embedding import Embeddings, embed_corpus
+from trsllava_utils.embedding import Embeddings, embed_corpus, without_bars
 from trsllava_utils.imagery import read_image
 
 BATCH = 32
@@ -34,7 +34,7 @@ class ClipEncoder:
 
     def __init__(self, name: str, paths: dict[str, str] | None = None, bands: str = "") -> None:
         self._name, self._paths, self._bands = name, paths or {}, bands
-        place = Path(name.rsplit(":", 1)[-1] if name.startswith("open_clip:") else name)
+        place = _open_clip_parts(name)[1] if name.startswith("open_clip:") else Path(name)
         files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
         weights = [file_sha256(f) for f in files if f.is_file()]
         self.identity = f"{name}@{fingerprint(weights)}" if weights else name
@@ -60,8 +60,9 @@ class _Transformers:
     def __init__(self, name: str) -> None:
         from transformers import AutoModel, AutoProcessor
 
+        without_bars()
         try:
-            self._model = AutoModel.from_pretrained(name).eval()
+            self._model = AutoModel.from_pretrained(name).eval().to(_device())
             self._processor = AutoProcessor.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise MissingError(
@@ -85,10 +86,10 @@ class _Transformers:
     def _features(self, kind: str, **inputs) -> np.ndarray:
         import torch
 
-        features = getattr(self._model, f"get_{kind}_features")
+        batch = self._processor(return_tensors="pt", **inputs).to(_device())
         with torch.inference_mode():
-            out = features(**self._processor(return_tensors="pt", **inputs))
-        return getattr(out, "pooler_output", out).float().numpy()
+            out = getattr(self._model, f"get_{kind}_features")(**batch)
+        return getattr(out, "pooler_output", out).float().cpu().numpy()
 
 
 class _OpenClip:
@@ -97,16 +98,17 @@ class _OpenClip:
             import open_clip
         except ImportError:
             raise MissingError(f"{name!r} needs: pip install open_clip_torch") from None
-        _, _, rest = name.partition(":")
-        architecture, _, checkpoint = rest.partition(":")
-        if not checkpoint or not Path(checkpoint).expanduser().is_file():
+        architecture, checkpoint = _open_clip_parts(name)
+        if not checkpoint.is_file():
             raise MissingError(
                 f"{name!r}: no such checkpoint; pass -p clip open_clip:ViT-B-32:RemoteCLIP.pt"
             )
-        # weights_only is open_clip's default: tensors, never pickled code
-        self._model, _, self._transform = open_clip.create_model_and_transforms(
-            architecture, pretrained=str(Path(checkpoint).expanduser())
-        )
+        try:  # open_clip reads checkpoints with weights_only: tensors, never pickled code
+            self._model, _, self._transform = open_clip.create_model_and_transforms(
+                architecture, pretrained=str(checkpoint), device=_device()
+            )
+        except RuntimeError as error:
+            raise InputError(f"{name!r}: {str(error).splitlines()[0][:160]}") from error
         self._model.eval()
         self._tokenizer = open_clip.get_tokenizer(architecture)
 
@@ -116,13 +118,26 @@ class _OpenClip:
 
         batch = torch.stack([self._transform(Image.fromarray(p)) for p in pictures])
         with torch.inference_mode():
-            return self._model.encode_image(batch).float().numpy()
+            return self._model.encode_image(batch.to(_device())).float().cpu().numpy()
 
     def texts(self, texts: list[str]) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
-            return self._model.encode_text(self._tokenizer(texts)).float().numpy()
+            batch = self._tokenizer(texts).to(_device())
+            return self._model.encode_text(batch).float().cpu().numpy()
+
+
+def _open_clip_parts(name: str) -> tuple[str, Path]:
+    """Architecture and checkpoint of ``open_clip:ARCHITECTURE:CHECKPOINT``."""
+    architecture, _, checkpoint = name.removeprefix("open_clip:").partition(":")
+    return architecture, Path(checkpoint or "(none)").expanduser()
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def embed_images(dataset: Dataset, clip: str, bands: str = "") -> Embeddings:

@@ -154,7 +154,7 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
         )
         name, title = dataset, KNOWN[dataset]
         root = home = resolve_data_dir(data_dir) / dataset
-        if name == "sample" and not root.is_dir():
+        if name == "sample" and not (root / "dataset_sample.json").is_file():
             root = PROJECT_ROOT / "data" / "sample"
 
     check_choice("split", split, (*SPLITS, "all"))

@@ -86,9 +86,8 @@ class SentenceTransformerEncoder:
     @cached_property
     def _model(self):
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
+        without_bars()
         try:
             return SentenceTransformer(self._where)
         except (OSError, ValueError) as error:
@@ -166,6 +165,13 @@ def load_encoder(encoder: str = MINILM) -> Encoder:
         if encoder.startswith("openai:")
         else SentenceTransformerEncoder(encoder)
     )
+
+
+def without_bars() -> None:
+    """Keep transformers from drawing a bar for every checkpoint that it loads."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def embed_corpus(

@@ -211,5 +211,5 @@ def published(dataset: str, measured: dict[str, dict] | None = None) -> pd.DataF
         }
         for name, result in (measured or {}).items()
     ]
-    table = pd.concat([table, pd.DataFrame(own, columns=table.columns)]) if own else table
+    table = pd.DataFrame([*table.to_dict("records"), *own], columns=table.columns)
     return table.sort_values("mR", ascending=False, ignore_index=True).round(2)

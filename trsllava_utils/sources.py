@@ -18,7 +18,14 @@ from trsllava_utils import clip
 from trsllava_utils.artefacts import InputError, MissingError, fingerprint, read_json
 from trsllava_utils.captioning import Captions, load_captions
 from trsllava_utils.datasets import Dataset, other_split
-from trsllava_utils.embedding import MINILM, Embeddings, Encoder, embed_corpus, load_encoder
+from trsllava_utils.embedding import (
+    MINILM,
+    Embeddings,
+    Encoder,
+    embed_corpus,
+    load_encoder,
+    without_bars,
+)
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,7 @@ class Sources:
         name = self.reranker_name
         from sentence_transformers import CrossEncoder
 
+        without_bars()
         try:
             return CrossEncoder(name)
         except (OSError, ValueError) as error:
