@@ -262,16 +262,21 @@ def traits(table: pd.DataFrame, recalls: pd.Series, correlations: pd.DataFrame) 
     names = list(correlations.index)
     figure, axes = plt.subplots(1, max(1, len(names)), figsize=(3.1 * max(1, len(names)), 3.2),
                                 sharey=True, squeeze=False)  # fmt: skip
+    highest = 1.0
     for ax, name in zip(axes[0], names, strict=False):
         known = table[name].reindex(recalls.index).dropna()
         groups = pd.qcut(known, 5, labels=False, duplicates="drop").fillna(0)
+        if groups.nunique() == 1:  # most values are the least one
+            groups = (known > known.min()).astype(int)
         means = known.groupby(groups).mean()
-        found = recalls[known.index].groupby(groups).agg(["mean", "sem"])
+        found = recalls[known.index].groupby(groups).agg(["mean", "sem"]).fillna(0)
         ax.errorbar(means, found["mean"], yerr=found["sem"], color=BLUE, marker="o", capsize=3)
+        highest = max(highest, (found["mean"] + found["sem"]).max())
         rho, p = correlations.loc[name]
-        ax.set(xlabel=name, title=f"Spearman {rho:+.2f}, p = {p:.2g}", ylim=0)
-        ax.title.set_fontsize(10)
+        ax.set_xlabel(name)
+        ax.set_title(f"Spearman {rho:+.2f}, p = {p:.2g}", fontsize=10)
         ax.grid(alpha=0.3)
+    axes[0, 0].set_ylim(0, 1.08 * highest)
     axes[0, 0].set_ylabel("mR (%)")
     figure.tight_layout()
     return figure
