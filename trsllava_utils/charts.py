@@ -266,7 +266,7 @@ def traits(table: pd.DataFrame, recalls: pd.Series, correlations: pd.DataFrame) 
     for ax, name in zip(axes[0], names, strict=False):
         known = table[name].reindex(recalls.index).dropna()
         groups = pd.qcut(known, 5, labels=False, duplicates="drop").fillna(0)
-        if groups.nunique() == 1:  # most values are the least one
+        if groups.max() == 0:  # most values are the least one
             groups = (known > known.min()).astype(int)
         means = known.groupby(groups).mean()
         found = recalls[known.index].groupby(groups).agg(["mean", "sem"]).fillna(0)
