@@ -116,7 +116,8 @@ def compare(
         )  # fmt: skip
     spread = delta.std(ddof=1)
     effect = delta.mean() / spread if spread > 0 else np.inf * np.sign(delta.mean())
-    return out | {"low": low, "high": high, "p": test.pvalue, "d": effect}
+    found = {"low": low, "high": high, "p": test.pvalue, "d": effect}
+    return out | {name: float(value) for name, value in found.items()}
 
 
 def compare_all(
