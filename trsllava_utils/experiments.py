@@ -33,11 +33,10 @@ def validation(sources: Sources) -> Sources:
         raise MissingError(f"{dataset.title} ({dataset.split}) holds the validation split itself")
     try:
         found = replace(sources, dataset=other_split(dataset, "val"))
-        if not found.gallery:
-            raise MissingError("no validation image has captions")
+        len(found.gallery)  # says what is missing
+        return found
     except InputError as error:  # no such split, or no image with both kinds of caption
         raise MissingError(str(error)) from error
-    return found
 
 
 def tune(methods: Iterable[str], sources: Sources) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -206,7 +206,15 @@ def retrieve(
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
 
 
-def _tables(names, gallery, owner, items, scores, relevant, top_k):
+def _tables(
+    names: dict,
+    gallery: list[str],
+    owner: np.ndarray,
+    items: Labelled,
+    scores: np.ndarray,
+    relevant: np.ndarray,
+    top_k: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of ``ranks`` and ``top`` for one block of queries."""
     image_ids = np.array(gallery, dtype=object)
     ranks = pd.DataFrame(

@@ -95,7 +95,11 @@ def one_each(texts: np.ndarray, vectors: np.ndarray, clip: np.ndarray | None = N
 
 
 def by_image(
-    rows: pd.DataFrame, vectors: np.ndarray, groups: np.ndarray, method: Method, clip=None
+    rows: pd.DataFrame,
+    vectors: np.ndarray,
+    groups: np.ndarray,
+    method: Method,
+    clip: np.ndarray | None = None,
 ) -> Side:
     r"""A side of images, each with all its texts, scored by the second step of the method.
 
@@ -274,7 +278,11 @@ def rerank(score: Score, queries: Side, items: Side, n: int, relevance: Callable
 
 
 def build(
-    method: Method, queries: Side, items: Side, bank: Side | None = None, relevance=None
+    method: Method,
+    queries: Side,
+    items: Side,
+    bank: Side | None = None,
+    relevance: Callable | None = None,
 ) -> Score:
     """The scoring function of a method.
 
