@@ -92,7 +92,10 @@ def test_weights_that_cannot_be_had_are_named(sources, monkeypatch):
 def test_rankings_are_reused_and_made_again(sources):
     first = retrieval.rank_dataset("max", sources, 5)
     assert retrieval.rank_dataset("max", sources, 5).reused
-    assert not retrieval.rank_dataset("max", sources, 3).reused
+    fewer = retrieval.rank_dataset("max", sources, 3)
+    assert fewer.reused and fewer.top["rank"].max() == 3
+    pd.testing.assert_frame_equal(fewer.top, retrieval.retrieve("max", sources, 3)[1])
+    assert not retrieval.rank_dataset("max", sources, 15).reused
     assert not retrieval.rank_dataset("max", replace(sources, variants=1), 3).reused
     assert retrieval.rank_dataset("max", sources, 3).reused
     first.path.with_suffix(".json").write_text('{"inputs": "other"}')

@@ -56,7 +56,7 @@ _IDLE = {
     "lexical": {"centred"},
     "clip": {"centred", "max", "mean", "fields", "fusion"},
 }
-# Settings tried on the validation split (see tuning.py), the default first.
+# Settings tried on the validation split (see experiments.py), the default first.
 _FIELD_WEIGHTS = ("", *(f"({f}=1)" for f in FIELDS), "(one_sentence=1,feature=1,caption=1)")
 GRIDS = {
     "fields": _FIELD_WEIGHTS,

@@ -253,7 +253,7 @@ def caption_texts(queries: Embeddings) -> dict[str, str]:
 
 def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     """:func:`retrieve`, kept on disk as Parquet; loaded from there while vectors and settings are
-    the same."""
+    the same and at least ``top_k`` results were kept."""
     parsed = Method(method)
     setting = [sources.dataset.split, sources.captions.captioner, slug(sources.encoder)]
     setting += [f"first{sources.variants}"] if sources.variants else []
@@ -267,8 +267,12 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
         "top_k": top_k,
         "rules": VERSION,
     }
-    if read_json(manifest_path) == manifest and path.is_file() and top_path.is_file():
-        return Rankings(pd.read_parquet(path), pd.read_parquet(top_path), path, True)
+    kept = read_json(manifest_path) or {}
+    enough = kept.get("top_k", 0) >= top_k and {**kept, "top_k": top_k} == manifest
+    if enough and path.is_file() and top_path.is_file():
+        top = pd.read_parquet(top_path)
+        top = top[top["rank"] <= top_k].reset_index(drop=True)
+        return Rankings(pd.read_parquet(path), top, path, True)
     ranks, top = retrieve(method, sources, top_k)
     manifest_path.unlink(missing_ok=True)  # between here and the end nothing vouches for the tables
     for table, target in ((ranks, path), (top, top_path)):
