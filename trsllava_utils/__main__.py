@@ -1,9 +1,17 @@
-"""Command line: ``python -m trsllava_utils run DATASET [DATASET …] [-p NAME VALUE …] [--from 02]
-[--to 04]`` and ``python -m trsllava_utils merge DATASET -p captioner NAME``."""
+"""Command line: ``python -m trsllava_utils`` with
+
+* ``run DATASET [DATASET …] [--from 02] [--to 04]``: the notebooks, headlessly;
+* ``search DATASET "QUERY" [--k 8] [--html FILE] [--csv FILE]``: images for a sentence;
+* ``report DATASET [--html FILE]``: the results as one page for colleagues;
+* ``merge DATASET``: the shards of a captioning run;
+
+and parameters as ``-p NAME VALUE``, named as in the notebooks.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 
@@ -17,25 +25,34 @@ from trsllava_utils.evaluation import recall_table
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m trsllava_utils", description="Run the notebooks headlessly."
+        prog="python -m trsllava_utils", description="Training-free retrieval, without a notebook."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    which = "sample, rsitmd, rsicd, ucm, sydney, or a folder of images"
     run = commands.add_parser("run", help="run notebooks 00–04 over one or several datasets")
-    run.add_argument(
-        "datasets",
-        nargs="+",
-        metavar="DATASET",
-        help="sample, rsitmd, rsicd, ucm, sydney, or a folder of images",
-    )
+    run.add_argument("datasets", nargs="+", metavar="DATASET", help=which)
     run.add_argument(
         "--from", dest="first", default="00", metavar="NN", help="first notebook (default 00)"
     )
     run.add_argument(
         "--to", dest="last", default="04", metavar="NN", help="last notebook (default 04)"
     )
+    run.set_defaults(action=_run)
+    find = commands.add_parser("search", help="find images by a sentence")
+    find.add_argument("dataset", metavar="DATASET", help=which)
+    find.add_argument("query", metavar="QUERY", help="what the image should show")
+    find.add_argument("--k", type=int, default=8, help="number of images (default 8)")
+    find.add_argument("--html", metavar="FILE", help="write a page with the images")
+    find.add_argument("--csv", metavar="FILE", help="write a table")
+    find.set_defaults(action=_search)
+    tell = commands.add_parser("report", help="write the results as one HTML page")
+    tell.add_argument("dataset", metavar="DATASET", help=which)
+    tell.add_argument("--html", metavar="FILE", help="where to (default: beside the results)")
+    tell.set_defaults(action=_report)
     join = commands.add_parser("merge", help="merge the shards of a captioning run")
-    join.add_argument("datasets", nargs=1, metavar="DATASET")
-    for command in (run, join):
+    join.add_argument("dataset", metavar="DATASET", help=which)
+    join.set_defaults(action=_merge)
+    for command in (run, find, tell, join):
         command.add_argument(
             "-p",
             dest="parameters",
@@ -47,29 +64,55 @@ def main(argv: list[str] | None = None) -> int:
         )
     args = parser.parse_args(argv)
     try:
-        parameters = {name: pipeline.parse_value(value) for name, value in args.parameters}
-        if args.command == "merge":
-            print(_merge(args.datasets[0], parameters))
-            return 0
-        executed = pipeline.run_chain(args.datasets, parameters, args.first, args.last)
-        if args.last == "04":
-            for name in args.datasets:
-                _print_results(name, str(parameters.get("data_dir", "")))
+        given = {name: pipeline.parse_value(value) for name, value in args.parameters}
+        args.action(args, given)
     except (InputError, MissingError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
-    print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
     return 0
 
 
-def _merge(name: str, parameters: dict[str, object]) -> str:
+def _run(args: argparse.Namespace, given: dict[str, object]) -> None:
+    executed = pipeline.run_chain(args.datasets, given, args.first, args.last)
+    if args.last == "04":
+        for name in args.datasets:
+            _print_results(name, str(given.get("data_dir", "")))
+    print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
+
+
+def _search(args: argparse.Namespace, given: dict[str, object]) -> None:
+    from trsllava_utils.search import search
+
+    known = set(inspect.signature(search).parameters) - {"query", "dataset", "k"}
+    found = search(args.query, args.dataset, args.k, **_texts(given, known))
+    columns = ["rank", "image_id", "score", "label", "lat", "lon"]
+    table = found.table[[c for c in columns if c in found.table]]
+    print(table.round({"score": 3, "lat": 4, "lon": 4}).to_string(index=False))
+    for path, save in ((args.html, found.save_html), (args.csv, found.save_csv)):
+        if path:
+            print("wrote", shown(save(path)))
+
+
+def _report(args: argparse.Namespace, given: dict[str, object]) -> None:
+    from trsllava_utils.report import report
+
+    known = set(inspect.signature(report).parameters) - {"dataset", "path"}
+    print("wrote", shown(report(args.dataset, args.html or "", **_texts(given, known))))
+
+
+def _texts(given: dict[str, object], known: set[str]) -> dict[str, str]:
+    """The parameters given, all of them known, as text."""
+    for name in given:
+        check_choice("parameter", name, sorted(known))
+    return {name: str(value) for name, value in given.items()}
+
+
+def _merge(args: argparse.Namespace, given: dict[str, object]) -> None:
     """Merge the shards that notebook 01 wrote with these parameters."""
     known = {"data_dir": "", "split": "test", "captioner": "pixels", "prompt": "rsrt"}
-    for given in parameters:
-        check_choice("parameter", given, known)
-    values = {key: str(parameters.get(key, default)) for key, default in known.items()}
-    dataset = load_dataset(name, values["data_dir"], values["split"])
-    return merge(dataset, values["captioner"], values["prompt"])
+    values = known | _texts(given, set(known))
+    dataset = load_dataset(args.dataset, values["data_dir"], values["split"])
+    print(merge(dataset, values["captioner"], values["prompt"]))
 
 
 def _print_results(name: str, data_dir: str) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from trsllava_utils.artefacts import InputError, shown
 
+PLACES = "coordinates.csv"  # says where images were taken, and nothing of what they show
 SPLIT_NAMES = {
     "train": "train",
     "restval": "train",
@@ -51,7 +52,10 @@ def find(root: Path) -> list[Path] | None:
         ("*.json",),
     ):
         found = sorted(
-            p for pattern in patterns for p in root.glob(pattern) if not p.name.startswith(".")
+            p
+            for pattern in patterns
+            for p in root.glob(pattern)
+            if not p.name.startswith(".") and p.name != PLACES
         )
         if found:
             return (

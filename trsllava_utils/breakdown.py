@@ -15,7 +15,7 @@ from scipy.stats import hypergeom, spearmanr
 from trsllava_utils.captioning import quality
 from trsllava_utils.captioning.records import Record
 from trsllava_utils.embedding import Embeddings
-from trsllava_utils.evaluation import hit_probability
+from trsllava_utils.evaluation import expected_rank, hit_probability
 from trsllava_utils.scoring import TIE_TOLERANCE, blocks
 from trsllava_utils.statistics import contributions
 
@@ -169,3 +169,26 @@ def by_gallery_size(ranks: pd.DataFrame, sizes: list[int], k: int = 10) -> pd.Da
         total = np.concatenate([[0.0], np.cumsum(hit)])
         recalls.append(100 * np.mean((total[last] - total[first]) / (last - first)))
     return pd.DataFrame({"images": sizes, "recall": recalls})
+
+
+def extremes(ranks: pd.DataFrame, top: pd.DataFrame, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Text-to-image successes, found at rank 1 with the greatest margin over the next image, and
+    failures, whose image came last; of every image its most extreme query.
+
+    Returns:
+        Up to ``n`` of each: ``query_id, image_id, rank, margin``.
+    """
+    t2i = ranks[ranks["direction"] == "t2i"]
+    scores = top[(top["direction"] == "t2i") & (top["rank"] <= 2)]
+    scores = scores.pivot_table("score", "query_id", "rank").reindex(columns=[1, 2])
+    queries = pd.DataFrame(
+        {
+            "query_id": t2i["query_id"],
+            "image_id": t2i["image_id"],
+            "rank": expected_rank(t2i),
+            "margin": t2i["query_id"].map(scores[1] - scores[2]).fillna(0.0),
+        }
+    )
+    first = queries[queries["rank"] == 1].sort_values("margin", ascending=False, kind="stable")
+    last = queries[queries["rank"] > 1].sort_values("rank", ascending=False, kind="stable")
+    return tuple(t.drop_duplicates("image_id").head(n) for t in (first, last))

@@ -7,6 +7,7 @@ a file, and results do not depend on it. All values are percentages unless the n
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from trsllava_utils.artefacts import (
     PROJECT_ROOT,
     MissingError,
     atomic_path,
+    file_sha256,
     read_json,
     slug,
     versions,
@@ -25,6 +27,7 @@ from trsllava_utils.artefacts import (
 from trsllava_utils.datasets import Dataset
 
 KS = (1, 5, 10)
+VERSIONS = ("trsllava-utils", "sentence-transformers", "transformers", "torch", "numpy")
 TITLES = {"t2i": "text-to-image", "i2t": "image-to-text"}
 
 
@@ -135,7 +138,8 @@ def require_human_captions(dataset: Dataset) -> None:
 
 def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **about) -> dict:
     """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner,
-    encoder, …"""
+    encoder, reference (the method that the others are compared with), compared (differences to
+    it), parameters (as the notebook got them), left_out."""
     t2i = ranks[ranks["direction"] == "t2i"]
     result = {
         **about,
@@ -143,10 +147,18 @@ def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **a
         "n_captions": len(t2i),
         "methods": methods,
         "chance": chance(ranks),
-        "versions": versions("sentence-transformers", "torch"),
+        "made": date.today().isoformat(),
+        "versions": versions(*VERSIONS),
     }
     write_json(path, result)
     return result
+
+
+def claim_figures(path: Path, dataset: Dataset) -> None:
+    """Note in the results JSON which files in the figures folder were drawn from these results, so
+    that a report shows none of another run."""
+    figures = {p.name: file_sha256(p) for p in sorted(dataset.figures.glob("04_*.png"))}
+    write_json(path, {**read_json(path), "figures": figures})
 
 
 def results_path(derived: Path, split: str, captioner: str, encoder: str) -> Path:

@@ -8,6 +8,7 @@ file's name.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trsllava_utils.artefacts import InputError
+from trsllava_utils.artefacts import InputError, atomic_path, fingerprint
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 MAX_PIXELS = 100_000_000
@@ -96,6 +97,28 @@ def read_renderings(
     if not max_side:
         return pictures
     return {name: _scaled(picture, max_side) for name, picture in pictures.items()}
+
+
+def thumbnail(path: str | Path, folder: Path, side: int = 192, bands: str = "") -> Path:
+    """A small JPEG of an image, made once and kept in ``folder``.
+
+    Args:
+        path: the image file.
+        folder: where thumbnails are kept.
+        side: of the square it fits into, in pixels.
+        bands: shown as red, green, blue; see :func:`read_image`.
+
+    Raises:
+        InputError: see :func:`read_image`.
+    """
+    stat = os.stat(path)
+    name = fingerprint(str(path), stat.st_size, stat.st_mtime_ns, side, bands)
+    target = folder / f"{name}.jpg"
+    if not target.is_file():
+        with atomic_path(target) as tmp:
+            picture = Image.fromarray(_scaled(read_image(path, bands), side))
+            picture.save(tmp, "JPEG", quality=80, optimize=True)
+    return target
 
 
 def count_bands(path: str | Path) -> int:

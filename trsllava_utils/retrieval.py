@@ -30,10 +30,10 @@ from trsllava_utils.scoring import (
     VERSION,
     Side,
     blocks,
-    build,
     by_image,
     centre,
     one_each,
+    prepare,
 )
 from trsllava_utils.sources import Sources
 
@@ -192,7 +192,7 @@ def retrieve(
         asking = left.side.take(slice(0, n))
         # the bank holds human captions: it can stand in for the queries of text-to-image only
         stand_in = bank if direction == "t2i" else None
-        score = build(parsed, asking, right.side, stand_in, sources.relevance)
+        score = prepare(parsed, right.side, stand_in, sources.relevance)(asking)
         for block in blocks(n):
             relevant = left.owner[block, None] == right.owner[None, :]
             if left is right:  # a caption is no answer to itself
@@ -299,40 +299,3 @@ def rank_methods(
         except MissingError as error:
             missing[parsed.label] = str(error)
     return done, missing
-
-
-def search(query: str, sources: Sources, k: int = 8, method: str = "max") -> pd.DataFrame:
-    """Images for a query of one's own; no human captions are needed.
-
-    Returns:
-        ``rank, image_id, score, text``, ``text`` being the image's text nearest to the query.
-
-    Raises:
-        InputError: the method looks at all test queries, of which there are none here.
-        MissingError: the method draws on something that is not there.
-    """
-    parsed = Method(method)
-    if parsed.transductive("t2i") or "human" in parsed.steps:
-        raise InputError(f"method {method!r} ranks the queries of a dataset, not one of your own")
-    names = list(sources.captions.records)
-    described, _, bank = sides(parsed, sources, names)
-    vector = sources.encode(query)
-    asked = one_each(
-        np.array([query]),
-        vector,
-        sources.encode_clip(query) if described.side.clip is not None else None,
-    )
-    if "centred" in parsed.steps:
-        asked = centre(asked, sources.bank.vectors.mean(axis=0))
-    scores = build(parsed, asked, described.side, bank, sources.relevance)(slice(0, 1))
-    best = top_items(scores, k)[0]
-    similarity = described.side.vectors @ asked.vectors[0]
-    nearest = pd.Series(similarity).groupby(described.side.groups).idxmax()
-    return pd.DataFrame(
-        {
-            "rank": range(1, len(best) + 1),
-            "image_id": [names[i] for i in best],
-            "score": scores[0, best],
-            "text": described.side.texts[nearest.loc[best]],
-        }
-    )

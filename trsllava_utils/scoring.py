@@ -2,7 +2,7 @@
 out.
 
 A rule is a function of the scores before it, for a block of queries at a time, so that the whole
-matrix is never held: ``build`` puts the steps of a method (``methods.py``) together, and each
+matrix is never held: ``prepare`` puts the steps of a method (``methods.py``) together, and each
 formula stands with its source at the function that computes it.
 """
 
@@ -140,9 +140,10 @@ def centre(side: Side, mean: np.ndarray) -> Side:
     return replace(side, vectors=(moved / np.maximum(length, 1e-12)).astype(np.float32))
 
 
-def with_terms(queries: Side, items: Side, k1: float, b: float) -> tuple[Side, Side]:
-    r"""``lexical``: both sides with word counts, those of the items weighted by BM25 (Robertson and
-    Zaragoza, 2009), so that the score of two texts is a product of rows:
+def word_index(items: Side, k1: float, b: float) -> tuple[Side, Callable[[Side], Side]]:
+    r"""``lexical``: the items with word counts weighted by BM25 (Robertson and Zaragoza, 2009), and
+    a function that counts the words of queries, so that the score of two texts is a product of
+    rows:
 
     .. math:: \sum_{w} c_q(w) \ln\Bigl(1 + \frac{N - n_w + 1/2}{n_w + 1/2}\Bigr)
         \frac{c(w) (k_1 + 1)}{c(w) + k_1 (1 - b + b L / \bar L)}
@@ -159,8 +160,11 @@ def with_terms(queries: Side, items: Side, k1: float, b: float) -> tuple[Side, S
     damped = counts.data + k1 * (1 - b + b * length[row] / length.mean())
     data = (idf[counts.indices] * counts.data * (k1 + 1) / damped).astype(np.float32)
     weighted = csr_matrix((data, counts.indices, counts.indptr), counts.shape)
-    asked = vectorizer.transform(queries.texts).tocsr()
-    return replace(queries, terms=asked), replace(items, terms=weighted)
+
+    def count(queries: Side) -> Side:
+        return replace(queries, terms=vectorizer.transform(queries.texts).tocsr())
+
+    return replace(items, terms=weighted), count
 
 
 def cosine(queries: Side, items: Side) -> Score:
@@ -174,7 +178,7 @@ def cosine(queries: Side, items: Side) -> Score:
 
 
 def lexical(queries: Side, items: Side) -> Score:
-    """BM25 (see :func:`with_terms`), reduced to groups on both sides."""
+    """BM25 (see :func:`word_index`), reduced to groups on both sides."""
 
     def score(block: slice) -> np.ndarray:
         side = queries.take(block)
@@ -277,45 +281,47 @@ def rerank(score: Score, queries: Side, items: Side, n: int, relevance: Callable
     return reranked
 
 
-def build(
-    method: Method,
-    queries: Side,
-    items: Side,
-    bank: Side | None = None,
-    relevance: Callable | None = None,
-) -> Score:
-    """The scoring function of a method.
+def prepare(
+    method: Method, items: Side, bank: Side | None = None, relevance: Callable | None = None
+) -> Callable[[Side], Score]:
+    """The scoring function of a method over these items; all that queries play no part in is done
+    once, here.
 
     Args:
         method: parsed.
-        queries, items: the two sides, vectors already centred where the method says so.
+        items: what is ranked, vectors already centred where the method says so.
         bank: training captions, which stand in for the queries where hubs are measured; None
             leaves ``querybank`` without effect.
         relevance: scores pairs of texts (``rerank``).
 
     Returns:
-        ``slice of queries -> scores (n_in_block, n_items) float32``, higher is better.
+        ``queries -> (slice of queries -> scores (n_in_block, n_items) float32)``, higher is better.
     """
     steps = method.steps
     if "human" in steps:
-        return leave_one_out(queries, items)
-    score = _base(method, queries, items)
-    loss = None
+        return lambda queries: leave_one_out(queries, items)
+    base = _base(method, items)
+    banked = None
     if "querybank" in steps and bank is not None:
-        settings, asked = steps["querybank"], _base(method, bank, items)
+        settings, asked = steps["querybank"], base(bank)
         if method.given("querybank", "k"):
-            loss = half_mean_of_nearest(asked, bank.n, int(settings["k"]))
+            banked = half_mean_of_nearest(asked, bank.n, int(settings["k"]))
         else:
-            loss = inverted_softmax(asked, bank.n, settings["temperature"])
-    elif "csls" in steps:
-        loss = half_mean_of_nearest(score, queries.n, int(steps["csls"]["k"]))
-    elif "dual_softmax" in steps:
-        loss = inverted_softmax(score, queries.n, steps["dual_softmax"]["temperature"]) / 2
-    if loss is not None:
-        score = _less(score, loss.astype(np.float32))
-    if "rerank" in steps:
-        score = rerank(score, queries, items, int(steps["rerank"]["n"]), relevance)
-    return score
+            banked = inverted_softmax(asked, bank.n, settings["temperature"])
+
+    def scorer(queries: Side) -> Score:
+        score, loss = base(queries), banked
+        if "csls" in steps:
+            loss = half_mean_of_nearest(score, queries.n, int(steps["csls"]["k"]))
+        elif "dual_softmax" in steps:
+            loss = inverted_softmax(score, queries.n, steps["dual_softmax"]["temperature"]) / 2
+        if loss is not None:
+            score = _less(score, loss.astype(np.float32))
+        if "rerank" in steps:
+            score = rerank(score, queries, items, int(steps["rerank"]["n"]), relevance)
+        return score
+
+    return scorer
 
 
 def _less(score: Score, loss: np.ndarray) -> Score:
@@ -323,20 +329,27 @@ def _less(score: Score, loss: np.ndarray) -> Score:
     return lambda block: score(block) - loss
 
 
-def _base(method: Method, queries: Side, items: Side) -> Score:
+def _base(method: Method, items: Side) -> Callable[[Side], Score]:
     """Steps 3 and 4: cosine, words or CLIP, and their fusion."""
     steps = method.steps
     if "clip" in steps:
-        return clip(queries, items)
-    if "lexical" in steps:
-        return lexical(*with_terms(queries, items, **steps["lexical"]))
-    score = cosine(queries, items)
-    if "hybrid" in steps:
-        words = lexical(*with_terms(queries, items, **STEPS["lexical"].settings))
-        if method.given("hybrid", "weight"):
-            score = weighted_sum(score, words, steps["hybrid"]["weight"])
-        else:
-            score = reciprocal_rank_fusion(score, words, steps["hybrid"]["k"])
-    if "fusion" in steps:
-        score = weighted_sum(score, clip(queries, items), steps["fusion"]["weight"])
+        return lambda queries: clip(queries, items)
+    if "lexical" in steps or "hybrid" in steps:
+        settings = steps.get("lexical", STEPS["lexical"].settings)
+        worded, count = word_index(items, **settings)
+
+    def score(queries: Side) -> Score:
+        if "lexical" in steps:
+            return lexical(count(queries), worded)
+        score = cosine(queries, items)
+        if "hybrid" in steps:
+            words = lexical(count(queries), worded)
+            if method.given("hybrid", "weight"):
+                score = weighted_sum(score, words, steps["hybrid"]["weight"])
+            else:
+                score = reciprocal_rank_fusion(score, words, steps["hybrid"]["k"])
+        if "fusion" in steps:
+            score = weighted_sum(score, clip(queries, items), steps["fusion"]["weight"])
+        return score
+
     return score

@@ -183,8 +183,12 @@ class Sources:
 
     def encode_clip(self, query: str) -> np.ndarray:
         """The same in CLIP's space."""
-        vector = clip.ClipEncoder(self._clip_name).encode([query], "text")
+        vector = self._clip_encoder.encode([query], "text")
         return vector / np.linalg.norm(vector)
+
+    @cached_property
+    def _clip_encoder(self) -> clip.ClipEncoder:
+        return clip.ClipEncoder(self._clip_name)
 
     def identity(self, needs: tuple[str, ...]) -> str:
         """Fingerprint of what these attributes hold, for manifests."""

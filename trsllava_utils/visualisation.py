@@ -7,11 +7,15 @@ a unit.
 
 from __future__ import annotations
 
+import io
+import json
 import textwrap
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Image
 from matplotlib.figure import Figure
 
 from trsllava_utils.artefacts import InputError, atomic_path, shown
@@ -33,16 +37,41 @@ PALETTE = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#000000", GREY]
 MARKERS = "osD^vP*X"
 
 
-def save(figure: Figure, dataset: Dataset, name: str) -> Figure:
-    """Save as ``figures/<dataset>/<name>.png`` and return the figure, so that the notebook shows
-    it too."""
+class Picture(Image):
+    """A picture with an alternative text, which is also its plain text."""
+
+    def __repr__(self) -> str:
+        return self.alt
+
+
+def save(figure: Figure, dataset: Dataset, name: str) -> Picture:
+    """Save as ``figures/<dataset>/<name>.png``; returns the picture for the notebook, smaller, with
+    an alternative text for those who cannot see it."""
     path = dataset.figures / f"{name}.png"
     with atomic_path(path) as tmp:
         figure.savefig(tmp, dpi=110, bbox_inches="tight", format="png", metadata={"Software": None})
-    figure.set_dpi(70)  # the copy inside the notebook may be smaller
+    alt = describe(figure)
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, dpi=80, bbox_inches="tight", format="png", metadata={"Software": None})
+    figure.savefig(jpeg, dpi=80, bbox_inches="tight", format="jpeg", pil_kwargs={"quality": 85})
     plt.close(figure)
     print("saved", shown(path))
-    return figure
+    photographic = len(jpeg.getvalue()) < 0.7 * len(png.getvalue())
+    best, kind = (jpeg, "jpeg") if photographic else (png, "png")
+    return Picture(data=best.getvalue(), format=kind, alt=alt)
+
+
+def describe(figure: Figure) -> str:
+    """What a figure shows, in words: its titles, texts, axes and the names in its legends."""
+    parts = [figure.get_suptitle()]
+    for ax in figure.axes:
+        title = ax.get_title() or ax.get_title(loc="left")
+        texts = [t.get_text() for t in ax.texts] if not ax.axison else []
+        axes = " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+        legend = ax.get_legend()
+        names = ", ".join(t.get_text() for t in legend.get_texts()) if legend else ""
+        parts.append(": ".join(filter(None, (title, *texts, axes, names))))
+    return " ".join(". ".join(filter(None, parts)).split())
 
 
 def show_image(
@@ -269,5 +298,46 @@ def query_gallery(
             name += f"\n{item.score:.3f}{' ✓ hit' if hit else ''}"
             show_image(ax, dataset, item.image_id, name, GREEN if hit else "black", bands)
     figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def place_map(table: pd.DataFrame, title: str, others: pd.DataFrame | None = None) -> Figure:
+    """A map, drawn without a network: images found, numbered by rank, among the others.
+
+    Args:
+        table: columns ``rank, lat, lon`` (degrees); rows without a place are left out.
+        title: of the map.
+        others: the places of the whole gallery, ``lat, lon``.
+    """
+    found = table.dropna(subset=["lat", "lon"])
+    everywhere = found if others is None else pd.concat([found, others])
+    middle, (south, north), (west, east) = (
+        everywhere["lat"].mean(),
+        *((everywhere[c].min(), everywhere[c].max()) for c in ("lat", "lon")),
+    )
+    figure, ax = plt.subplots(figsize=(9, 5.5))
+    # a degree of longitude is shorter than one of latitude by the cosine of the latitude
+    ax.set_aspect(1 / max(np.cos(np.radians(middle)), 0.05))
+    margin = 0.08 * max(north - south, east - west, 0.01)
+    ax.set(
+        xlim=(max(west - margin, -180), min(east + margin, 180)),
+        ylim=(max(south - margin, -90), min(north + margin, 90)),
+    )
+    for ring in json.loads((Path(__file__).parent / "land.json").read_text()):
+        ax.fill(*np.transpose(ring), facecolor="#eeece4", edgecolor="#b5b2a6", linewidth=0.7)
+    if others is not None:
+        label = f"all {len(others):,} images with a place"
+        ax.plot(others["lon"], others["lat"], ".", color=GREY, markersize=5, label=label)
+    label = f"found: {len(found)} of {len(table)} have a place"
+    ax.plot(found["lon"], found["lat"], "o", color=RED, markersize=13, label=label)
+    for row in found.itertuples():
+        ax.annotate(
+            row.rank, (row.lon, row.lat), ha="center", va="center", color="white", fontsize=9
+        )
+    ax.set(xlabel="longitude (° east)", ylabel="latitude (° north)", title=title)
+    ax.grid(color="#dddddd", linewidth=0.6)
+    ax.ticklabel_format(useOffset=False)
+    ax.legend(fontsize=9)
     figure.tight_layout()
     return figure

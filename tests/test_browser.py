@@ -1,0 +1,124 @@
+"""A real JupyterLab in a real browser: notebook 03's panel is typed into and clicked.
+
+Runs where Chromium and Playwright are; skipped elsewhere. ``SCREENSHOTS=FOLDER`` keeps pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from trsllava_utils.artefacts import PROJECT_ROOT
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+sync_api = pytest.importorskip("playwright.sync_api")
+if not CHROMIUM:
+    pytest.skip("no Chromium on this machine", allow_module_level=True)
+MINUTE = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab on a copy of the notebooks; its address."""
+    home = tmp_path_factory.mktemp("lab")
+    shutil.copytree(PROJECT_ROOT / "notebooks", home / "notebooks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"JUPYTER_CONFIG_DIR": home / "c", "JUPYTER_DATA_DIR": home / "d", "TQDM_DISABLE": 1}
+    settings |= {"JUPYTERLAB_SETTINGS_DIR": home / "s", "JUPYTERLAB_WORKSPACES_DIR": home / "w"}
+    words = f"-m jupyter lab --no-browser --allow-root --port {port} --ServerApp.port_retries=0"
+    words += f" --IdentityProvider.token=secret --ServerApp.root_dir={home / 'notebooks'}"
+    server = subprocess.Popen(
+        [sys.executable, *words.split()],
+        env={**os.environ, **{k: str(v) for k, v in settings.items()}},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api?token=secret", timeout=5).read()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def shoot(page, name: str) -> None:
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def test_search_panel_in_jupyterlab(browser, lab):
+    page = browser.new_page(viewport={"width": 1400, "height": 1200})
+    page.goto(f"{lab}/lab/tree/03_retrieval.ipynb?token=secret", timeout=2 * MINUTE)
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=2 * MINUTE)
+    shoot(page, "opened")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    shoot(page, "menu")
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    query = page.get_by_placeholder("what the image should show")
+    query.wait_for(timeout=4 * MINUTE)
+    query.scroll_into_view_if_needed()
+    status = page.locator(".widget-html", has_text="images,").first
+    tiles = page.locator("button.tile:visible")
+    assert tiles.count() == 8
+    shoot(page, "panel")
+
+    query.fill("a white plane on a runway")
+    query.press("Enter")
+    status.filter(has_text="a white plane on a runway").wait_for(timeout=MINUTE)
+    sync_api.expect(tiles.first).to_have_attribute("title", re.compile("^airport_"))
+    assert "url(" in tiles.first.evaluate("tile => getComputedStyle(tile).backgroundImage")
+    assert page.locator("mark", has_text=re.compile("plane|runway")).count()
+    shoot(page, "panel_query")
+
+    name = tiles.first.get_attribute("title").split(":")[0]
+    tiles.first.click()
+    card = page.locator(".widget-html", has_text="captions by").first
+    card.wait_for(timeout=MINUTE)
+    assert name in card.inner_text() and "one_sentence" in card.inner_text()
+    card.scroll_into_view_if_needed()
+    shoot(page, "panel_card")
+
+    page.get_by_role("button", name="more like this").click()
+    status.filter(has_text=f"images like {name}").wait_for(timeout=MINUTE)
+    assert name not in [tile.get_attribute("title").split(":")[0] for tile in tiles.all()]
+
+    page.get_by_role("button", name="a caption of the dataset").click()
+    status.filter(has_text="framed in green").wait_for(timeout=MINUTE)
+    page.get_by_role("button", name="next ›").click()
+    page.locator("figcaption, .widget-html", has_text="9. ").first.wait_for(timeout=MINUTE)
+    page.get_by_role("button", name="export").click()
+    link = page.get_by_role("link", name="HTML", exact=True)
+    with page.expect_download() as download:
+        link.click()
+    text = Path(download.value.path()).read_text(encoding="utf-8")
+    assert "<h1>" in text and text.count("data:image/jpeg") == 16
+    query.fill(" ")
+    query.press("Enter")
+    page.locator(".widget-html", has_text="the query is empty").first.wait_for(timeout=MINUTE)
+    shoot(page, "panel_end")

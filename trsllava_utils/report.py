@@ -1,0 +1,145 @@
+"""Report: the results of notebook 04 go in, one HTML page for colleagues comes out — what was run,
+the tables, the figures, successes and failures, and how to run it again. It needs no network.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from trsllava_utils import breakdown, pages
+from trsllava_utils.artefacts import MissingError, atomic_path, file_sha256, read_json
+from trsllava_utils.captioning import captioner_id
+from trsllava_utils.datasets import Dataset, load_dataset
+from trsllava_utils.embedding import MINILM
+from trsllava_utils.evaluation import published, recall_table, results_path
+from trsllava_utils.retrieval import Rankings, caption_texts, rank_dataset
+from trsllava_utils.sources import Sources
+
+FIGURES = {
+    "04_methods": "Mean recall by scoring rule, with 95 % intervals",
+    "04_recall_curves": "Recall as the list grows",
+    "04_gallery_size": "Recall as the gallery grows",
+    "04_variants": "Mean recall by the number of captions an image",
+    "04_class_recall": "Recall at 10 by class",
+    "04_confusion": "Class of the query's image against that of the image found first",
+    "04_difficulty": "Mean recall from easy to hard images",
+    "04_caption_traits": "Recall against what captions are like",
+}
+EXAMPLES, SHOWN = 10, 3  # successes and failures each; images found for each
+
+
+def report(
+    dataset: str = "sample",
+    path: str | Path = "",
+    captioner: str = "pixels",
+    encoder: str = MINILM,
+    split: str = "test",
+    data_dir: str = "",
+) -> Path:
+    """Write the page of one setting.
+
+    Args:
+        dataset: a name or a folder, as in the notebooks.
+        path: where to; empty: beside the results.
+        captioner, encoder, split, data_dir: which results, as in the notebooks.
+
+    Returns:
+        Its path.
+
+    Raises:
+        MissingError: notebook 04 has not been run with this setting.
+    """
+    ds = load_dataset(dataset, data_dir, split)
+    kept = results_path(ds.derived, ds.split, captioner_id(captioner), encoder)
+    result = read_json(kept)
+    chain = ["python -m trsllava_utils run", shlex.quote(dataset)]
+    given = {"split": ds.split, "captioner": captioner, "encoder": encoder}
+    if not isinstance(result, dict) or "figures" not in result:
+        command = _command(chain, {**({"data_dir": data_dir} if data_dir else {}), **given})
+        raise MissingError(f"no results to report for this setting; make them first: {command}")
+    asked = result["parameters"]
+    sources = Sources(ds, captioner, encoder, *(asked[k] for k in ("clip", "reranker", "bands")))
+    ranking = rank_dataset(asked["method"], sources)
+    successes, failures = breakdown.extremes(ranking.ranks, ranking.top, EXAMPLES)
+    page = pages.render(
+        "report.html",
+        ds=ds,
+        result=result,
+        captions=sources.captions,
+        identity=sources.captions.manifest().get("identity", {}),
+        recall=_table(recall_table({**result["methods"], "chance": result["chance"]})),
+        compared=_table(pd.DataFrame.from_dict(result["compared"], orient="index").round(4)),
+        published=_published(ds, result),
+        figures=_figures(ds, result["figures"]),
+        successes=_examples(successes, ranking, sources),
+        failures=_examples(failures, ranking, sources),
+        command=_command(chain, {**given, **asked}),
+    )
+    target = Path(path) if str(path) else kept.with_suffix(".html")
+    with atomic_path(target) as tmp:
+        tmp.write_text(page, encoding="utf-8")
+    return target
+
+
+def _command(words: list[str], parameters: dict) -> str:
+    """The command line with every parameter that is set."""
+    for name, value in parameters.items():
+        if value not in ("", [], None):
+            text = f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
+            words = [*words, "-p", name, shlex.quote(text)]
+    return " ".join(words)
+
+
+def _table(table: pd.DataFrame) -> Markup:
+    """A table as HTML; pandas escapes what stands in it."""
+    return Markup(table.to_html(border=0, na_rep="–", justify="right"))
+
+
+def _published(ds: Dataset, result: dict) -> Markup | None:
+    if ds.split != "test":
+        return None
+    table = published(ds.name, result["methods"])
+    return Markup(table.to_html(border=0, na_rep="–", index=False)) if len(table) else None
+
+
+def _figures(ds: Dataset, claimed: dict[str, str]) -> list[dict]:
+    """The figures that belong to these results and not to another run since."""
+    out = []
+    for name, title in FIGURES.items():
+        path = ds.figures / f"{name}.png"
+        if path.is_file() and claimed.get(path.name) == file_sha256(path):
+            out.append({"title": title, "picture": pages.figure_uri(path)})
+    return out
+
+
+def _examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources) -> list[dict]:
+    """Queries with their own image, what was said of it, and the images found."""
+    texts = caption_texts(sources.human)
+    top = ranking.top[(ranking.top["direction"] == "t2i") & (ranking.top["rank"] <= SHOWN)]
+    found = dict(iter(top.groupby("query_id")))
+    return [
+        {
+            "query": texts[q.query_id],
+            "rank": round(q.rank),
+            "own": _picture(sources, q.image_id),
+            "found": [
+                {**_picture(sources, row.image_id), "score": f"{row.score:.3f}", "hit": row.hit}
+                for row in found[q.query_id].itertuples()
+            ],
+        }
+        for q in queries.itertuples()
+    ]
+
+
+def _picture(sources: Sources, image_id: str) -> dict:
+    """An image with the first thing that the captioner says of it."""
+    first = sources.captions.records[image_id].variants[0]
+    return {
+        "image_id": image_id,
+        "picture": pages.picture_uri(sources, image_id, pages.SMALL),
+        "said": first.one_sentence or first.caption,
+    }
