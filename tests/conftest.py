@@ -43,6 +43,22 @@ def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def write_captions(path: Path, dataset, every: int = 1) -> str:
+    """Two structured variants of every n-th image, in the words of its third and fourth caption."""
+    texts = dataset.captions.groupby("image_id")["text"].agg(list)
+    labels = dataset.images.set_index("image_id")
+    lines = []
+    for image_id in dataset.images["image_id"][::every]:
+        variants = [
+            {"one_sentence": t, "feature": f"{labels['label'][image_id]} {n}", "caption": t}
+            for n, t in enumerate(texts[image_id][2:4])
+        ]
+        image = labels["filename"][image_id]
+        lines.append(json.dumps({"image": image, "model": "people", "variants": variants}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return f"file:{path}"
+
+
 class HashEncoder:
     """Directions drawn from the hash of a text; counts what it is asked to encode."""
 

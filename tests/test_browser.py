@@ -19,7 +19,9 @@ import pytest
 
 from trsllava_utils.artefacts import PROJECT_ROOT
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 sync_api = pytest.importorskip("playwright.sync_api")
 if not CHROMIUM:
     pytest.skip("no Chromium on this machine", allow_module_level=True)

@@ -4,7 +4,6 @@ CLIP, SigLIP and a cross-encoder of real architecture and no knowledge."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,28 +12,14 @@ import pandas as pd
 import pytest
 import tiny_vlm
 import torch
+from conftest import write_captions
 
 from trsllava_utils import evaluation, experiments, retrieval
 from trsllava_utils.artefacts import InputError, MissingError
 from trsllava_utils.clip import ClipEncoder
 from trsllava_utils.datasets import load_dataset, other_split
+from trsllava_utils.search import Index
 from trsllava_utils.sources import Sources
-
-
-def write_captions(path: Path, dataset, every: int = 1) -> str:
-    """Two structured variants of every n-th image, in the words of its third and fourth caption."""
-    texts = dataset.captions.groupby("image_id")["text"].agg(list)
-    labels = dataset.images.set_index("image_id")
-    lines = []
-    for image_id in dataset.images["image_id"][::every]:
-        variants = [
-            {"one_sentence": t, "feature": f"{labels['label'][image_id]} {n}", "caption": t}
-            for n, t in enumerate(texts[image_id][2:4])
-        ]
-        image = labels["filename"][image_id]
-        lines.append(json.dumps({"image": image, "model": "people", "variants": variants}))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return f"file:{path}"
 
 
 @pytest.fixture(scope="module")
@@ -179,18 +164,6 @@ def test_a_growing_gallery_passes_through_the_measured_one(sources):
     assert table["R@5"].iloc[-1] == pytest.approx(evaluation.recall_at_k(rows, 5))
 
 
-def test_search_composes_and_refuses_what_needs_other_queries(sources):
-    query = sources.captions.records[sources.gallery[3]].variants[0].caption
-    for method in ("max", "fields", "centred+hybrid", "querybank", "lexical"):
-        found = retrieval.search(query, sources, 3, method)
-        assert sources.gallery[3] in set(found["image_id"]) and len(found) == 3
-        assert found["score"].is_monotonic_decreasing
-    assert query in retrieval.search(query, sources, 1)["text"].iloc[0]
-    for method in ("csls", "dual_softmax", "human"):
-        with pytest.raises(InputError, match="not one of your own"):
-            retrieval.search(query, sources, 3, method)
-
-
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_clip_of_real_architecture(kind, sources, models):
     """The vectors are those of the model's own forward pass; cached; all rules run on them."""
@@ -220,7 +193,8 @@ def test_clip_of_real_architecture(kind, sources, models):
     cosine = human.vectors[0] @ images.vectors.T
     top = done["clip"].top
     assert top["score"].iloc[0] == pytest.approx(cosine.max(), abs=1e-6)
-    assert len(retrieval.search("a river", seen, 2, "fusion")) == 2
+    assert len(Index(seen, "fusion").find("a river", 2).table) == 2
+    assert len(Index(seen, "fusion").like(seen.gallery[0], 2).table) == 2
 
 
 def test_clip_needs_pixels_and_a_model_with_image_features(sources, models, tmp_path):

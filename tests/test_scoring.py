@@ -157,7 +157,7 @@ def test_lexical_is_bm25_by_hand():
         side(np.eye(2), ["river bridge", "sea"]),
         side(np.eye(3), ["a bridge over a river", "a river", "a forest"]),
     )
-    score = scoring.lexical(*scoring.with_terms(queries, items, k1=1.2, b=0.75))(ALL)
+    score = scoring.prepare(Method("lexical"), items)(queries)(ALL)
     mean_length = (5 + 2 + 2) / 3
 
     def weight(count, length, holding):
@@ -208,7 +208,7 @@ def test_dual_softmax_orders_like_the_product_of_two_softmaxes():
     t = 0.05
     log_product = 2 * cosines / t - logsumexp(cosines / t, axis=1, keepdims=True)
     log_product -= logsumexp(cosines / t, axis=0, keepdims=True)
-    found = scoring.build(Method("dual_softmax"), queries, items)(ALL)
+    found = scoring.prepare(Method("dual_softmax"), items)(queries)(ALL)
     assert (found.argsort(axis=1) == log_product.argsort(axis=1)).all()
 
 
@@ -217,16 +217,16 @@ def test_a_hub_loses_its_lead_by_the_bank():
     queries = side(unit([1, 0.9, 0.3]))
     items = side(unit([1, 1, 1], [1, 0.2, 0]))
     bank = side(unit([0, 1, 1], [0, 1, 0.5], [0.2, 1, 1]))
-    plain = scoring.build(Method("max"), queries, items)(ALL)
+    plain = scoring.prepare(Method("max"), items)(queries)(ALL)
     bank_scores = (bank.vectors @ items.vectors.T).astype(np.float64)
     for name, loss in {
         "querybank(k=2)": np.sort(bank_scores, axis=0)[-2:].mean(axis=0) / 2,
         "querybank(temperature=0.1)": 0.1 * np.log(np.mean(np.exp(bank_scores / 0.1), axis=0)),
     }.items():
-        found = scoring.build(Method(name), queries, items, bank)(ALL)
+        found = scoring.prepare(Method(name), items, bank)(queries)(ALL)
         assert found == pytest.approx(plain - loss, abs=1e-6)
         assert (plain.argmax(), found.argmax()) == (0, 1)
-    assert scoring.build(Method("querybank"), queries, items, None)(ALL) == pytest.approx(plain)
+    assert scoring.prepare(Method("querybank"), items, None)(queries)(ALL) == pytest.approx(plain)
 
 
 # — a second look —
@@ -236,9 +236,9 @@ def test_fusion_with_clip_by_hand():
     clip_q, clip_i = unit([1, 0]), unit([0, 1], [1, 0], [1, 1])
     queries = side(unit([1, 0, 0]), clip=clip_q)
     items = side(unit([1, 0, 0], [0, 1, 0], [1, 1, 0]), clip=clip_i)
-    alone = scoring.build(Method("clip"), queries, items)(ALL)
+    alone = scoring.prepare(Method("clip"), items)(queries)(ALL)
     assert alone == pytest.approx(np.array([[0, 1, 0.5**0.5]]), abs=1e-6)
-    fused = scoring.build(Method("fusion(weight=0.25)"), queries, items)(ALL)
+    fused = scoring.prepare(Method("fusion(weight=0.25)"), items)(queries)(ALL)
     root = 0.5**0.5
     assert fused == pytest.approx(np.array([[0.75, 0.25, root]]), abs=1e-6)
 
@@ -257,7 +257,7 @@ def test_rerank_orders_the_first_n_and_keeps_the_rest_below():
         asked.extend(pairs)
         return [said[pair] for pair in pairs]
 
-    scores = scoring.build(Method("rerank(n=2)"), queries, items, relevance=relevance)(ALL)
+    scores = scoring.prepare(Method("rerank(n=2)"), items, relevance=relevance)(queries)(ALL)
     assert sorted(asked) == sorted(said)  # only the first two images are read
     assert scores[0].argsort()[::-1].tolist() == [1, 0, 2, 3]
     assert scores[0, :2] == pytest.approx([0.2, 0.9])
@@ -267,8 +267,8 @@ def test_leave_one_out_never_finds_the_query_itself():
     texts = unit([1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1])
     asked = side(texts)
     described = images("max", [(i // 2, "caption", str(i)) for i in range(4)], texts)
-    scores = scoring.build(Method("human"), asked, described)(slice(0, 4))
+    scores = scoring.prepare(Method("human"), described)(asked)(slice(0, 4))
     assert scores[0, 0] == pytest.approx(texts[0] @ texts[1], abs=1e-6)
     assert (scores.argmax(axis=1) == [0, 0, 1, 1]).all()
-    one = scoring.build(Method("human"), asked, asked)(slice(0, 4))
+    one = scoring.prepare(Method("human"), asked)(asked)(slice(0, 4))
     assert (np.diag(one) < -1).all()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SMALL, LARGE = 192, 512  # sides of a picture in a gallery and on a card, in pixels
 EXCERPT = 180  # characters of a caption under a picture
+_PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "ss": "ss", "s": ""}
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("trsllava_utils"),
     autoescape=True,
@@ -123,7 +124,7 @@ def place_name(lat: float | None, lon: float | None) -> str:
     """``48.1234° N, 11.5678° E``; empty where it is not known."""
     if lat is None or lon is None or lat != lat or lon != lon:
         return ""
-    return f"{abs(lat):.4f}° {'NS'[lat < 0]}, {abs(lon):.4f}° {'EW'[lon < 0]}"
+    return f"{abs(lat):.4f}° {'S' if lat < 0 else 'N'}, {abs(lon):.4f}° {'W' if lon < 0 else 'E'}"
 
 
 def _asked(found: Found) -> str:
@@ -146,10 +147,14 @@ def marked(text: str, query: str) -> list[tuple[str, bool]]:
 
 
 def _stem(word: str) -> str:
+    """A word in lower case and singular; "" for a stop word."""
     word = word.lower()
     if word in ENGLISH_STOP_WORDS:
         return ""
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+    for ending, singular in _PLURALS.items():
+        if len(word) > 3 and word.endswith(ending):
+            return word.removesuffix(ending) + singular
+    return word
 
 
 def _excerpt(variant: Variant, text: str, query: str) -> str:

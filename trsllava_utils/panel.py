@@ -74,9 +74,12 @@ class Panel:
             layout=wide,
         )
         self.method = w.Dropdown(options=list(dict.fromkeys(methods)), description="method")
-        self.label = w.Dropdown(options=[("all", ""), *((x, x) for x in labels)], description="class")
+        self.label = w.Dropdown(
+            options=[("all", ""), *((x, x) for x in labels)], description="class"
+        )
+        narrow = w.Layout(width="160px")
         self.k = w.Dropdown(
-            options=sorted({*PAGE_SIZES, k}), value=k, description="images", layout=w.Layout(width="160px")
+            options=sorted({*PAGE_SIZES, k}), value=k, description="images", layout=narrow
         )
         self.history = w.Dropdown(
             options=[], description="history", layout=w.Layout(flex="1 1 320px")
@@ -85,7 +88,7 @@ class Panel:
         self.gallery = w.Box(layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
         self.previous = w.Button(description="‹ previous", layout=wide, disabled=True)
         self.next = w.Button(description="next ›", layout=wide, disabled=True)
-        self.page = w.BoundedIntText(1, min=1, description="page", layout=w.Layout(width="160px"))
+        self.page = w.BoundedIntText(1, min=1, description="page", layout=narrow)
         self.export = w.Button(
             description="export", tooltip="this page of the result as CSV and HTML", layout=wide
         )
@@ -243,13 +246,13 @@ class Panel:
 
     def _export(self) -> None:
         """Links that hold the files: they can be saved wherever the browser runs."""
-        kinds = {
-            "csv": ("text/csv", self.found.csv()),
-            "html": ("text/html", pages.search_page(self.found)),
+        files = {
+            "csv": pages.data_uri(self.found.csv().encode(), "text/csv"),
+            "html": pages.data_uri(pages.search_page(self.found).encode(), "text/html"),
         }
         self._links.value = " · ".join(
-            f'<a download="search.{kind}" href="{pages.data_uri(text.encode(), mime)}">{kind.upper()}</a>'
-            for kind, (mime, text) in kinds.items()
+            f'<a download="search.{kind}" href="{address}">{kind.upper()}</a>'
+            for kind, address in files.items()
         )
 
 

@@ -71,7 +71,9 @@ def _from_csv(dataset: Dataset, path: Path) -> pd.DataFrame:
             "(-90 to 90) and longitude in degrees"
         )
     ids = dataset.images["image_id"]
-    names = {**dict(zip(dataset.images["filename"], ids, strict=True)), **dict(zip(ids, ids))}  # noqa: B905
+    names = dict(zip(dataset.images["filename"], ids, strict=True)) | dict(
+        zip(ids, ids, strict=True)
+    )
     degrees["lon"] = (degrees["lon"] + 180) % 360 - 180
     degrees.index = table[columns["image"]].str.strip().map(names)
     return degrees[degrees.index.notna() & ~degrees.index.duplicated()]

@@ -72,7 +72,7 @@ def report(
         captions=sources.captions,
         identity=sources.captions.manifest().get("identity", {}),
         recall=_table(recall_table({**result["methods"], "chance": result["chance"]})),
-        compared=_table(pd.DataFrame.from_dict(result["compared"], orient="index").round(4)),
+        compared=_table(pd.DataFrame.from_dict(result["compared"], orient="index")),
         published=_published(ds, result),
         figures=_figures(ds, result["figures"]),
         successes=_examples(successes, ranking, sources),
