@@ -1,0 +1,35 @@
+"""The notebooks as a student uses them: run from the top, then every folded solution."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from trsllava_utils.artefacts import PROJECT_ROOT
+
+NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("0*.ipynb"))
+
+
+def solutions(notebook: nbformat.NotebookNode) -> list[str]:
+    """The Python of the folded part of the exercises, one text a solution."""
+    folded = [c.source.partition("<details>")[2] for c in notebook.cells if "<details>" in c.source]
+    assert len(folded) == 1, "one cell of exercises, with its solutions folded"
+    return re.findall(r"```python\n(.*?)```", folded[0], re.DOTALL)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_solutions_run(path: Path, capsys):
+    notebook = nbformat.read(path, as_version=4)
+    exercises = next(c.source for c in notebook.cells if "## Try it yourself" in c.source)
+    asked = re.findall(r"^\d\. ", exercises.partition("<details>")[0], re.MULTILINE)
+    answers = solutions(notebook)
+    assert 2 <= len(asked) == len(answers)
+    shell = InteractiveShell.instance()
+    shell.reset(new_session=False)
+    for source in (*(c.source for c in notebook.cells if c.cell_type == "code"), *answers):
+        shell.run_cell(source).raise_error()
+    assert capsys.readouterr().err == ""
