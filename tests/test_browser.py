@@ -124,3 +124,21 @@ def test_search_panel_in_jupyterlab(browser, lab):
     query.press("Enter")
     page.locator(".widget-html", has_text="the query is empty").first.wait_for(timeout=MINUTE)
     shoot(page, "panel_end")
+
+
+def test_report_on_a_phone(browser, data_dir):
+    """It fits the width, shows all its pictures and asks the network for nothing."""
+    words = ["-m", "trsllava_utils", "run", "rsitmd", "--from", "01", "-p", "data_dir"]
+    subprocess.run([sys.executable, *words, str(data_dir)], check=True, cwd=PROJECT_ROOT)
+    report = next((data_dir / "rsitmd" / "derived" / "results").glob("*.html"))
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(report.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    pictures = page.locator("img")
+    assert pictures.count() > 8
+    assert pictures.evaluate_all("all => all.every(i => i.naturalWidth > 0 && i.alt)")
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    assert page.get_by_role("heading", name="To reproduce").is_visible()
+    shoot(page, "report_phone")

@@ -64,13 +64,13 @@ def embedding_map(
             alpha=0.75,
             label=label,
         )
-    axes[0].legend(fontsize=8, markerscale=1.4, loc="best")
+    axes[0].legend(fontsize=10, markerscale=1.4, loc="best")
     axes[0].set_title("coloured by class (the eight commonest)")
     for kind, colour, marker in zip(dict.fromkeys(kinds), (BLUE, ORANGE), "o^", strict=False):
         axes[1].scatter(
             *points[kinds_array == kind].T, s=14, color=colour, marker=marker, alpha=0.6, label=kind
         )
-    axes[1].legend(fontsize=9)
+    axes[1].legend()
     axes[1].set_title("coloured by who wrote the text")
     for ax in axes:
         ax.set(
@@ -100,8 +100,8 @@ def geometry(found: Geometry, title: str) -> Figure:
                 edgecolor="white",
             )  # fmt: skip
             ax.axvline(np.mean(values), color=colour, linestyle="--", linewidth=1.2)
-        ax.set(xlabel=label, ylabel="density", title=name)
-        ax.legend(framealpha=0.8, fontsize=9)
+        ax.set(xlabel=label, ylabel="density", title=name, ylim=(0, 1.3 * ax.get_ylim()[1]))
+        ax.legend(framealpha=0.8)
     ax, counts = axes[1, 1], np.sort(found.occurrences)[::-1]
     ax.plot(np.arange(1, len(counts) + 1), counts, color=PURPLE)
     ax.axhline(
@@ -114,7 +114,7 @@ def geometry(found: Geometry, title: str) -> Figure:
         title="Hubness",
         ylim=0,
     )
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False)
     figure.suptitle(title)
     figure.tight_layout()
     return figure
@@ -128,14 +128,14 @@ def grid(table: pd.DataFrame, chosen: dict[str, str], title: str) -> Figure:
         table: columns ``rule, method, mR``; chosen: rule -> method.
     """
     rules = list(dict.fromkeys(table["rule"]))[::-1]
-    figure, ax = plt.subplots(figsize=(8.5, 0.5 * len(rules) + 1.4))
+    figure, ax = plt.subplots(figsize=(8.5, 0.6 * len(rules) + 1.5))
     for y, rule in enumerate(rules):
         rows = table[table["rule"] == rule]
         ax.plot(rows["mR"], [y] * len(rows), "o", color=BLUE, markerfacecolor="white")
         best = rows[rows["method"] == chosen[rule]]["mR"].iloc[0]
         ax.plot(best, y, "D", color=RED)
         ax.annotate(
-            chosen[rule], (best, y), (0, 7), textcoords="offset points", ha="right", fontsize=8
+            chosen[rule], (best, y), (0, 7), textcoords="offset points", ha="right", fontsize=10
         )
     ax.set_yticks(range(len(rules)), rules)
     ax.set(xlabel="mR on the validation split (%)", title=title, ylim=(-0.5, len(rules) - 0.3))
@@ -148,7 +148,7 @@ def methods(results: dict[str, dict], reference: str, chance: float, title: str)
     """mR of every method with its 95 % interval, best on top; methods that look at the other test
     queries (marked † or ‡) are hollow."""
     names = sorted(results, key=lambda name: results[name]["mR"])
-    figure, ax = plt.subplots(figsize=(8.5, 0.33 * len(names) + 1.5))
+    figure, ax = plt.subplots(figsize=(8.5, 0.4 * len(names) + 1.6))
     for y, name in enumerate(names):
         value = results[name]["mR"]
         low, high = results[name]["interval"]["mR"]
@@ -160,7 +160,7 @@ def methods(results: dict[str, dict], reference: str, chance: float, title: str)
         )  # fmt: skip
     ax.axvline(results[reference]["mR"], color=RED, linestyle=":", linewidth=1.2)
     ax.axvline(chance, color=GREY, linestyle="--", label=f"chance {chance:.1f} %")
-    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="mR (%), 95 % bootstrap over images", title=title)
     ax.set_xlim(left=0)
     ax.grid(axis="x", alpha=0.3)
@@ -185,7 +185,7 @@ def recall_curves(curves: dict[str, pd.DataFrame], title: str) -> Figure:
         ax.set(xscale="log", xlabel="K (items looked at, log scale)", title=name, ylim=(0, 100))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("R@K (%)")
-    axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title)
     figure.tight_layout()
     return figure
@@ -193,7 +193,7 @@ def recall_curves(curves: dict[str, pd.DataFrame], title: str) -> Figure:
 
 def label_recall(table: pd.DataFrame, title: str) -> Figure:
     """Recall by class: bars text-to-image, diamonds image-to-text, with the number of images."""
-    figure, ax = plt.subplots(figsize=(8, max(2.5, 0.27 * len(table) + 1)))
+    figure, ax = plt.subplots(figsize=(8, max(2.5, 0.33 * len(table) + 1.2)))
     places = np.arange(len(table))[::-1]
     ax.barh(places, table["t2i"], color=BLUE, label="text-to-image")
     ax.plot(table["i2t"], places, "D", color=ORANGE, markeredgecolor="black", label="image-to-text")
@@ -214,14 +214,14 @@ def confusion(table: pd.DataFrame, title: str, most: int = 24) -> Figure:
         names = sorted(right.nsmallest(most).index)
         table = table.loc[names, names]
     n = len(table)
-    figure, ax = plt.subplots(figsize=(0.36 * n + 3, 0.33 * n + 2.4))
+    figure, ax = plt.subplots(figsize=(0.38 * n + 3.6, 0.36 * n + 2.8))
     image = ax.imshow(table, cmap="cividis", vmin=0, vmax=100)
-    ax.set_xticks(range(n), table.columns, rotation=90, fontsize=8)
-    ax.set_yticks(range(n), table.index, fontsize=8)
+    ax.set_xticks(range(n), table.columns, rotation=90, fontsize=10)
+    ax.set_yticks(range(n), table.index, fontsize=10)
     for i, j in zip(*np.nonzero(table.to_numpy() >= 10), strict=True):
         value = table.iloc[i, j]
         ax.text(
-            j, i, f"{value:.0f}", ha="center", va="center", fontsize=7,
+            j, i, f"{value:.0f}", ha="center", va="center", fontsize=9,
             color="black" if value > 55 else "white",
         )  # fmt: skip
     ax.set(
@@ -246,7 +246,7 @@ def strata(table: pd.DataFrame, label: str, title: str) -> Figure:
     ax.set_xticks(x, ticks)
     ax.set(xlabel=label, ylabel="mR (%)", title=title, ylim=0)
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     return figure
 
@@ -260,7 +260,7 @@ def traits(table: pd.DataFrame, recalls: pd.Series, correlations: pd.DataFrame) 
             trait with it (``correlation, p``).
     """
     names = list(correlations.index)
-    figure, axes = plt.subplots(1, max(1, len(names)), figsize=(3.1 * max(1, len(names)), 3.2),
+    figure, axes = plt.subplots(1, max(1, len(names)), figsize=(3.2 * max(1, len(names)), 3.6),
                                 sharey=True, squeeze=False)  # fmt: skip
     highest = 1.0
     for ax, name in zip(axes[0], names, strict=False):
@@ -274,7 +274,7 @@ def traits(table: pd.DataFrame, recalls: pd.Series, correlations: pd.DataFrame) 
         highest = max(highest, (found["mean"] + found["sem"]).max())
         rho, p = correlations.loc[name]
         ax.set_xlabel(name)
-        ax.set_title(f"Spearman {rho:+.2f}, p = {p:.2g}", fontsize=10)
+        ax.set_title(f"Spearman {rho:+.2f}, p = {p:.2g}", fontsize=12)
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylim(0, 1.08 * highest)
     axes[0, 0].set_ylabel("mR (%)")
@@ -299,6 +299,6 @@ def lines(table: pd.DataFrame, x: str, label: str, title: str, log: bool = False
     if not log:
         ax.set_xticks(table[x])
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     return figure

@@ -35,6 +35,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
 )
 PALETTE = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#000000", GREY]
 MARKERS = "osD^vP*X"
+# Legible from the back of a lecture hall when a figure fills a slide.
+plt.rcParams.update({"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11})
 
 
 class Picture(Image):
@@ -99,22 +101,21 @@ def show_image(
             va="center",
             transform=ax.transAxes,
             color=GREY,
-            fontsize=9,
         )
     ax.set_xticks([])
     ax.set_yticks([])
     for side in ax.spines.values():
         side.set(color=colour, linewidth=3 if colour != "black" else 0.6)
-    ax.set_title(title, fontsize=9, color=colour)
+    ax.set_title(title, fontsize=10.5, color=colour)
 
 
 def dataset_overview(dataset: Dataset) -> Figure:
     """Images per class, and words per human caption."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), gridspec_kw={"width_ratios": [1.5, 1]})
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), gridspec_kw={"width_ratios": [1.5, 1]})
     counts = dataset.images["label"].replace("", "(no class)").value_counts().sort_values()
     axes[0].barh(counts.index, counts.to_numpy(), color=BLUE)
     axes[0].set(xlabel="images", title=f"{dataset.title} · {dataset.split}: images per class")
-    axes[0].tick_params(axis="y", labelsize=9 if len(counts) <= 20 else 6)
+    axes[0].tick_params(axis="y", labelsize=11 if len(counts) <= 20 else 8)
     words = dataset.captions["text"].str.split().str.len()
     if len(words):
         axes[1].hist(words, bins=np.arange(0.5, words.max() + 1.5), color=ORANGE, edgecolor="white")
@@ -125,15 +126,16 @@ def dataset_overview(dataset: Dataset) -> Figure:
             label=f"median {words.median():.0f} words",
         )
         axes[1].legend(frameon=False)
+        axes[1].set_ylim(top=1.15 * axes[1].get_ylim()[1])
     axes[1].set(xlabel="words a caption", ylabel="human captions", title="Caption length")
     figure.tight_layout()
     return figure
 
 
-def image_grid(dataset: Dataset, image_ids: list[str], columns: int = 8, bands: str = "") -> Figure:
+def image_grid(dataset: Dataset, image_ids: list[str], columns: int = 6, bands: str = "") -> Figure:
     """Images with id and class."""
     rows = max(1, -(-len(image_ids) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(1.45 * columns, 1.75 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.15 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image_id in zip(axes.flat, image_ids, strict=False):
@@ -155,7 +157,7 @@ def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "
             "\n".join(textwrap.fill(line, 104, subsequent_indent="     ") for line in lines)
         )
     text = "\n\n".join(blocks)
-    height = max(3.2, 0.165 * (text.count("\n") + 3))
+    height = max(3.2, 0.2 * (text.count("\n") + 3))
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12, height), gridspec_kw={"width_ratios": [1, 2.7]}
     )
@@ -163,9 +165,16 @@ def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "
     left.set_anchor("N")
     right.axis("off")
     right.text(
-        0, 1, text, va="top", fontsize=8.5, family="DejaVu Sans", parse_math=False, linespacing=1.25
+        0,
+        1,
+        text,
+        va="top",
+        fontsize=10.5,
+        family="DejaVu Sans",
+        parse_math=False,
+        linespacing=1.25,
     )
-    right.set_title(f"RSRT captions by {record.model}", loc="left", fontsize=10)
+    right.set_title(f"RSRT captions by {record.model}", loc="left")
     figure.tight_layout()
     return figure
 
@@ -186,7 +195,8 @@ def caption_distributions(records: list[Record], title: str) -> Figure:
     axes[1, 0].hist(alike, bins=np.linspace(0, 1, 41), color=GREEN, edgecolor="white")
     limit = quality.NEAR_DUPLICATE
     axes[1, 0].axvline(limit, color=RED, linestyle="--", label=f"near-duplicates: above {limit}")
-    axes[1, 0].legend(frameon=False, fontsize=9)
+    axes[1, 0].legend(frameon=False, loc="upper left")
+    axes[1, 0].set_ylim(top=1.2 * axes[1, 0].get_ylim()[1])
     share = f": {100 * np.mean(alike >= limit):.1f} % near-duplicates" if len(alike) else ""
     axes[1, 0].set(
         xlabel="Jaccard similarity of word pairs (0 nothing shared, 1 equal)",
@@ -212,8 +222,9 @@ def _lengths(ax: plt.Axes, records: list[Record]) -> None:
         label = f"{field}, median {np.median(n):.0f}"
         ax.hist(n, bins, histtype="stepfilled", alpha=0.35, color=colour)
         ax.hist(n, bins, histtype="step", linewidth=1.6, color=colour, label=label)
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False)
     ax.set(xlabel="words", ylabel="texts", title="Length of the fields")
+    ax.set_ylim(top=1.5 * ax.get_ylim()[1])
 
 
 def compare_captions(
@@ -232,14 +243,14 @@ def compare_captions(
         (i, name): _wrapped(records[i], width) for i in image_ids for name, records in sides.items()
     }
     lines = [max(texts[i, name].count("\n") + 1 for name in sides) for i in image_ids]
-    heights = [max(1.9, 0.155 * n + 0.35) for n in lines]
+    heights = [max(1.9, 0.19 * n + 0.4) for n in lines]
     figure, axes = plt.subplots(
         len(image_ids),
         1 + len(sides),
-        figsize=(1.6 + 0.071 * width * len(sides), sum(heights)),
+        figsize=(1.6 + 0.088 * width * len(sides), sum(heights)),
         gridspec_kw={
             "height_ratios": heights,
-            "width_ratios": [1.6] + [0.071 * width] * len(sides),
+            "width_ratios": [1.6] + [0.088 * width] * len(sides),
         },
         squeeze=False,
     )
@@ -248,7 +259,7 @@ def compare_captions(
         row[0].set_anchor("N")
         for ax, name in zip(row[1:], sides, strict=True):
             ax.axis("off")
-            ax.text(0, 1, texts[image_id, name], va="top", fontsize=8, linespacing=1.25)
+            ax.text(0, 1, texts[image_id, name], va="top", fontsize=10, linespacing=1.25)
             ax.set_title(name if image_id == image_ids[0] else "", fontsize=10, loc="left")
     figure.tight_layout()
     return figure
@@ -275,7 +286,7 @@ def query_gallery(
     figure, axes = plt.subplots(
         len(results),
         k + 1,
-        figsize=(1.75 * (k + 1.4), 2.15 * len(results)),
+        figsize=(1.9 * (k + 1.5), 2.4 * len(results)),
         squeeze=False,
         gridspec_kw={"width_ratios": [1.6, *[1] * k]},
     )
@@ -285,16 +296,16 @@ def query_gallery(
         row[0].text(
             0,
             0.5,
-            textwrap.fill(query, 26),
+            textwrap.fill(query, 24),
             va="center",
-            fontsize=10,
+            fontsize=12,
             transform=row[0].transAxes,
             parse_math=False,
         )
         for ax, item in zip(row[1:], table.itertuples(), strict=False):
             ax.axis("on")
             hit = bool(own) and item.image_id == own
-            name = f"{item.rank}. {textwrap.shorten(item.image_id, 18, placeholder='…')}"
+            name = f"{item.rank}. {textwrap.shorten(item.image_id, 20, placeholder='…')}"
             name += f"\n{item.score:.3f}{' ✓ hit' if hit else ''}"
             show_image(ax, dataset, item.image_id, name, GREEN if hit else "black", bands)
     figure.suptitle(title)
@@ -333,11 +344,11 @@ def place_map(table: pd.DataFrame, title: str, others: pd.DataFrame | None = Non
     ax.plot(found["lon"], found["lat"], "o", color=RED, markersize=13, label=label)
     for row in found.itertuples():
         ax.annotate(
-            row.rank, (row.lon, row.lat), ha="center", va="center", color="white", fontsize=9
+            row.rank, (row.lon, row.lat), ha="center", va="center", color="white", fontsize=10
         )
     ax.set(xlabel="longitude (° east)", ylabel="latitude (° north)", title=title)
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.ticklabel_format(useOffset=False)
-    ax.legend(fontsize=9)
+    ax.legend()
     figure.tight_layout()
     return figure
