@@ -18,7 +18,7 @@ from trsllava_utils import pipeline
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError
 from trsllava_utils.datasets import load_dataset
 
-NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("0*.ipynb"))
+NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 
 
 def pins() -> dict[str, str]:
@@ -85,6 +85,26 @@ def test_notebooks_are_clean(path):
     assert path.stat().st_size < 1_500_000
 
 
+def test_start_buttons_and_installation_on_colab_name_one_repository():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
+    owner_and_name = project["urls"]["Repository"].removeprefix("https://github.com/")
+    for path in (PROJECT_ROOT / "README.md", PROJECT_ROOT / "notebooks" / "index.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        assert f"mybinder.org/v2/gh/{owner_and_name}/main?" in text
+        assert f"colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/" in text
+    first = {nbformat.read(path, as_version=4).cells[1].source for path in NOTEBOOKS}
+    assert len(first) == 1 and f"git clone --quiet {project['urls']['Repository']}\n" in first.pop()
+
+
+def test_pictures_have_alternative_texts():
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
+                    assert output.metadata[kind]["alt"] == output.data["text/plain"] != ""
+
+
 def test_every_parameter_is_typed_and_commented():
     import papermill
 
@@ -134,6 +154,13 @@ def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
     assert "clip" in result["left_out"]
     low, high = result["methods"]["max"]["interval"]["mR"]
     assert low <= result["methods"]["max"]["mR"] <= high
+    report = next((data_dir / "rsitmd" / "derived" / "results").glob("*.html"))
+    page = report.read_text(encoding="utf-8")
+    assert report.stat().st_size < 5_000_000 and 'src="http' not in page
+    for part in ("95 % interval", "Successes", "rsitmd -p split test -p captioner pixels", "csls†"):
+        assert part in page
+    again = run("-m", "trsllava_utils", "report", "rsitmd", "-p", "data_dir", str(data_dir))
+    assert again.returncode == 0 and report.read_text(encoding="utf-8") == page
     for table in ("*.csv", "*.tex", "*.ablation.csv", "summary.tex"):
         assert list((data_dir / "rsitmd" / "derived" / "results").glob(table)), table
     vectors = list((data_dir / "rsitmd" / "derived" / "embeddings").rglob("*.safetensors"))
@@ -158,6 +185,9 @@ def test_own_folder_searches_without_captions_and_says_what_evaluation_needs(tmp
     )
     assert out.returncode == 1 and "03_retrieval" in out.stdout
     assert "no human captions" in out.stderr and "04_evaluation_visualisation" in out.stderr
+    words = ("search", str(tmp_path / "mine"), "a field", "-p", "data_dir", str(tmp_path / "d"))
+    found = run("-m", "trsllava_utils", *words)
+    assert found.returncode == 0 and len(found.stdout.splitlines()) == 4, found.stderr
 
 
 @pytest.mark.parametrize("folder", ["notebooks", "."])

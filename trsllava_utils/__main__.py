@@ -85,9 +85,7 @@ def _search(args: argparse.Namespace, given: dict[str, object]) -> None:
 
     known = set(inspect.signature(search).parameters) - {"query", "dataset", "k"}
     found = search(args.query, args.dataset, args.k, **_texts(given, known))
-    columns = ["rank", "image_id", "score", "label", "lat", "lon"]
-    table = found.table[[c for c in columns if c in found.table]]
-    print(table.round({"score": 3, "lat": 4, "lon": 4}).to_string(index=False))
+    print(found)
     for path, save in ((args.html, found.save_html), (args.csv, found.save_csv)):
         if path:
             print("wrote", shown(save(path)))

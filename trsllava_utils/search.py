@@ -27,7 +27,7 @@ from trsllava_utils.scoring import Score, Side, centre, one_each, prepare
 from trsllava_utils.sources import Sources
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """One page of a result. Shown by Jupyter as a gallery.
 
@@ -49,6 +49,11 @@ class Found:
     table: pd.DataFrame
     total: int
     sources: Sources
+
+    def __repr__(self) -> str:
+        columns = ["rank", "image_id", "score", "label", "lat", "lon"]
+        table = self.table[[c for c in columns if c in self.table]]
+        return table.round({"score": 3, "lat": 4, "lon": 4}).to_string(index=False)
 
     def _repr_html_(self) -> str:
         return pages.gallery(self)

@@ -35,6 +35,9 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
 )
 PALETTE = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#000000", GREY]
 MARKERS = "osD^vP*X"
+LAND = (
+    Path(__file__).parent / "land.json"
+)  # outlines in degrees: Natural Earth 1:110m, public domain
 # Legible from the back of a lecture hall when a figure fills a slide.
 plt.rcParams.update({"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11})
 
@@ -196,7 +199,7 @@ def caption_distributions(records: list[Record], title: str) -> Figure:
     limit = quality.NEAR_DUPLICATE
     axes[1, 0].axvline(limit, color=RED, linestyle="--", label=f"near-duplicates: above {limit}")
     axes[1, 0].legend(frameon=False, loc="upper left")
-    axes[1, 0].set_ylim(top=1.2 * axes[1, 0].get_ylim()[1])
+    axes[1, 0].set_ylim(0, 1.2 * axes[1, 0].get_ylim()[1])
     share = f": {100 * np.mean(alike >= limit):.1f} % near-duplicates" if len(alike) else ""
     axes[1, 0].set(
         xlabel="Jaccard similarity of word pairs (0 nothing shared, 1 equal)",
@@ -323,20 +326,19 @@ def place_map(table: pd.DataFrame, title: str, others: pd.DataFrame | None = Non
     """
     found = table.dropna(subset=["lat", "lon"])
     everywhere = found if others is None else pd.concat([found, others])
-    middle, (south, north), (west, east) = (
-        everywhere["lat"].mean(),
-        *((everywhere[c].min(), everywhere[c].max()) for c in ("lat", "lon")),
+    (south, north), (west, east) = (
+        (everywhere[c].min(), everywhere[c].max()) for c in ("lat", "lon")
     )
-    figure, ax = plt.subplots(figsize=(9, 5.5))
     # a degree of longitude is shorter than one of latitude by the cosine of the latitude
-    ax.set_aspect(1 / max(np.cos(np.radians(middle)), 0.05))
-    margin = 0.08 * max(north - south, east - west, 0.01)
-    ax.set(
-        xlim=(max(west - margin, -180), min(east + margin, 180)),
-        ylim=(max(south - margin, -90), min(north + margin, 90)),
-    )
-    for ring in json.loads((Path(__file__).parent / "land.json").read_text()):
+    shorter = max(np.cos(np.radians((south + north) / 2)), 0.05)
+    wide = 1.12 * max(east - west, 1.7 * (north - south) / shorter, 0.01)
+    figure, ax = plt.subplots(figsize=(9, 5.5))
+    for ring in json.loads(LAND.read_text()):
         ax.fill(*np.transpose(ring), facecolor="#eeece4", edgecolor="#b5b2a6", linewidth=0.7)
+    ax.set_aspect(1 / shorter)
+    ax.set_xlim((east + west - wide) / 2, (east + west + wide) / 2)
+    tall = wide * shorter / 1.7
+    ax.set_ylim((south + north - tall) / 2, (south + north + tall) / 2)
     if others is not None:
         label = f"all {len(others):,} images with a place"
         ax.plot(others["lon"], others["lat"], ".", color=GREY, markersize=5, label=label)
@@ -349,6 +351,6 @@ def place_map(table: pd.DataFrame, title: str, others: pd.DataFrame | None = Non
     ax.set(xlabel="longitude (° east)", ylabel="latitude (° north)", title=title)
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.ticklabel_format(useOffset=False)
-    ax.legend()
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     figure.tight_layout()
     return figure
