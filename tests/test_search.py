@@ -221,13 +221,15 @@ def test_geotiffs_know_where_they_are(tmp_path):
 def test_without_a_person_the_panel_is_a_gallery(sources, monkeypatch):
     for name in ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"):
         monkeypatch.delenv(name, raising=False)
-    found = search_panel(sources, "boats", ["max"], 4)
+    found = search_panel(sources, "boats", "csls", 4)
     assert isinstance(found, Found) and found._repr_html_().count("<img") == 4
+    assert found.method == "max"  # csls cannot rank a single query
 
 
 def test_panel(sources, monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", "03_retrieval.ipynb")
-    panel = search_panel(sources, "boats", ["max", "lexical", "rerank"], 4)
+    panel = search_panel(sources, "boats", k=4)
+    panel.method.options = ["max", "lexical", "rerank"]
     assert isinstance(panel, Panel) and len(panel.gallery.children) == 4
     bundle = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle and "<img" in bundle["text/html"]

@@ -130,6 +130,12 @@ class Method:
         return any(direction in STEPS[step].transductive for step in self.steps)
 
     @property
+    def ranks_one_query(self) -> bool:
+        """Whether a query of one's own can be ranked: neither other queries nor captions that
+        people wrote of the images are needed."""
+        return not self.transductive("t2i") and "human" not in self.steps
+
+    @property
     def label(self) -> str:
         """The name, marked where the method looks at the other test queries: † in both directions,
         ‡ in image-to-text only."""

@@ -20,7 +20,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from trsllava_utils import visualisation
 from trsllava_utils.artefacts import InputError
-from trsllava_utils.captioning.records import FIELDS, Variant
+from trsllava_utils.captioning.records import Variant
 from trsllava_utils.imagery import thumbnail
 from trsllava_utils.sources import Sources
 
@@ -100,9 +100,7 @@ def card(found: Found, image_id: str) -> str:
             "number": number,
             "nearest": number == row["variant"],
             "fields": [
-                (field, marked(getattr(variant, field), _asked(found)))
-                for field in FIELDS
-                if getattr(variant, field)
+                (field, marked(text, _asked(found))) for field, text in variant.fields.items()
             ],
         }
         for number, variant in enumerate(record.variants, 1)
@@ -159,7 +157,7 @@ def _stem(word: str) -> str:
 
 def _excerpt(variant: Variant, text: str, query: str) -> str:
     """What fits under a picture: of a joined text, the field with most words of the query."""
-    fields = [getattr(variant, field) for field in FIELDS if getattr(variant, field)]
+    fields = list(variant.fields.values())
     if text not in fields:  # the fields joined
         text = max(fields, key=lambda field: sum(hit for _, hit in marked(field, query)))
     return text if len(text) <= EXCERPT else text[:EXCERPT].rsplit(" ", 1)[0] + " …"

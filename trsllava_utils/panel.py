@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from importlib.util import find_spec
 
 from markupsafe import escape
 
 from trsllava_utils import pages, visualisation
 from trsllava_utils.artefacts import InputError, MissingError
+from trsllava_utils.methods import Method
 from trsllava_utils.search import Found, Index
 from trsllava_utils.sources import Sources
 
@@ -22,20 +22,21 @@ METHODS = ("max", "mean", "fields", "lexical", "hybrid")
 PAGE_SIZES = (4, 8, 12, 24, 48)
 
 
-def search_panel(
-    sources: Sources, query: str, methods: Sequence[str] = METHODS, k: int = 8
-) -> Panel | Found:
+def search_panel(sources: Sources, query: str, method: str = "max", k: int = 8) -> Panel | Found:
     """The panel, or the first result where nobody can click.
 
     Args:
         sources: what is searched.
         query: the first query.
-        methods: the rules to choose from; the first is used at once.
+        method: the rule used first, if it can rank a single query; others can be chosen.
         k: images a page.
     """
-    if not interactive():
-        return Index(sources, methods[0]).find(query, k)
-    return Panel(sources, query, methods, k)
+    methods = [m for m in dict.fromkeys((method, *METHODS)) if Method(m).ranks_one_query]
+    return (Panel if interactive() else _static)(sources, query, methods, k)
+
+
+def _static(sources: Sources, query: str, methods: list[str], k: int) -> Found:
+    return Index(sources, methods[0]).find(query, k)
 
 
 def interactive() -> bool:
@@ -48,10 +49,12 @@ def interactive() -> bool:
 class Panel:
     """Query, gallery and card, wired together; ``found`` is what is shown.
 
-    Args: see :func:`search_panel`.
+    Args:
+        sources, query, k: see :func:`search_panel`.
+        methods: the rules to choose from; the first is used at once.
     """
 
-    def __init__(self, sources: Sources, query: str, methods: Sequence[str], k: int) -> None:
+    def __init__(self, sources: Sources, query: str, methods: list[str], k: int) -> None:
         import ipywidgets as w
 
         self._sources, self._w = sources, w
@@ -73,7 +76,7 @@ class Panel:
             tooltip="take a human caption as the query, so that hits can be told from misses",
             layout=wide,
         )
-        self.method = w.Dropdown(options=list(dict.fromkeys(methods)), description="method")
+        self.method = w.Dropdown(options=methods, description="method")
         self.label = w.Dropdown(
             options=[("all", ""), *((x, x) for x in labels)], description="class"
         )

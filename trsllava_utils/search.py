@@ -18,7 +18,6 @@ import pandas as pd
 
 from trsllava_utils import pages, places
 from trsllava_utils.artefacts import InputError, atomic_path, check_choice
-from trsllava_utils.captioning.records import FIELDS
 from trsllava_utils.datasets import clean_text, load_dataset
 from trsllava_utils.embedding import MINILM
 from trsllava_utils.methods import Method
@@ -91,7 +90,7 @@ class Index:
 
     def __init__(self, sources: Sources, method: str = "max") -> None:
         self._method = Method(method)
-        if self._method.transductive("t2i") or "human" in self._method.steps:
+        if not self._method.ranks_one_query:
             raise InputError(
                 f"method {method!r} ranks the queries of a dataset, not one of your own"
             )
@@ -205,11 +204,12 @@ class Index:
 
     def _variant(self, image_id: str, text: str) -> int:
         """Number, from 1, of the variant that holds the text."""
-        for number, variant in enumerate(self.sources.captions.records[image_id].variants, 1):
-            texts = (variant.joined(), *(getattr(variant, field) for field in FIELDS))
-            if text in map(clean_text, texts):
-                return number
-        return 0
+        variants = self.sources.captions.records[image_id].variants
+        return next(
+            number
+            for number, variant in enumerate(variants, 1)
+            if text in {clean_text(t) for t in (variant.joined(), *variant.fields.values())}
+        )
 
 
 def _folded(text: str) -> str:

@@ -51,7 +51,7 @@ def check(variants: list[Variant], language: str = "en", prompt_text: str = "") 
     """
     asked = _asked(prompt_text)
     for n, variant in enumerate(variants, 1):
-        for field, text in _texts(variant):
+        for field, text in variant.fields.items():
             where = f"variant {n}, {field}: {text[:60]!r}"
             tokens = words(text)
             if not any(token.isalpha() for token in tokens):
@@ -66,7 +66,7 @@ def check(variants: list[Variant], language: str = "en", prompt_text: str = "") 
                 raise ReplyError("loop", where)
             if asked & _runs(tokens, COPIED_WORDS):
                 raise ReplyError("copied from the prompt", where)
-        found = language_of(" ".join(text for _, text in _texts(variant)), language)
+        found = language_of(" ".join(variant.fields.values()), language)
         if found != language:
             raise ReplyError("wrong language", f"variant {n} is in {found!r}, not {language!r}")
     if len({tuple(words(v.joined())) for v in variants}) < len(variants):
@@ -74,10 +74,6 @@ def check(variants: list[Variant], language: str = "en", prompt_text: str = "") 
     similar = sum(s >= NEAR_DUPLICATE for s in similarities(variants))
     if similar > len(variants) * (len(variants) - 1) / 4:
         raise ReplyError("equal variants", f"{similar} pairs of them hardly differ")
-
-
-def _texts(variant: Variant) -> list[tuple[str, str]]:
-    return [(f, getattr(variant, f)) for f in FIELDS if getattr(variant, f) is not None]
 
 
 def words(text: str) -> list[str]:

@@ -38,6 +38,11 @@ class Variant(BaseModel):
     def structured(self) -> bool:
         return self.one_sentence is not None and self.feature is not None
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """The texts of the fields that it has, by name."""
+        return {f: text for f in FIELDS if (text := getattr(self, f)) is not None}
+
     def joined(self) -> str:
         """The variant as one text, as the paper embeds it."""
         if not self.structured:
