@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,11 @@ class Dataset:
 
     def path_of(self, image_id: str) -> str:
         """The image file of ``image_id``; "" if it is not on disk."""
-        return dict(zip(self.images["image_id"], self.images["path"], strict=True)).get(
-            image_id, ""
-        )
+        return self._paths.get(image_id, "")
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        return dict(zip(self.images["image_id"], self.images["path"], strict=True))
 
     def sample(self, n: int, seed: int = 0) -> pd.DataFrame:
         """``n`` images with pixels, spread over the classes, the same ones every time."""
