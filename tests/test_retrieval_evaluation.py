@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
-from trsllava_utils import evaluation, retrieval
+from trsllava_utils import evaluation, retrieval, scoring
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.embedding import Embeddings
 
@@ -101,7 +101,7 @@ def test_recall_equals_brute_force_and_torchmetrics(method, levels):
 def test_tied_recall_is_the_mean_of_torchmetrics_over_all_orders():
     scores = np.array([0.9, 0.5, 0.5, 0.5, 0.1], np.float32)
     relevant = np.array([False, True, False, True, False])
-    where = pd.DataFrame(retrieval.rank_relevant(scores[None], relevant[None]))
+    where = pd.DataFrame(retrieval.rank_relevant(scores[None], *np.nonzero(relevant[None])))
     for k in (1, 2, 3, 4, 5):
         rates = []
         for order in permutations(range(3)):  # nudge the tied items into every order
@@ -119,6 +119,29 @@ def test_top_items_are_the_best():
     assert (found == np.array(given.gallery)[best]).all()
 
 
+@pytest.mark.parametrize(
+    "n, k, levels", [(50, 10, 3), (3000, 7, 2000), (5000, 100, 40), (900, 1, 1)]
+)
+def test_long_lists_have_the_same_first_items_as_a_stable_sort(n, k, levels):
+    """Whatever the ties: runs of items bound the k-th best from below."""
+    scores = np.random.default_rng(n).integers(0, levels, (5, n)).astype(np.float32)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    assert (retrieval.top_items(scores, k) == expected).all()
+
+
+def test_tiles_and_blocks_of_any_size_give_the_same(monkeypatch):
+    """However small the pieces in which scores are made and ranked."""
+    given = random_sources(2)
+    for method in ("max", "mean", "human", "hybrid(weight=0.3)"):
+        whole = retrieval.retrieve(method, given)
+        with monkeypatch.context() as small:
+            small.setattr(scoring, "TILE", 7)
+            small.setattr(scoring, "MATRIX", 40)
+            pieces = retrieval.retrieve(method, given)
+        for a, b in zip(whole, pieces, strict=True):
+            pd.testing.assert_frame_equal(a, b, check_exact=False, atol=1e-6)
+
+
 @draw_from(st.lists(st.integers(0, 2), min_size=2, max_size=6), st.data())
 @settings(max_examples=60, deadline=None)
 def test_ties_count_as_the_mean_over_all_orders(levels, data):
@@ -126,7 +149,7 @@ def test_ties_count_as_the_mean_over_all_orders(levels, data):
     relevant = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n).filter(any)))
     k = data.draw(st.integers(1, n))
     scores = np.array([levels], np.float32)
-    where = pd.DataFrame(retrieval.rank_relevant(scores, relevant[None]))
+    where = pd.DataFrame(retrieval.rank_relevant(scores, *np.nonzero(relevant[None])))
     hits, ranks = [], []
     for order in permutations(range(n)):  # every order of the file, then a stable sort
         ranking = sorted(order, key=lambda i: -levels[i])
@@ -139,7 +162,7 @@ def test_ties_count_as_the_mean_over_all_orders(levels, data):
 
 def test_scores_within_the_tolerance_are_tied():
     where = retrieval.rank_relevant(
-        np.array([[0.5, 0.5 + 5e-7, 0.5 + 5e-6]], np.float32), np.array([[True, False, False]])
+        np.array([[0.5, 0.5 + 5e-7, 0.5 + 5e-6]], np.float32), np.array([0]), np.array([0])
     )
     assert (where["n_greater"][0], where["n_tied"][0]) == (1, 2)
 

@@ -144,16 +144,14 @@ def test_gallery_size_is_the_mean_over_all_galleries():
     scores = np.array([[0.9, 0.5, 0.5, 0.1, 0.7], [0.2, 0.2, 0.2, 0.9, 0.1]], np.float32)
     own = [1, 0]
     relevant = np.arange(5) == np.array(own)[:, None]
-    where = retrieval.rank_relevant(scores, relevant)
+    where = retrieval.rank_relevant(scores, *np.nonzero(relevant))
     ranks = pd.DataFrame({**where, "direction": "t2i", "n_items": 5})
     for size, k in product((1, 2, 3, 5), (1, 2)):
         expected = []
         for s, o in zip(scores, own, strict=True):
             for rest in combinations([i for i in range(5) if i != o], size - 1):
                 part = np.array([o, *rest])
-                inside = retrieval.rank_relevant(
-                    s[None, part], np.array([[True] + [False] * (size - 1)])
-                )
+                inside = retrieval.rank_relevant(s[None, part], np.array([0]), np.array([0]))
                 expected.append(evaluation.hit_probability(pd.DataFrame(inside), k)[0])
         found = breakdown.by_gallery_size(ranks, [size], k)["recall"][0]
         assert found == pytest.approx(100 * np.mean(expected), abs=1e-9)

@@ -28,6 +28,7 @@ from trsllava_utils.methods import Method
 from trsllava_utils.scoring import (
     TIE_TOLERANCE,
     VERSION,
+    Score,
     Side,
     blocks,
     by_image,
@@ -120,11 +121,14 @@ def _rows(
     return embeddings.rows.loc[order], embeddings.vectors[order], groups
 
 
-def rank_relevant(scores: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndarray]:
+def rank_relevant(
+    scores: np.ndarray, queries: np.ndarray, items: np.ndarray
+) -> dict[str, np.ndarray]:
     """Where the best relevant item stands, ties counted rather than broken.
 
     Args:
-        scores: ``(n_queries, n_items) float32``; relevant: same shape, bool. A query without a
+        scores: ``(n_queries, n_items) float32``.
+        queries, items: ``(n_pairs,) int``: item i is relevant to query q. A query without a
             relevant item stands behind all items.
 
     Returns:
@@ -132,24 +136,44 @@ def rank_relevant(scores: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndar
         ``n_tied`` items level with it (itself included), and ``n_relevant_tied`` relevant ones
         among those; each ``(n_queries,) int64``.
     """
-    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-    tied = np.abs(scores - best) <= TIE_TOLERANCE
+    n = len(scores)
+    best = np.full(n, -np.inf, np.float32)
+    np.maximum.at(best, queries, scores[queries, items])
+    greater, level = np.empty(n, np.int64), np.empty(n, np.int64)
+    for rows in _in_cache(scores):
+        ahead = scores[rows] - best[rows, None]
+        greater[rows] = np.count_nonzero(ahead > TIE_TOLERANCE, axis=1)
+        level[rows] = np.count_nonzero(np.abs(ahead) <= TIE_TOLERANCE, axis=1)
+    relevant_level = np.abs(scores[queries, items] - best[queries]) <= TIE_TOLERANCE
     return {
-        "n_greater": ((scores > best) & ~tied).sum(axis=1),
-        "n_tied": tied.sum(axis=1),
-        "n_relevant_tied": (tied & relevant).sum(axis=1),
+        "n_greater": greater,
+        "n_tied": level,
+        "n_relevant_tied": np.bincount(queries[relevant_level], minlength=n),
     }
+
+
+def _in_cache(scores: np.ndarray) -> list[slice]:
+    """Slices of rows, few enough at a time to stay in the processor's cache."""
+    step = max(1, (1 << 17) // max(scores.shape[1], 1))
+    return [slice(i, i + step) for i in range(0, len(scores), step)]
 
 
 def top_items(scores: np.ndarray, k: int) -> np.ndarray:
     """``(n_queries, k)`` indices of the highest scores, best first; equal scores in the order of
     the items."""
-    k = min(k, scores.shape[1])
-    if k == scores.shape[1]:
-        return np.argsort(-scores, axis=1, kind="stable")
-    part = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
-    order = np.argsort(-np.take_along_axis(scores, part, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(part, order, axis=1)
+    n = scores.shape[1]
+    k = min(k, n)
+    width = n // (4 * k)  # of a run of items
+    if width < 2:
+        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    out = np.empty((len(scores), k), np.int64)
+    for q, row in enumerate(scores):
+        # k runs have a score this high, so the k best items lie at or above it
+        highest = row[: n - n % width].reshape(-1, width).max(axis=1)
+        floor = np.partition(highest, -k)[-k]
+        found = np.flatnonzero(row >= floor)
+        out[q] = found[np.argsort(-row[found], kind="stable")[:k]]
+    return out
 
 
 def retrieve(
@@ -193,41 +217,77 @@ def retrieve(
         # the bank holds human captions: it can stand in for the queries of text-to-image only
         stand_in = bank if direction == "t2i" else None
         score = prepare(parsed, right.side, stand_in, sources.relevance)(asking)
-        for block in blocks(n):
-            relevant = left.owner[block, None] == right.owner[None, :]
-            if left is right:  # a caption is no answer to itself
-                relevant[np.arange(len(relevant)), np.arange(block.start, block.stop)] = False
-            names = {"direction": direction, "query_id": left.ids[block]}
-            tables = _tables(
-                names, gallery, left.owner[block], right, score(block), relevant, top_k
-            )
-            ranks.append(tables[0])
-            top.append(tables[1])
+        tables = rank_queries(direction, score, left, right, gallery, n, top_k)
+        ranks.append(tables[0])
+        top.append(tables[1])
+    return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
+
+
+def rank_queries(
+    direction: str,
+    score: Score,
+    left: Labelled,
+    right: Labelled,
+    images: list[str],
+    n: int,
+    top_k: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One direction, a block of queries at a time.
+
+    Args:
+        direction: "t2i" or "i2t", for the tables.
+        score: of the first queries of ``left`` against the items, ``right``.
+        left, right: the sides; the same one where queries are items.
+        images: the gallery, which their owners count.
+        n: how many queries ask.
+        top_k: results kept for each.
+
+    Returns:
+        The ``ranks`` and ``top`` tables of :class:`Rankings`.
+    """
+    ranks, top = [], []
+    for block in blocks(n, right.side.n):
+        names = {"direction": direction, "query_id": left.ids[block]}
+        itself = block.start if left is right else None  # a caption is no answer to itself
+        tables = _tables(names, images, left.owner[block], right, score(block), itself, top_k)
+        ranks.append(tables[0])
+        top.append(tables[1])
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
 
 
 def _tables(
     names: dict,
-    gallery: list[str],
+    images: list[str],
     owner: np.ndarray,
     items: Labelled,
     scores: np.ndarray,
-    relevant: np.ndarray,
+    itself: int | None,
     top_k: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of ``ranks`` and ``top`` for one block of queries."""
-    image_ids = np.array(gallery, dtype=object)
+    """The rows of ``ranks`` and ``top`` for one block of queries; ``itself``: the item that the
+    first query is, where queries are items."""
+    image_ids = np.array(images, dtype=object)
+    first, last = (np.searchsorted(items.owner, owner, side) for side in ("left", "right"))
+    each = last - first  # the items of an image are adjacent
+    queries = np.repeat(np.arange(len(owner)), each)
+    relevant = np.arange(len(queries)) - np.repeat(np.cumsum(each) - each, each) + first[queries]
+    if itself is not None:
+        others = relevant != queries + itself
+        queries, relevant = queries[others], relevant[others]
     ranks = pd.DataFrame(
         {
             **names,
             "image_id": image_ids[owner],
-            **rank_relevant(scores, relevant),
-            "n_relevant": relevant.sum(axis=1),
+            **rank_relevant(scores, queries, relevant),
+            "n_relevant": np.bincount(queries, minlength=len(owner)),
             "n_items": scores.shape[1],
         }
     )
     best = top_items(scores, top_k)
     k = best.shape[1]
+    hit = items.owner[best] == owner[:, None]
+    if itself is not None:
+        hit &= best != np.arange(itself, itself + len(owner))[:, None]
     top = pd.DataFrame(
         {
             "direction": names["direction"],
@@ -236,7 +296,7 @@ def _tables(
             "item_id": items.ids[best].ravel(),
             "image_id": image_ids[items.owner[best]].ravel(),
             "score": np.take_along_axis(scores, best, 1).ravel().astype(np.float32),
-            "hit": np.take_along_axis(relevant, best, 1).ravel(),
+            "hit": hit.ravel(),
         }
     )
     return ranks, top

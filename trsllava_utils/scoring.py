@@ -21,9 +21,11 @@ from sklearn.feature_extraction.text import CountVectorizer
 from trsllava_utils.captioning.records import FIELDS
 from trsllava_utils.methods import STEPS, Method
 
-VERSION = 1  # of the rules: raised when a formula changes, so that old rankings are not used
+VERSION = 2  # of the rules: raised when a formula changes, so that old rankings are not used
 TIE_TOLERANCE = 1e-6
-BLOCK = 256  # queries scored at a time
+BLOCK = 256  # queries scored at a time, at most
+TILE = 1 << 20  # scores of texts held at a time: they stay in the processor's cache
+MATRIX = 1 << 26  # scores of items held at a time: 256 MB
 _SELF = -2.0  # below any cosine: a left-out caption
 
 Score = Callable[[slice], np.ndarray]  # a block of queries -> (n_in_block, n_items) float32
@@ -172,7 +174,8 @@ def cosine(queries: Side, items: Side) -> Score:
 
     def score(block: slice) -> np.ndarray:
         side = queries.take(block)
-        return side.reduce(items.reduce(side.vectors @ items.vectors.T, 1), 0)
+        asked = np.ascontiguousarray(side.vectors.T)
+        return side.reduce(_by_tiles(items, asked.shape[1], lambda t, _: t.vectors @ asked), 0)
 
     return score
 
@@ -182,9 +185,31 @@ def lexical(queries: Side, items: Side) -> Score:
 
     def score(block: slice) -> np.ndarray:
         side = queries.take(block)
-        return side.reduce(items.reduce((side.terms @ items.terms.T).toarray(), 1), 0)
+        asked = side.terms.T.tocsc()
+        scores = _by_tiles(items, asked.shape[1], lambda t, _: (t.terms @ asked).toarray())
+        return side.reduce(scores, 0)
 
     return score
+
+
+def _by_tiles(items: Side, n: int, product: Callable[[Side, int], np.ndarray]) -> np.ndarray:
+    """Scores ``(n, n_items) float32`` of n texts, from the scores of the items' texts.
+
+    Those are the better part of all numbers and needed only for their maximum. So they are made a
+    tile at a time, small enough to be reduced before it leaves the processor's cache.
+
+    Args:
+        product: some of the items, number of the first of their texts -> ``(n_texts, n)``.
+    """
+    out = np.empty((n, items.n), np.float32)
+    texts_each = max(1, round(len(items.groups) / max(items.n, 1)))
+    step = max(1, TILE // (max(n, 1) * texts_each))
+    for start in range(0, items.n, step):
+        tile = slice(start, min(start + step, items.n))
+        part = items.take(tile)
+        first = int(np.searchsorted(items.groups, start))
+        out[:, tile] = part.reduce(product(part, first), 0).T
+    return out
 
 
 def clip(queries: Side, items: Side) -> Score:
@@ -197,9 +222,15 @@ def leave_one_out(queries: Side, items: Side) -> Score:
     described by its human captions, less the query itself. Query n is text n of the items."""
 
     def score(block: slice) -> np.ndarray:
-        cosines = queries.vectors[block] @ items.vectors.T
-        cosines[np.arange(len(cosines)), np.arange(block.start, block.stop)] = _SELF
-        return items.reduce(cosines, 1)
+        asked = np.ascontiguousarray(queries.vectors[block].T)
+
+        def product(tile: Side, first: int) -> np.ndarray:
+            cosines = tile.vectors @ asked
+            own = np.arange(max(block.start, first), min(block.stop, first + len(cosines)))
+            cosines[own - first, own - block.start] = _SELF
+            return cosines
+
+        return _by_tiles(items, asked.shape[1], product)
 
     return score
 
@@ -250,9 +281,11 @@ def half_mean_of_nearest(scores: Score, n: int, k: int) -> np.ndarray:
     return nearest.mean(axis=0) / 2
 
 
-def blocks(n: int) -> list[slice]:
-    """Slices that cover ``range(n)``, ``BLOCK`` long."""
-    return [slice(i, min(i + BLOCK, n)) for i in range(0, n, BLOCK)]
+def blocks(n: int, n_items: int = 0) -> list[slice]:
+    """Slices that cover ``range(n)``, ``BLOCK`` long, or less where that many queries would have
+    more than ``MATRIX`` scores with ``n_items``."""
+    step = min(BLOCK, max(1, MATRIX // max(n_items, 1)))
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
 def rerank(score: Score, queries: Side, items: Side, n: int, relevance: Callable) -> Score:

@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 from IPython.display import Image
 from matplotlib.figure import Figure
 
@@ -35,9 +36,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
 )
 PALETTE = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#000000", GREY]
 MARKERS = "osD^vP*X"
-LAND = (
-    Path(__file__).parent / "land.json"
-)  # outlines in degrees: Natural Earth 1:110m, public domain
+LAND = Path(__file__).parent / "land.json"  # outlines: Natural Earth 1:110m, public domain
+DPI, INLINE_DPI = 110, 80  # of the files, and of the copies inside notebooks
 # Legible from the back of a lecture hall when a figure fills a slide.
 plt.rcParams.update({"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 11})
 
@@ -53,17 +53,21 @@ def save(figure: Figure, dataset: Dataset, name: str) -> Picture:
     """Save as ``figures/<dataset>/<name>.png``; returns the picture for the notebook, smaller, with
     an alternative text for those who cannot see it."""
     path = dataset.figures / f"{name}.png"
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI, bbox_inches="tight", format="png", metadata={"Software": None})
     with atomic_path(path) as tmp:
-        figure.savefig(tmp, dpi=110, bbox_inches="tight", format="png", metadata={"Software": None})
+        tmp.write_bytes(drawn.getvalue())
     alt = describe(figure)
-    png, jpeg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, dpi=80, bbox_inches="tight", format="png", metadata={"Software": None})
-    figure.savefig(jpeg, dpi=80, bbox_inches="tight", format="jpeg", pil_kwargs={"quality": 85})
     plt.close(figure)
     print("saved", shown(path))
-    photographic = len(jpeg.getvalue()) < 0.7 * len(png.getvalue())
-    best, kind = (jpeg, "jpeg") if photographic else (png, "png")
-    return Picture(data=best.getvalue(), format=kind, alt=alt)
+    picture = PIL.Image.open(drawn).convert("RGB")
+    picture = picture.resize([round(n * INLINE_DPI / DPI) for n in picture.size], reducing_gap=3)
+    encoded = {"png": io.BytesIO(), "jpeg": io.BytesIO()}
+    picture.save(encoded["png"], "png")
+    picture.save(encoded["jpeg"], "jpeg", quality=85)
+    sizes = {kind: len(buffer.getvalue()) for kind, buffer in encoded.items()}
+    kind = "jpeg" if sizes["jpeg"] < 0.7 * sizes["png"] else "png"  # photographs, charts
+    return Picture(data=encoded[kind].getvalue(), format=kind, alt=alt)
 
 
 def describe(figure: Figure) -> str:
