@@ -39,7 +39,9 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab on a copy of the notebooks; its address."""
+    """JupyterLab on a copy of the notebooks, the sample captioned; its address."""
+    words = ["-m", "trsllava_utils", "run", "sample", "--from", "01", "--to", "01"]
+    subprocess.run([sys.executable, *words], check=True, cwd=PROJECT_ROOT)
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(PROJECT_ROOT / "notebooks", home / "notebooks")
     with socket.socket() as free:
