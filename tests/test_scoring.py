@@ -118,13 +118,13 @@ COSINES = np.array([[0.1, 0.5, 0.3, 0.4, 0.2, 0.6, 0.7]], np.float32)
     ],
 )
 def test_texts_of_an_image(method, expected):
-    reduced = images(method, ROWS).reduce(COSINES, 1)
+    reduced = images(method, ROWS).reduce(COSINES.T).T
     assert reduced == pytest.approx(np.array([expected]), abs=1e-6)
 
 
 def test_within_a_field_the_best_variant_counts():
     rows = [(0, "caption", "a"), (0, "feature", "b"), (0, "caption", "c")]
-    reduced = images("fields(caption=1,feature=1)", rows).reduce(np.array([[0.2, 0.4, 0.8]]), 1)
+    reduced = images("fields(caption=1,feature=1)", rows).reduce(np.array([[0.2, 0.4, 0.8]]).T).T
     # sorted by field: feature 0.4; the columns of the score follow the side's own order
     assert images("fields(caption=1,feature=1)", rows).texts.tolist() == ["b", "a", "c"]
     assert reduced == pytest.approx(np.array([[0.5 * 0.2 + 0.5 * 0.8]]))

@@ -73,21 +73,33 @@ class Side:
             None if self.terms is None else self.terms[first:last],
         )
 
-    def reduce(self, scores: np.ndarray, axis: int) -> np.ndarray:
-        """Scores of texts along ``axis`` to scores of groups: maximum in a part, weighted sum of
-        the parts."""
+    def reduce(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of texts ``(n_texts, n)`` to scores of groups ``(n_groups, n)``: maximum in a
+        part, weighted sum of the parts."""
         starts = _starts(self.parts)
         if len(starts) < len(self.parts):
-            scores = np.maximum.reduceat(scores, starts, axis=axis)
+            scores = _fold(np.maximum, scores, starts)
         of_parts = _starts(self.groups[starts])
         if len(of_parts) < len(starts):
-            weights = self.weights if axis else self.weights[:, None]
-            scores = np.add.reduceat(scores * weights, of_parts, axis=axis)
+            scores = _fold(np.add, scores * self.weights[:, None], of_parts)
         return scores
 
 
 def _starts(groups: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(groups, prepend=-1))
+
+
+def _fold(combine: np.ufunc, scores: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """``combine.reduceat(scores, starts, axis=0)`` by whole rows, which is ten times as fast."""
+    sizes = np.diff(starts, append=len(scores))
+    out = scores[starts]
+    for nth in range(1, sizes.max()):
+        more = sizes > nth
+        if more.all():
+            combine(out, scores[starts + nth], out=out)
+        else:
+            out[more] = combine(out[more], scores[starts[more] + nth])
+    return out
 
 
 def one_each(texts: np.ndarray, vectors: np.ndarray, clip: np.ndarray | None = None) -> Side:
@@ -175,7 +187,7 @@ def cosine(queries: Side, items: Side) -> Score:
     def score(block: slice) -> np.ndarray:
         side = queries.take(block)
         asked = np.ascontiguousarray(side.vectors.T)
-        return side.reduce(_by_tiles(items, asked.shape[1], lambda t, _: t.vectors @ asked), 0)
+        return side.reduce(_by_tiles(items, asked.shape[1], lambda t, _: t.vectors @ asked))
 
     return score
 
@@ -187,7 +199,7 @@ def lexical(queries: Side, items: Side) -> Score:
         side = queries.take(block)
         asked = side.terms.T.tocsc()
         scores = _by_tiles(items, asked.shape[1], lambda t, _: (t.terms @ asked).toarray())
-        return side.reduce(scores, 0)
+        return side.reduce(scores)
 
     return score
 
@@ -208,7 +220,7 @@ def _by_tiles(items: Side, n: int, product: Callable[[Side, int], np.ndarray]) -
         tile = slice(start, min(start + step, items.n))
         part = items.take(tile)
         first = int(np.searchsorted(items.groups, start))
-        out[:, tile] = part.reduce(product(part, first), 0).T
+        out[:, tile] = part.reduce(product(part, first)).T
     return out
 
 
