@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import matplotlib.pyplot as plt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -182,9 +183,10 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def figure_uri(figure: Figure | Path) -> str:
-    """A figure, or the PNG file of one, as an address."""
+    """A figure, which is closed then, or the PNG file of one, as an address."""
     if isinstance(figure, Path):
         return data_uri(figure.read_bytes(), "image/png")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
     return data_uri(buffer.getvalue(), "image/png")

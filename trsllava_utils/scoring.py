@@ -8,7 +8,9 @@ formula stands with its source at the function that computes it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,13 +19,14 @@ from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 from sklearn.feature_extraction.text import CountVectorizer
+from threadpoolctl import threadpool_limits
 
 from trsllava_utils.captioning.records import FIELDS
 from trsllava_utils.methods import STEPS, Method
 
 VERSION = 2  # of the rules: raised when a formula changes, so that old rankings are not used
 TIE_TOLERANCE = 1e-6
-BLOCK = 256  # queries scored at a time, at most
+BLOCK = 512  # queries scored at a time, at most
 TILE = 1 << 20  # scores of texts held at a time: they stay in the processor's cache
 MATRIX = 1 << 26  # scores of items held at a time: 256 MB
 _SELF = -2.0  # below any cosine: a left-out caption
@@ -216,11 +219,19 @@ def _by_tiles(items: Side, n: int, product: Callable[[Side, int], np.ndarray]) -
     out = np.empty((n, items.n), np.float32)
     texts_each = max(1, round(len(items.groups) / max(items.n, 1)))
     step = max(1, TILE // (max(n, 1) * texts_each))
-    for start in range(0, items.n, step):
+
+    def fill(start: int) -> None:
         tile = slice(start, min(start + step, items.n))
         part = items.take(tile)
         first = int(np.searchsorted(items.groups, start))
         out[:, tile] = part.reduce(product(part, first)).T
+
+    starts = range(0, items.n, step)
+    if len(starts) == 1:
+        fill(0)
+    elif starts:  # a thread a tile: reducing runs beside the next product
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(fill, starts))
     return out
 
 
