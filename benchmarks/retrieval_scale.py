@@ -18,6 +18,8 @@ Memory is what the process grew by, at most, while a side ran.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import platform
 import sys
@@ -121,6 +123,9 @@ class Memory(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
+        gc.collect()
+        if platform.system() == "Linux":  # give back what an earlier side left over
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         self._process, self._done = psutil.Process(), threading.Event()
         self._before = self.most = self._process.memory_info().rss
 

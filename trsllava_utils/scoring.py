@@ -28,7 +28,7 @@ VERSION = 2  # of the rules: raised when a formula changes, so that old rankings
 TIE_TOLERANCE = 1e-6
 BLOCK = 512  # queries scored at a time, at most
 TILE = 1 << 20  # scores of texts held at a time: they stay in the processor's cache
-MATRIX = 1 << 26  # scores of items held at a time: 256 MB
+MATRIX = 1 << 27  # scores of items held at a time: 512 MB
 _SELF = -2.0  # below any cosine: a left-out caption
 
 Score = Callable[[slice], np.ndarray]  # a block of queries -> (n_in_block, n_items) float32
