@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from conftest import draw, write_captions
 
-from trsllava_utils import pages, places, search
+from trsllava_utils import pages, places, search, visualisation
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.panel import Panel, search_panel
@@ -57,6 +57,10 @@ def test_a_page_says_which_variant_matched_and_whose_the_query_is(index, sources
     own = set(captions.loc[captions["text"] == text, "image_id"])
     assert set(found.loc[found["hit"].fillna(False), "image_id"]) == own & set(found["image_id"])
     assert found["hit"].any() and found["hit"].notna().all()
+    page = index.find(text)._repr_html_()
+    assert page.count("✓ hit") == page.count("3px solid #009E73") == found["hit"].sum()
+    assert page.count("✗ miss") == (~found["hit"]).sum()
+    assert "✗" not in index.find("a purple dragon")._repr_html_()
     for row in found.itertuples():
         variant = sources.captions.records[row.image_id].variants[row.variant - 1]
         assert row.text == variant.joined()
@@ -89,6 +93,10 @@ def test_more_like_this_leaves_the_image_out_and_stays_near(index, sources):
     )
     with pytest.raises(InputError, match="no captions"):
         index.like("nothing")
+    images = sources.dataset.images.assign(label=lambda t: t["image_id"])  # each its own class
+    alone = Index(replace(sources, dataset=replace(sources.dataset, images=images)))
+    nobody = alone.like("port_5", label="port_5")
+    assert nobody.total == 0 and nobody.table.empty and "0 of 0" in nobody._repr_html_()
 
 
 def test_words_of_the_query_are_marked_in_singular_and_plural():
@@ -215,6 +223,7 @@ def test_geotiffs_know_where_they_are(tmp_path):
     found = Index(Sources(dataset, f"file:{tmp_path / 'c.jsonl'}")).find("a field")
     assert found.table["lat"].notna().sum() == 2
     page = pages.search_page(found)
+    visualisation.place_map(found.table, "between $ and $\\x", places.locate(dataset)).canvas.draw()
     assert "Where they are" in page and "47.8000° N, 11.1000° E" in page
 
 
@@ -254,6 +263,11 @@ def test_panel(sources, monkeypatch):
     assert panel.found.by_image and panel.found.query == opened
     panel.any_caption.click()
     assert not panel.found.by_image and panel.found.table["hit"].notna().all()
+    panel.query.value = sources.dataset.captions["text"].iloc[3]
+    own = panel.found.table["hit"].sum()
+    shown = [box.children[1].value for box in panel.gallery.children]
+    assert own and sum("✓ hit" in text for text in shown) == own
+    assert panel._style.value.count("#009E73") == own
     panel.history.value = ("boats", False)
     assert panel.found.query == "boats" and panel.query.value == "boats"
     assert [text for text, _ in panel.history.options][:1] == ["boats"]

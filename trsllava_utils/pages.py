@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import matplotlib.pyplot as plt
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -79,7 +80,7 @@ def tiles(found: Found) -> list[dict]:
                 "label": row.label,
                 "variant": row.variant,
                 "of": len(variants),
-                "hit": row.hit is True,
+                "verdict": "" if row.hit is pd.NA else "hit" if row.hit else "miss",
                 "picture": picture_uri(found.sources, row.image_id, SMALL),
                 "said": variants[row.variant - 1].one_sentence or text,
                 "words": marked(text, _asked(found)),

@@ -189,29 +189,28 @@ class Panel:
         while len(self._tiles) < len(tiles):
             self._tiles.append(self._tile(len(self._tiles)))
         rules = [_RULES.replace("PANEL", self._name)]
-        for number, (tile, (button, text)) in enumerate(zip(tiles, self._tiles, strict=False)):
+        for number, (tile, box) in enumerate(zip(tiles, self._tiles, strict=False)):
+            button, text = box.children
             button.tooltip = f"{tile['image_id']}: {tile['said']}"
             button.description = "" if tile["picture"] else "no pixels on disk"
-            colour = "#009E73" if tile["hit"] else "transparent"
+            colour = "#009E73" if tile["verdict"] == "hit" else "transparent"
             rules.append(
                 f".{self._name} .tile-{number} {{ background-image: url('{tile['picture']}'); "
                 f"border: 3px solid {colour}; }}"
             )
             text.value = pages.render("caption.html", tile=tile)
         self._style.value = f"<style>{' '.join(rules)}</style>"
-        shown = self._tiles[: len(tiles)]
-        self.gallery.children = [
-            self._w.VBox([button, text], layout=self._w.Layout(width="180px", margin="4px"))
-            for button, text in shown
-        ]
+        self.gallery.children = self._tiles[: len(tiles)]
         self._detail.layout.display = "none"
         self._links.value = ""
 
-    def _tile(self, number: int) -> tuple:
+    def _tile(self, number: int):
+        """An image and what is said of it, to be filled again and again."""
         button, text = self._w.Button(), self._w.HTML()
         button.add_class("tile").add_class(f"tile-{number}")
         button.on_click(lambda _: self.open(self.found.table["image_id"].iloc[number]))
-        return button, text
+        layout = self._w.Layout(width="180px", margin="4px")
+        return self._w.VBox([button, text], layout=layout)
 
     def open(self, image_id: str) -> None:
         """Show the card of an image of the page."""

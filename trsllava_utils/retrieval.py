@@ -163,7 +163,7 @@ def top_items(scores: np.ndarray, k: int) -> np.ndarray:
     the items."""
     n = scores.shape[1]
     k = min(k, n)
-    width = n // (4 * k)  # of a run of items
+    width = n // (4 * max(k, 1))  # of a run of items
     if width < 2:
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     out = np.empty((len(scores), k), np.int64)

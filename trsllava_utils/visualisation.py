@@ -113,7 +113,7 @@ def show_image(
     ax.set_yticks([])
     for side in ax.spines.values():
         side.set(color=colour, linewidth=3 if colour != "black" else 0.6)
-    ax.set_title(title, fontsize=10.5, color=colour)
+    ax.set_title(title, fontsize=10.5, color=colour, parse_math=False)
 
 
 def dataset_overview(dataset: Dataset) -> Figure:
@@ -352,7 +352,8 @@ def place_map(table: pd.DataFrame, title: str, others: pd.DataFrame | None = Non
         ax.annotate(
             row.rank, (row.lon, row.lat), ha="center", va="center", color="white", fontsize=10
         )
-    ax.set(xlabel="longitude (° east)", ylabel="latitude (° north)", title=title)
+    ax.set(xlabel="longitude (° east)", ylabel="latitude (° north)")
+    ax.set_title(title, parse_math=False)  # a query may hold a $
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.ticklabel_format(useOffset=False)
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
