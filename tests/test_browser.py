@@ -79,10 +79,8 @@ def shoot(page, name: str) -> None:
 def test_search_panel_in_jupyterlab(browser, lab):
     page = browser.new_page(viewport={"width": 1400, "height": 1200})
     page.goto(f"{lab}/lab/tree/03_retrieval.ipynb?token=secret", timeout=2 * MINUTE)
-    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=2 * MINUTE)
-    shoot(page, "opened")
+    page.get_by_text(re.compile(r"\| Idle")).wait_for(timeout=2 * MINUTE)  # the kernel is there
     page.get_by_role("menuitem", name="Run", exact=True).click()
-    shoot(page, "menu")
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     query = page.get_by_placeholder("what the image should show")
     query.wait_for(timeout=4 * MINUTE)
