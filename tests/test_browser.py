@@ -115,7 +115,7 @@ def test_search_panel_in_jupyterlab(browser, lab):
     page.get_by_role("button", name="next ›").click()
     page.locator("figcaption, .widget-html", has_text="9. ").first.wait_for(timeout=MINUTE)
     page.get_by_role("button", name="export").click()
-    link = page.get_by_role("link", name="HTML", exact=True)
+    link = page.get_by_role("link", name="save as HTML", exact=True)
     with page.expect_download() as download:
         link.click()
     text = Path(download.value.path()).read_text(encoding="utf-8")

@@ -253,7 +253,7 @@ class Panel:
             "html": pages.data_uri(pages.search_page(self.found).encode(), "text/html"),
         }
         self._links.value = " · ".join(
-            f'<a download="search.{kind}" href="{address}">{kind.upper()}</a>'
+            f'<a download="search.{kind}" href="{address}"><u>save as {kind.upper()}</u></a>'
             for kind, address in files.items()
         )
 
