@@ -14,7 +14,7 @@ import tiny_vlm
 import torch
 from conftest import write_captions
 
-from trsllava_utils import evaluation, experiments, retrieval
+from trsllava_utils import breakdown, evaluation, experiments, retrieval
 from trsllava_utils.artefacts import InputError, MissingError
 from trsllava_utils.clip import ClipEncoder
 from trsllava_utils.datasets import load_dataset, other_split
@@ -259,3 +259,17 @@ def test_published_results_are_sourced_and_add_up():
         "max": {d: {f"R@{k}": 99.0 for k in (1, 5, 10)} for d in ("t2i", "i2t")} | {"mR": 99.0}
     }
     assert evaluation.published("rsicd", result)["method"][0] == "max"
+
+
+def test_extremes_are_the_clearest_hits_and_the_farthest_misses(sources):
+    ranks, top = retrieval.retrieve("max", sources, 5)
+    successes, failures = breakdown.extremes(ranks, top, 4)
+    assert (successes["rank"] == 1).all() and successes["margin"].is_monotonic_decreasing
+    assert failures["rank"].is_monotonic_decreasing and (failures["rank"] > 1).all()
+    t2i = ranks[ranks["direction"] == "t2i"]
+    assert failures["rank"].iloc[0] == evaluation.expected_rank(t2i).max()
+    for found in (successes, failures):
+        assert 0 < len(found) <= 4 and not found["image_id"].duplicated().any()
+    best = top[(top["query_id"] == successes["query_id"].iloc[0]) & (top["direction"] == "t2i")]
+    assert best["hit"].iloc[0]
+    assert successes["margin"].iloc[0] == pytest.approx(-best["score"].diff().iloc[1])
