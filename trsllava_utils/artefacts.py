@@ -91,6 +91,12 @@ def file_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
+    """Size and time of change of a file, which tell that it is another without reading it."""
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
+
+
 @contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; move it into place on success, remove it on

@@ -88,7 +88,8 @@ def near_twins(human: Embeddings, images: list[str], threshold: float = 0.95) ->
     means = pd.DataFrame(human.vectors[rows]).groupby(human.rows["image_id"][rows].to_numpy())
     means = means.mean()
     unit = means.to_numpy() / np.linalg.norm(means, axis=1, keepdims=True)
-    counts = [(unit[block] @ unit.T >= threshold).sum(axis=1) - 1 for block in blocks(len(unit))]
+    pieces = blocks(len(unit), len(unit))
+    counts = [(unit[block] @ unit.T >= threshold).sum(axis=1) - 1 for block in pieces]
     return pd.Series(np.concatenate(counts), means.index, name="twins").astype(int)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import skew
 
-from trsllava_utils.retrieval import Labelled
+from trsllava_utils.retrieval import Labelled, top_items
 from trsllava_utils.scoring import blocks, cosine
 
 
@@ -53,7 +53,7 @@ def uniformity(x: np.ndarray) -> float:
         x: ``(n, dim)`` unit rows, two at least.
     """
     n = len(x)
-    total = sum(np.exp(4 * (x[b] @ x.T).astype(np.float64) - 4).sum() for b in blocks(n))
+    total = sum(np.exp(4 * (x[b] @ x.T).astype(np.float64) - 4).sum() for b in blocks(n, n))
     return float(np.log((total - n) / (n * (n - 1))))  # a point and itself: e^0
 
 
@@ -66,8 +66,8 @@ def k_occurrence(captions: Labelled, images: Labelled, k: int = 10) -> np.ndarra
     """How many human captions have each image among their ``k`` best: ``(n_images,) int64``."""
     score = cosine(captions.side, images.side)
     counts = np.zeros(images.side.n, np.int64)
-    for block in blocks(captions.side.n):
-        nearest = np.argsort(-score(block), axis=1, kind="stable")[:, :k]
+    for block in blocks(captions.side.n, images.side.n):
+        nearest = top_items(score(block), k)
         counts += np.bincount(nearest.ravel(), minlength=len(counts))
     return counts
 

@@ -8,7 +8,6 @@ file's name.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trsllava_utils.artefacts import InputError, atomic_path, fingerprint
+from trsllava_utils.artefacts import InputError, atomic_path, file_stamp, fingerprint
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 MAX_PIXELS = 100_000_000
@@ -111,8 +110,7 @@ def thumbnail(path: str | Path, folder: Path, side: int = 192, bands: str = "") 
     Raises:
         InputError: see :func:`read_image`.
     """
-    stat = os.stat(path)
-    name = fingerprint(str(path), stat.st_size, stat.st_mtime_ns, side, bands)
+    name = fingerprint(str(path), *file_stamp(path), side, bands)
     target = folder / f"{name}.jpg"
     if not target.is_file():
         with atomic_path(target) as tmp:

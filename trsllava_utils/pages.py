@@ -7,17 +7,13 @@ The templates lie in ``templates/``; Jinja escapes what is put into them.
 from __future__ import annotations
 
 import base64
-import io
 import re
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import matplotlib.pyplot as plt
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from trsllava_utils import visualisation
@@ -56,7 +52,7 @@ def search_page(found: Found) -> str:
     where = None
     if "lat" in found.table and found.table["lat"].notna().any():
         figure = visualisation.place_map(found.table, f"Where the {len(found.table)} images are")
-        where = figure_uri(figure)
+        where = data_uri(visualisation.png(figure), "image/png")
     cards = [
         {"rank": row.rank, "html": Markup(card(found, row.image_id))}
         for row in found.table.itertuples()
@@ -181,13 +177,3 @@ def picture_uri(sources: Sources, image_id: str, side: int) -> str:
 def data_uri(content: bytes, kind: str) -> str:
     """Bytes as an address that a page can hold."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def figure_uri(figure: Figure | Path) -> str:
-    """A figure, which is closed then, or the PNG file of one, as an address."""
-    if isinstance(figure, Path):
-        return data_uri(figure.read_bytes(), "image/png")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    return data_uri(buffer.getvalue(), "image/png")

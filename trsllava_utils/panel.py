@@ -170,7 +170,7 @@ class Panel:
             self.page.max, self.page.value = last, page
             self.previous.disabled, self.next.disabled = page == 1, page == last
             self._describe(1000 * (time.perf_counter() - start), last)
-            self._draw_map(index)
+            self._draw_map()
         except (InputError, MissingError) as error:
             self._say(str(error), error=True)
         finally:
@@ -238,12 +238,13 @@ class Panel:
         colour = "color:#D55E00" if error else ""
         self.status.value = f'<div style="{colour}">{text if html else escape(text)}</div>'
 
-    def _draw_map(self, index: Index) -> None:
-        if not len(index.places):
+    def _draw_map(self) -> None:
+        places = self._sources.places
+        if not len(places):
             return
         title = f"Where they are: {self.found.query}"
-        figure = visualisation.place_map(self.found.table, title, index.places)
-        address = pages.figure_uri(figure)
+        figure = visualisation.place_map(self.found.table, title, places)
+        address = pages.data_uri(visualisation.png(figure), "image/png")
         self.map.value = f'<img src="{address}" alt="map of the images found" width="640">'
 
     def _export(self) -> None:

@@ -4,7 +4,6 @@ degrees), from its ``coordinates.csv`` or from the GeoTIFFs themselves.
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from trsllava_utils.annotations import PLACES
 from trsllava_utils.artefacts import (
     InputError,
     atomic_path,
+    file_stamp,
     fingerprint,
     read_json,
     shown,
@@ -82,7 +82,7 @@ def _from_csv(dataset: Dataset, path: Path) -> pd.DataFrame:
 def _from_tiffs(dataset: Dataset, tiffs: pd.DataFrame) -> pd.DataFrame:
     """Read the tags of every TIFF, or what is remembered of them."""
     path = dataset.derived / "places" / f"{dataset.split}.parquet"
-    stats = [(row.image_id, *_stamp(row.path)) for row in tiffs.itertuples()]
+    stats = [(row.image_id, *file_stamp(row.path)) for row in tiffs.itertuples()]
     made_from = fingerprint(stats)
     if read_json(path.with_suffix(".json")) == made_from and path.is_file():
         return pd.read_parquet(path)
@@ -93,11 +93,6 @@ def _from_tiffs(dataset: Dataset, tiffs: pd.DataFrame) -> pd.DataFrame:
         table.to_parquet(tmp)
     write_json(path.with_suffix(".json"), made_from)
     return table
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns
 
 
 def centre(path: str | Path) -> tuple[float, float] | None:

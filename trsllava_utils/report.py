@@ -112,7 +112,8 @@ def _figures(ds: Dataset, claimed: dict[str, str]) -> list[dict]:
     for name, title in FIGURES.items():
         path = ds.figures / f"{name}.png"
         if path.is_file() and claimed.get(path.name) == file_sha256(path):
-            out.append({"title": title, "picture": pages.figure_uri(path)})
+            picture = pages.data_uri(path.read_bytes(), "image/png")
+            out.append({"title": title, "picture": picture})
     return out
 
 

@@ -38,6 +38,8 @@ from trsllava_utils.scoring import (
 )
 from trsllava_utils.sources import Sources
 
+IN_CACHE = 1 << 17  # scores looked at together: they stay in the processor's cache
+
 
 @dataclass(frozen=True)
 class Rankings:
@@ -140,7 +142,7 @@ def rank_relevant(
     best = np.full(n, -np.inf, np.float32)
     np.maximum.at(best, queries, scores[queries, items])
     greater, level = np.empty(n, np.int64), np.empty(n, np.int64)
-    for rows in _in_cache(scores):
+    for rows in blocks(n, scores.shape[1], IN_CACHE):
         ahead = scores[rows] - best[rows, None]
         greater[rows] = np.count_nonzero(ahead > TIE_TOLERANCE, axis=1)
         level[rows] = np.count_nonzero(np.abs(ahead) <= TIE_TOLERANCE, axis=1)
@@ -150,12 +152,6 @@ def rank_relevant(
         "n_tied": level,
         "n_relevant_tied": np.bincount(queries[relevant_level], minlength=n),
     }
-
-
-def _in_cache(scores: np.ndarray) -> list[slice]:
-    """Slices of rows, few enough at a time to stay in the processor's cache."""
-    step = max(1, (1 << 17) // max(scores.shape[1], 1))
-    return [slice(i, i + step) for i in range(0, len(scores), step)]
 
 
 def top_items(scores: np.ndarray, k: int) -> np.ndarray:

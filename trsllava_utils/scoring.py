@@ -281,33 +281,33 @@ def reciprocal_rank_fusion(first: Score, second: Score, k: float) -> Score:
     return lambda block: k * (reciprocal(first(block)) + reciprocal(second(block)))
 
 
-def inverted_softmax(scores: Score, n: int, temperature: float) -> np.ndarray:
+def inverted_softmax(scores: Score, n: int, temperature: float, n_items: int = 0) -> np.ndarray:
     r"""``querybank``: what an item j loses, :math:`b_j = t \ln \frac1n \sum_b e^{s(b, j) / t}` over
     a bank of n queries. Ordering by :math:`s(q, j) - b_j` is ordering by
     :math:`e^{s(q, j) / t} / \sum_b e^{s(b, j) / t}` (inverted softmax, Smith et al., ICLR 2017;
     QB-Norm, Bogolin et al., CVPR 2022). With the test queries as bank and half of :math:`b_j` it is
     ``dual_softmax``, the product of the softmax over items and that over queries (Cheng et al.,
     CAMoE, arXiv 2109.04290). Returns ``(n_items,)``."""
-    total = np.stack([logsumexp(scores(b) / temperature, axis=0) for b in blocks(n)])
+    total = np.stack([logsumexp(scores(b) / temperature, axis=0) for b in blocks(n, n_items)])
     return temperature * (logsumexp(total, axis=0) - np.log(n))
 
 
-def half_mean_of_nearest(scores: Score, n: int, k: int) -> np.ndarray:
+def half_mean_of_nearest(scores: Score, n: int, k: int, n_items: int = 0) -> np.ndarray:
     r"""``csls`` and ``querybank(k=…)``: what an item j loses, :math:`b_j = r_j / 2`, r the mean
     score of its k nearest among n queries. CSLS (Conneau et al., ICLR 2018) is
     :math:`2 s - r_q - r_j`, and :math:`r_q` is the same for all items. Returns ``(n_items,)``."""
     nearest = np.zeros((0, 0), np.float32)
-    for block in blocks(n):
+    for block in blocks(n, n_items):
         seen = scores(block)
         seen = np.concatenate([nearest, seen]) if len(nearest) else seen
         nearest = -np.partition(-seen, k - 1, axis=0)[:k] if len(seen) > k else seen
     return nearest.mean(axis=0) / 2
 
 
-def blocks(n: int, n_items: int = 0) -> list[slice]:
+def blocks(n: int, n_items: int = 0, most: int = 0) -> list[slice]:
     """Slices that cover ``range(n)``, ``BLOCK`` long, or less where that many queries would have
-    more than ``MATRIX`` scores with ``n_items``."""
-    step = min(BLOCK, max(1, MATRIX // max(n_items, 1)))
+    more than ``most`` scores (0: ``MATRIX``) with ``n_items``."""
+    step = min(BLOCK, max(1, (most or MATRIX) // max(n_items, 1)))
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
@@ -361,16 +361,17 @@ def prepare(
     if "querybank" in steps and bank is not None:
         settings, asked = steps["querybank"], base(bank)
         if method.given("querybank", "k"):
-            banked = half_mean_of_nearest(asked, bank.n, int(settings["k"]))
+            banked = half_mean_of_nearest(asked, bank.n, int(settings["k"]), items.n)
         else:
-            banked = inverted_softmax(asked, bank.n, settings["temperature"])
+            banked = inverted_softmax(asked, bank.n, settings["temperature"], items.n)
 
     def scorer(queries: Side) -> Score:
         score, loss = base(queries), banked
         if "csls" in steps:
-            loss = half_mean_of_nearest(score, queries.n, int(steps["csls"]["k"]))
+            loss = half_mean_of_nearest(score, queries.n, int(steps["csls"]["k"]), items.n)
         elif "dual_softmax" in steps:
-            loss = inverted_softmax(score, queries.n, steps["dual_softmax"]["temperature"]) / 2
+            temperature = steps["dual_softmax"]["temperature"]
+            loss = inverted_softmax(score, queries.n, temperature, items.n) / 2
         if loss is not None:
             score = _less(score, loss.astype(np.float32))
         if "rerank" in steps:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trsllava_utils import pages, places
+from trsllava_utils import pages
 from trsllava_utils.artefacts import InputError, atomic_path, check_choice
 from trsllava_utils.datasets import clean_text, load_dataset
 from trsllava_utils.embedding import MINILM
@@ -151,11 +151,6 @@ class Index:
             found.setdefault(_folded(text), set()).add(image_id)
         return found
 
-    @cached_property
-    def places(self) -> pd.DataFrame:
-        """Where the images are: ``image_id -> lat, lon``; empty where nobody knows."""
-        return places.locate(self.sources.dataset)
-
     def _page(
         self,
         query: str,
@@ -192,8 +187,8 @@ class Index:
                 "hit": pd.array([i in own if own else None for i in ids], dtype="boolean"),
             }
         )
-        if len(self.places):
-            table = table.join(self.places, on="image_id")
+        if len(self.sources.places):
+            table = table.join(self.sources.places, on="image_id")
         return Found(query, own is None, self._method.name, table, len(listed), self.sources)
 
     def _nearest(self, image: int, asked: Side) -> str:

@@ -26,6 +26,7 @@ from trsllava_utils.embedding import (
     load_encoder,
     without_bars,
 )
+from trsllava_utils.places import locate
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,11 @@ class Sources:
         """The same in CLIP's space."""
         vector = self._clip_encoder.encode([query], "text")
         return vector / np.linalg.norm(vector)
+
+    @cached_property
+    def places(self) -> pd.DataFrame:
+        """Where the images are: ``image_id -> lat, lon``; empty where nobody knows."""
+        return locate(self.dataset)
 
     @cached_property
     def _clip_encoder(self) -> clip.ClipEncoder:

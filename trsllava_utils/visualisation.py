@@ -53,21 +53,26 @@ def save(figure: Figure, dataset: Dataset, name: str) -> Picture:
     """Save as ``figures/<dataset>/<name>.png``; returns the picture for the notebook, smaller, with
     an alternative text for those who cannot see it."""
     path = dataset.figures / f"{name}.png"
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=DPI, bbox_inches="tight", format="png", metadata={"Software": None})
+    drawn = png(figure)
     with atomic_path(path) as tmp:
-        tmp.write_bytes(drawn.getvalue())
-    alt = describe(figure)
-    plt.close(figure)
+        tmp.write_bytes(drawn)
     print("saved", shown(path))
-    picture = PIL.Image.open(drawn).convert("RGB")
+    picture = PIL.Image.open(io.BytesIO(drawn)).convert("RGB")
     picture = picture.resize([round(n * INLINE_DPI / DPI) for n in picture.size], reducing_gap=3)
     encoded = {"png": io.BytesIO(), "jpeg": io.BytesIO()}
     picture.save(encoded["png"], "png")
     picture.save(encoded["jpeg"], "jpeg", quality=85)
     sizes = {kind: len(buffer.getvalue()) for kind, buffer in encoded.items()}
     kind = "jpeg" if sizes["jpeg"] < 0.7 * sizes["png"] else "png"  # photographs, charts
-    return Picture(data=encoded[kind].getvalue(), format=kind, alt=alt)
+    return Picture(data=encoded[kind].getvalue(), format=kind, alt=describe(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file; it is closed then."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI, bbox_inches="tight", format="png", metadata={"Software": None})
+    plt.close(figure)
+    return drawn.getvalue()
 
 
 def describe(figure: Figure) -> str:
