@@ -43,6 +43,14 @@ def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.fixture(scope="session")
+def static_encoder(tmp_path_factory) -> str:
+    """Folder of a small, fast sentence-transformers model."""
+    from tiny_vlm import static_text
+
+    return str(static_text(tmp_path_factory.mktemp("static")))
+
+
 def write_captions(path: Path, dataset, every: int = 1) -> str:
     """Two structured variants of every n-th image, in the words of its third and fourth caption."""
     texts = dataset.captions.groupby("image_id")["text"].agg(list)

@@ -13,7 +13,8 @@ from conftest import HashEncoder
 
 from trsllava_utils import artefacts
 from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.embedding import embed_corpus, load_encoder
+from trsllava_utils.embedding import embed_corpus
+from trsllava_utils.encoders import load_encoder
 
 
 def corpus(*texts: str) -> pd.DataFrame:

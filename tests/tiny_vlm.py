@@ -156,6 +156,17 @@ def cross_encoder(folder: Path) -> Path:
     return _save(transformers.BertForSequenceClassification, config, words, folder)
 
 
+def static_text(folder: Path, dim: int = 32) -> Path:
+    """A sentence-transformers model that takes the mean of its words' vectors: very fast."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    torch.manual_seed(0)
+    words = StaticEmbedding(tokenizer().backend_tokenizer, embedding_dim=dim)
+    SentenceTransformer(modules=[words]).save_pretrained(str(folder))
+    return folder
+
+
 def _with_ends(words):
     """Texts begin with <s> and end with </s>, as CLIP's do."""
     ends = [(token, words.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]

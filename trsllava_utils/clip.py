@@ -17,7 +17,8 @@ import pandas as pd
 
 from trsllava_utils.artefacts import InputError, MissingError, file_sha256, fingerprint, progress
 from trsllava_utils.datasets import CORPUS_COLUMNS, Dataset
-from trsllava_utils.embedding import Embeddings, embed_corpus, without_bars
+from trsllava_utils.embedding import Embeddings, embed_corpus
+from trsllava_utils.encoders import without_bars
 from trsllava_utils.imagery import read_image
 
 BATCH = 32

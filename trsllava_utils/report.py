@@ -14,7 +14,7 @@ from trsllava_utils import breakdown, pages
 from trsllava_utils.artefacts import MissingError, atomic_path, file_sha256, read_json
 from trsllava_utils.captioning import captioner_id
 from trsllava_utils.datasets import Dataset, load_dataset
-from trsllava_utils.embedding import MINILM
+from trsllava_utils.encoders import MINILM
 from trsllava_utils.evaluation import published, recall_table, results_path
 from trsllava_utils.retrieval import Rankings, caption_texts, rank_dataset
 from trsllava_utils.sources import Sources

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from trsllava_utils.artefacts import (
     slug,
     write_json,
 )
+from trsllava_utils.cluster import spread
 from trsllava_utils.embedding import Embeddings
 from trsllava_utils.methods import Method
 from trsllava_utils.scoring import (
@@ -108,7 +110,7 @@ def sides(
     names = np.array(images, dtype=object)
     return (
         Labelled(machine, names, np.arange(len(images))),
-        Labelled(human, _caption_ids(h_rows).to_numpy(), h_groups),
+        Labelled(human, query_ids(h_rows).to_numpy(), h_groups),
         bank,
     )
 
@@ -141,17 +143,24 @@ def rank_relevant(
     n = len(scores)
     best = np.full(n, -np.inf, np.float32)
     np.maximum.at(best, queries, scores[queries, items])
-    greater, level = np.empty(n, np.int64), np.empty(n, np.int64)
-    for rows in blocks(n, scores.shape[1], IN_CACHE):
-        ahead = scores[rows] - best[rows, None]
-        greater[rows] = np.count_nonzero(ahead > TIE_TOLERANCE, axis=1)
-        level[rows] = np.count_nonzero(np.abs(ahead) <= TIE_TOLERANCE, axis=1)
+    greater, level = count_ahead(scores, best)
     relevant_level = np.abs(scores[queries, items] - best[queries]) <= TIE_TOLERANCE
     return {
         "n_greater": greater,
         "n_tied": level,
         "n_relevant_tied": np.bincount(queries[relevant_level], minlength=n),
     }
+
+
+def count_ahead(scores: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """``(2, n_queries) int64``: items ahead of ``best (n_queries,)`` by more than 1e-6, and items
+    level with it."""
+    counts = np.empty((2, len(scores)), np.int64)
+    for rows in blocks(len(scores), scores.shape[1], IN_CACHE):
+        ahead = scores[rows] - best[rows, None]
+        counts[0, rows] = np.count_nonzero(ahead > TIE_TOLERANCE, axis=1)
+        counts[1, rows] = np.count_nonzero(np.abs(ahead) <= TIE_TOLERANCE, axis=1)
+    return counts
 
 
 def top_items(scores: np.ndarray, k: int) -> np.ndarray:
@@ -213,7 +222,7 @@ def retrieve(
         # the bank holds human captions: it can stand in for the queries of text-to-image only
         stand_in = bank if direction == "t2i" else None
         score = prepare(parsed, right.side, stand_in, sources.relevance)(asking)
-        tables = rank_queries(direction, score, left, right, gallery, n, top_k)
+        tables = rank_queries(direction, score, left, right, gallery, n, top_k, sources.scheduler)
         ranks.append(tables[0])
         top.append(tables[1])
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
@@ -227,6 +236,7 @@ def rank_queries(
     images: list[str],
     n: int,
     top_k: int,
+    scheduler: str = "",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One direction, a block of queries at a time.
 
@@ -237,18 +247,36 @@ def rank_queries(
         images: the gallery, which their owners count.
         n: how many queries ask.
         top_k: results kept for each.
+        scheduler: where blocks are ranked, see ``cluster.py``.
 
     Returns:
         The ``ranks`` and ``top`` tables of :class:`Rankings`.
     """
-    ranks, top = [], []
-    for block in blocks(n, right.side.n):
-        names = {"direction": direction, "query_id": left.ids[block]}
-        itself = block.start if left is right else None  # a caption is no answer to itself
-        tables = _tables(names, images, left.owner[block], right, score(block), itself, top_k)
-        ranks.append(tables[0])
-        top.append(tables[1])
+    task = _Task(direction, score, left, right, images, top_k)
+    pieces = blocks(n, right.side.n)
+    done = sorted(spread(_rank_block, pieces, scheduler, (task,)), key=itemgetter(0))
+    ranks, top = zip(*(tables for _, tables in done), strict=True)
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The arguments of :func:`rank_queries`, as one thing to send to a worker."""
+
+    direction: str
+    score: Score
+    left: Labelled
+    right: Labelled
+    images: list[str]
+    top_k: int
+
+
+def _rank_block(block: slice, task: _Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+    left, right = task.left, task.right
+    names = {"direction": task.direction, "query_id": left.ids[block]}
+    itself = block.start if left is right else None  # a caption is no answer to itself
+    scores = task.score(block)
+    return _tables(names, task.images, left.owner[block], right, scores, itself, task.top_k)
 
 
 def _tables(
@@ -298,13 +326,14 @@ def _tables(
     return ranks, top
 
 
-def _caption_ids(rows: pd.DataFrame) -> pd.Series:
+def query_ids(rows: pd.DataFrame) -> pd.Series:
+    """The name of every human caption, ``<image_id>#<variant>``."""
     return rows["image_id"] + "#" + rows["variant"].astype(str)
 
 
 def caption_texts(queries: Embeddings) -> dict[str, str]:
     """The text of every human caption by its id ``<image_id>#<variant>``."""
-    return dict(zip(_caption_ids(queries.rows), queries.rows["text"], strict=True))
+    return dict(zip(query_ids(queries.rows), queries.rows["text"], strict=True))
 
 
 def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:

@@ -8,7 +8,6 @@ formula stands with its source at the function that computes it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from threadpoolctl import threadpool_limits
 
 from trsllava_utils.captioning.records import FIELDS
+from trsllava_utils.cluster import threads
 from trsllava_utils.methods import STEPS, Method
 
 VERSION = 2  # of the rules: raised when a formula changes, so that old rankings are not used
@@ -44,7 +44,7 @@ class Side:
         groups: ``(n_texts,)`` int from 0, ascending: the group of each text.
         parts: ``(n_texts,)`` int from 0, ascending: within a part the best text counts.
         weights: ``(n_parts,) float32``: share of a part in its group; they sum to 1.
-        vectors: ``(n_texts, dim) float32`` unit rows.
+        vectors: ``(n_texts, dim) float32`` unit rows (or float16, for ``cosine``).
         clip: ``(n_groups, dim) float32`` unit rows, or None.
         terms: ``(n_texts, n_words) float32`` sparse, for the lexical rule, or None.
     """
@@ -190,9 +190,15 @@ def cosine(queries: Side, items: Side) -> Score:
     def score(block: slice) -> np.ndarray:
         side = queries.take(block)
         asked = np.ascontiguousarray(side.vectors.T)
-        return side.reduce(_by_tiles(items, asked.shape[1], lambda t, _: t.vectors @ asked))
+        return side.reduce(
+            _by_tiles(items, asked.shape[1], lambda t, _: _float32(t.vectors) @ asked)
+        )
 
     return score
+
+
+def _float32(vectors: np.ndarray) -> np.ndarray:
+    return vectors.astype(np.float32, copy=False)
 
 
 def lexical(queries: Side, items: Side) -> Score:
@@ -230,7 +236,7 @@ def _by_tiles(items: Side, n: int, product: Callable[[Side, int], np.ndarray]) -
     if len(starts) == 1:
         fill(0)
     elif starts:  # a thread a tile: reducing runs beside the next product
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
             list(pool.map(fill, starts))
     return out
 

@@ -19,7 +19,7 @@ import pandas as pd
 from trsllava_utils import pages
 from trsllava_utils.artefacts import InputError, atomic_path, check_choice
 from trsllava_utils.datasets import clean_text, load_dataset
-from trsllava_utils.embedding import MINILM
+from trsllava_utils.encoders import MINILM
 from trsllava_utils.methods import Method
 from trsllava_utils.retrieval import sides, top_items
 from trsllava_utils.scoring import Score, Side, centre, one_each, prepare

@@ -18,14 +18,8 @@ from trsllava_utils import clip
 from trsllava_utils.artefacts import InputError, MissingError, fingerprint, read_json
 from trsllava_utils.captioning import Captions, load_captions
 from trsllava_utils.datasets import Dataset, other_split
-from trsllava_utils.embedding import (
-    MINILM,
-    Embeddings,
-    Encoder,
-    embed_corpus,
-    load_encoder,
-    without_bars,
-)
+from trsllava_utils.embedding import Embeddings, embed_corpus
+from trsllava_utils.encoders import MINILM, Encoder, load_encoder, without_bars
 from trsllava_utils.places import locate
 
 
@@ -41,6 +35,7 @@ class Sources:
         reranker: a sentence-transformers CrossEncoder, by hub id or folder; empty: none.
         bands: of the images, for CLIP.
         variants: use only so many captions an image; 0: all.
+        scheduler: where texts are encoded and queries ranked, see ``cluster.py``.
     """
 
     dataset: Dataset
@@ -50,6 +45,7 @@ class Sources:
     reranker: str = ""
     bands: str = ""
     variants: int = 0
+    scheduler: str = ""
 
     @cached_property
     def captions(self) -> Captions:
@@ -88,7 +84,7 @@ class Sources:
 
     def _documents(self, texts: str) -> Embeddings:
         name = f"{self.dataset.split}.{self.captions.captioner}.{texts}"
-        made = embed_corpus(self.captions.corpus(texts), self.encoder, self.dataset.derived, name)
+        made = self._embed(self.captions.corpus(texts), name, "document")
         if not self.variants:
             return made
         first = (made.rows["variant"] < self.variants).to_numpy()
@@ -98,7 +94,7 @@ class Sources:
     @cached_property
     def human(self) -> Embeddings:
         """The human captions."""
-        return self._queries(self.dataset.captions, f"{self.dataset.split}.human")
+        return self._embed(self.dataset.captions, f"{self.dataset.split}.human", "query")
 
     @cached_property
     def bank(self) -> Embeddings:
@@ -107,10 +103,11 @@ class Sources:
         Raises:
             MissingError: there are none.
         """
-        return self._queries(self._training, "train.bank")
+        return self._embed(self._training, "train.bank", "query")
 
-    def _queries(self, corpus: pd.DataFrame, name: str) -> Embeddings:
-        return embed_corpus(corpus, self.encoder, self.dataset.derived, name, "query")
+    def _embed(self, corpus: pd.DataFrame, name: str, role: str) -> Embeddings:
+        derived = self.dataset.derived
+        return embed_corpus(corpus, self.encoder, derived, name, role, self.scheduler)
 
     @cached_property
     def _training(self) -> pd.DataFrame:

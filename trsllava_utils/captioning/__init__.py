@@ -8,7 +8,7 @@ server) or ``file:PATH`` (captions made elsewhere). A new one is a module with a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -43,8 +43,10 @@ from trsllava_utils.captioning.run import (
     read_rejected,
     rejected_path,
     run,
+    total,
 )
 from trsllava_utils.captioning.shards import in_shard, merge_shards, shard_files, shard_path
+from trsllava_utils.cluster import spread, workers
 from trsllava_utils.datasets import Dataset
 
 KINDS = ("pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
@@ -132,7 +134,11 @@ def open_captioner(captioner: str, settings: Settings) -> Captioner:
 
 
 def caption_dataset(
-    dataset: Dataset, captioner: str = "pixels", settings: Settings | None = None, shard: str = ""
+    dataset: Dataset,
+    captioner: str = "pixels",
+    settings: Settings | None = None,
+    shard: str = "",
+    scheduler: str = "",
 ) -> Captions:
     """Caption every image of the dataset that has no captions yet.
 
@@ -145,6 +151,7 @@ def caption_dataset(
         captioner: name of the captioner.
         settings: how it is asked.
         shard: "i/n" captions only that part, into a file of its own (see ``shards.py``).
+        scheduler: where it runs (see ``cluster.py``): a shard a worker, merged at the end.
 
     Raises:
         InputError: unknown captioner, another run on the same file, a full disk, or a captions file
@@ -160,6 +167,8 @@ def caption_dataset(
             "nothing can be captioned. "
             "Get the images (see data/README.md) or bring captions: -p captioner file:PATH.jsonl."
         )
+    if scheduler:
+        return _caption_on_cluster(dataset, captioner, settings, shard, scheduler)
     describer = open_captioner(captioner, settings)
     identity = {
         "captioner": captioner,
@@ -170,10 +179,12 @@ def caption_dataset(
         "max_side": settings.max_side,
         **describer.identity,
     }
-    path = shard_path(captions_path(dataset, captioner, settings.prompt), shard)
+    whole = captions_path(dataset, captioner, settings.prompt)
+    path = shard_path(whole, shard)
     with locked(path):
         claim(path, identity, describer.prompt_text)
-        records, jobs, aside, problems = _to_do(dataset, path, shard)
+        merged = (read_json(whole.with_suffix(".json")) or {}).get("identity") == identity
+        records, jobs, aside, problems = _to_do(dataset, path, shard, whole if merged else path)
         report = run(jobs, describer, settings, path, identity)
         report.already, report.aside = len(records), aside
         problems += report.problems
@@ -185,13 +196,43 @@ def caption_dataset(
     return Captions(name, ordered, path, tuple(problems), report)
 
 
+def _caption_on_cluster(
+    dataset: Dataset, captioner: str, settings: Settings, shard: str, scheduler: str
+) -> Captions:
+    if shard:
+        raise InputError(
+            f"shard={shard!r}: a scheduler makes its own shards; give one or the other"
+        )
+    path = captions_path(dataset, captioner, settings.prompt)
+    if shard_files(path):  # of a run that was cut off
+        merge_shards(path)
+    n = workers(scheduler)
+    settings = replace(settings, max_requests=-(-settings.max_requests // n))
+    shards = [f"{i}/{n}" for i in range(1, n + 1)]
+    shared = (dataset, captioner, settings)
+    reports = [report for _, report in spread(_caption_shard, shards, scheduler, shared)]
+    if shard_files(path):
+        merge_shards(path)
+    found, problems = read_records(path)
+    names = zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
+    records = {image_id: found[name] for image_id, name in names if name in found}
+    report = total(reports)
+    name = captioner_id(captioner, settings.prompt)
+    return Captions(name, records, path, tuple(problems + report.problems), report)
+
+
+def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Settings) -> Report:
+    return caption_dataset(dataset, captioner, settings, shard).report
+
+
 def _to_do(
-    dataset: Dataset, path: Path, shard: str
+    dataset: Dataset, path: Path, shard: str, whole: Path
 ) -> tuple[dict[str, Record], list[Job], int, list[str]]:
-    """The records that are right, the images still to caption, how many are set aside, and lines
-    of the file that could not be read."""
-    done, problems = read_records(path)
-    rejected = read_rejected(path)
+    """The records that are right, in ``path`` or merged before into ``whole``; the images still to
+    caption; how many are set aside; and lines of the file that could not be read."""
+    own, problems = read_records(path)
+    done = own if path == whole else read_records(whole)[0] | own
+    rejected = read_rejected(whole) | read_rejected(path)
     records, jobs, aside, stale = {}, [], 0, set()
     for row in dataset.with_pixels.itertuples():
         if not in_shard(row.filename, shard):
@@ -204,9 +245,9 @@ def _to_do(
             aside += 1
         else:
             jobs.append(Job(row.image_id, row.filename, row.path, sha256))
-            stale |= {row.filename} & done.keys()
+            stale |= {row.filename} & own.keys()
     if stale:  # the picture behind a name changed: its old line goes first
-        _rewrite(path, {name: record for name, record in done.items() if name not in stale})
+        _rewrite(path, {name: record for name, record in own.items() if name not in stale})
     return records, jobs, aside, problems
 
 

@@ -120,6 +120,20 @@ class Report:
         return pd.DataFrame(rows, columns=["what", "number", "why"], dtype=object).set_index("what")
 
 
+def total(reports: list[Report]) -> Report:
+    """Runs side by side as one; ``seconds`` are those of the longest."""
+    out = Report(seconds=max(report.seconds for report in reports))
+    for report in reports:
+        for name in ("already", "aside", "captioned", "retried", "unreadable", "failed", "left"):
+            setattr(out, name, getattr(out, name) + getattr(report, name))
+        out.retries += report.retries
+        out.rejected += report.rejected
+        out.problems += report.problems
+        out.stopped = out.stopped or report.stopped
+        out.usage = {**out.usage, **{k: out.usage.get(k, 0) + n for k, n in report.usage.items()}}
+    return out
+
+
 def _counts(counts: Counter) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in counts.most_common())
 

@@ -48,7 +48,8 @@ def shard_files(path: Path) -> list[Path]:
 def merge_shards(path: Path) -> tuple[int, list[Path]]:
     """Merge all shards of ``path`` into it, then remove them.
 
-    Of two records of one image the first is kept. Images that were set aside by one shard and
+    Of two records of one image the first is kept, and what was merged before comes last: its image
+    may have changed since. Images that were set aside by one shard and
     captioned by another count as captioned.
 
     Returns:
@@ -78,7 +79,7 @@ def merge_shards(path: Path) -> tuple[int, list[Path]]:
             )
         claim(path, manifests[0]["identity"], manifests[0].get("prompt", ""))
         write_json(path.with_suffix(".json"), manifests[0])
-        sources = [file for file in (path, *shards) if file.exists()]
+        sources = [file for file in (*shards, path) if file.exists()]
         records = {}
         for file in sources:
             for name, record in read_records(file)[0].items():

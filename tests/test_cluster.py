@@ -1,0 +1,143 @@
+"""On a real Dask cluster of processes: the same results as here, whatever happens to workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import draw, write_captions
+from test_gallery import captions, questions
+
+from trsllava_utils.artefacts import InputError
+from trsllava_utils.captioning import Settings, caption_dataset, captions_path
+from trsllava_utils.captioning.shards import shard_files
+from trsllava_utils.cluster import connect, spread, workers
+from trsllava_utils.datasets import load_dataset
+from trsllava_utils.embedding import embed_corpus
+from trsllava_utils.gallery import Gallery
+from trsllava_utils.retrieval import retrieve
+from trsllava_utils.sources import Sources
+
+distributed = pytest.importorskip("distributed")
+HERE = "local[2]"
+
+
+def twice(piece: int, shared: int) -> int:
+    return 2 * piece + shared
+
+
+def die_once(piece: int, folder: str) -> int:
+    """The first worker that takes piece 3 is killed by the system, as for memory."""
+    mark = Path(folder) / "died"
+    if piece == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return piece
+
+
+def die(piece: int) -> int:
+    if piece == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return piece
+
+
+def refuse(piece: int) -> None:
+    raise InputError(f"nothing to be done with piece {piece}")
+
+
+def test_spread():
+    assert sorted(spread(twice, range(5), "", (1,))) == sorted(spread(twice, range(5), HERE, (1,)))
+    assert workers(HERE) == 2 and workers("") == 1
+    assert connect(HERE) is connect(HERE)
+    with pytest.raises(InputError, match="nothing to be done with piece 0"):
+        list(spread(refuse, [0], HERE))
+
+
+@pytest.mark.parametrize("name", ["local", "local[0]", "8786", "http://host:1", "local[2]; x"])
+def test_unknown_schedulers_are_refused(name):
+    with pytest.raises(InputError, match="give local"):
+        connect(name)
+
+
+def test_a_cluster_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("trsllava_utils.cluster.PATIENCE", 0.5)
+    with pytest.raises(InputError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        connect("tcp://127.0.0.1:9")
+
+
+def test_a_worker_that_dies(tmp_path):
+    assert sorted(spread(die_once, range(8), HERE, (str(tmp_path),))) == [(i, i) for i in range(8)]
+    assert (tmp_path / "died").exists()
+
+
+def test_a_worker_that_keeps_dying():
+    with pytest.raises(InputError, match=r"piece 2 of 3 killed its worker 4 times .*memory"):
+        list(spread(die, range(3), HERE))
+    assert sorted(spread(twice, range(3), HERE, (0,))) == [(0, 0), (1, 2), (2, 4)]  # recovered
+
+
+def test_gallery_on_workers(static_encoder, tmp_path):
+    corpus = captions(400)
+    here = Gallery(f"{tmp_path}/here", static_encoder)
+    there = Gallery(f"{tmp_path}/there", static_encoder, scheduler=HERE)
+    for gallery in (here, there):
+        gallery.add(corpus, texts_each=100)
+        assert gallery.embed() > 8
+    for name in here.files:
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    queries = questions(corpus, static_encoder)
+    for mine, theirs in zip(here.rank(queries), there.rank(queries), strict=True):
+        pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+
+
+def test_embedding_on_workers(static_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("trsllava_utils.embedding.CHUNK", 50)
+    corpus = captions(100)
+    mine = embed_corpus(corpus, static_encoder, tmp_path / "a", "x")
+    theirs = embed_corpus(corpus, static_encoder, tmp_path / "b", "x", scheduler=HERE)
+    assert np.array_equal(mine.vectors, theirs.vectors) and theirs.encoded == mine.encoded > 100
+
+
+def test_retrieval_on_workers(static_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("trsllava_utils.scoring.BLOCK", 100)
+    dataset = load_dataset("sample", str(tmp_path))
+    captioner = write_captions(tmp_path / "made.jsonl", dataset)
+    here = Sources(dataset, captioner, static_encoder)
+    there = replace(here, scheduler=HERE)
+    for method in ("max", "hybrid", "csls", "human"):
+        for mine, theirs in zip(retrieve(method, here), retrieve(method, there), strict=True):
+            pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+
+
+def lines(path: Path) -> list[str]:
+    return sorted(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_captioning_on_workers(tmp_path):
+    for folder in ("here", "there"):
+        for i in range(14):
+            draw(tmp_path / folder / "scenes" / f"scene_{i}.png", i, size=48)
+    sets = {
+        f: load_dataset(str(tmp_path / f / "scenes"), str(tmp_path / f)) for f in ("here", "there")
+    }
+    settings = Settings(variants=2)
+    mine = caption_dataset(sets["here"], "pixels", settings)
+    caption_dataset(sets["there"], "pixels", settings, shard="2/3")  # a run that was cut off
+    theirs = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
+    assert theirs.records == mine.records and not shard_files(theirs.path)
+    assert lines(theirs.path) == lines(mine.path)
+    assert 0 < theirs.report.captioned < 14 == theirs.report.captioned + theirs.report.already
+    again = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
+    assert again.report.captioned == 0 and again.report.already == 14
+    draw(tmp_path / "there" / "scenes" / "scene_5.png", 99, size=48)  # another picture
+    changed = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
+    assert changed.report.captioned == 1
+    assert changed.records["scene_5"].image_sha256 != mine.records["scene_5"].image_sha256
+    assert len(lines(captions_path(sets["there"], "pixels"))) == 14
+    with pytest.raises(InputError, match="a scheduler makes its own shards"):
+        caption_dataset(sets["there"], "pixels", settings, shard="1/2", scheduler=HERE)

@@ -1,0 +1,126 @@
+"""Where work runs: pieces go in, their results come out, from this machine or from a Dask cluster.
+
+A scheduler is named by a string: empty (this machine, one piece after the other), ``local[4]``
+(four worker processes on this machine) or ``tcp://host:8786`` (a cluster that is already there).
+A piece is computed by the same function everywhere, so the results are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any
+
+import joblib
+
+from trsllava_utils.artefacts import InputError, MissingError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+PATIENCE = 20  # seconds to wait for a scheduler
+
+_clients: dict[str, Client] = {}
+
+
+def threads() -> int:
+    """Threads to compute with: OMP_NUM_THREADS where it is set (Dask gives each of its workers
+    one), else the cores that this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS") or 0) or joblib.cpu_count()
+
+
+def spread(
+    function: Callable, pieces: Sequence, scheduler: str = "", shared: tuple = ()
+) -> Iterator[tuple[int, Any]]:
+    """``function(piece, *shared)`` for every piece.
+
+    A piece whose worker dies is computed again by another worker. So the function may run twice,
+    and must not mind.
+
+    Args:
+        function: a function of a module, which the workers can import.
+        pieces: small things that say what to do.
+        scheduler: where; see the module's first paragraph.
+        shared: what all pieces need; sent to each worker once.
+
+    Yields:
+        The number of a piece and its result, as they finish.
+
+    Raises:
+        InputError: no such scheduler, it is gone, or a piece killed several workers. Whatever
+            else ``function`` raises comes through.
+    """
+    if not scheduler:
+        for number, piece in enumerate(pieces):
+            yield number, function(piece, *shared)
+        return
+    client = connect(scheduler)
+    from distributed import KilledWorker, as_completed
+
+    # A result of a task, unlike scattered data, is made again when the worker that held it dies.
+    held = [client.submit(_same, value, pure=False) for value in shared]
+    futures = {client.submit(function, p, *held, pure=False): n for n, p in enumerate(pieces)}
+    try:
+        for future in as_completed(futures):
+            number = futures[future]
+            yield number, future.result()
+            future.release()
+    except KilledWorker as error:
+        raise InputError(
+            f"piece {number + 1} of {len(pieces)} killed its worker {error.allowed_failures + 1} "
+            "times (out of memory? the worker's log says); what was finished is on disk: run "
+            "again with more memory a worker, or with fewer workers a machine"
+        ) from error
+    except CancelledError as error:
+        raise InputError(
+            f"the cluster {scheduler} is gone, or lost what it had computed; what was finished is "
+            "on disk: run again"
+        ) from error
+    finally:
+        client.cancel(list(futures))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def workers(scheduler: str) -> int:
+    """How many workers there are (1 for this machine by itself)."""
+    return max(1, len(connect(scheduler).scheduler_info(-1)["workers"])) if scheduler else 1
+
+
+def connect(scheduler: str) -> Client:
+    """The client of a cluster, kept until the process ends.
+
+    Raises:
+        InputError: not the name of a scheduler, or none answers there.
+        MissingError: Dask is not installed.
+    """
+    if scheduler in _clients and _clients[scheduler].status == "running":
+        return _clients[scheduler]
+    local = re.fullmatch(r"local\[([1-9]\d*)\]", scheduler)
+    if not local and not re.fullmatch(r"(tcp|tls|ws|wss)://\S+", scheduler):
+        raise InputError(
+            f"scheduler={scheduler!r}: give local[4] (processes on this machine), "
+            "tcp://host:8786 (a Dask cluster), or nothing"
+        )
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise MissingError(
+            f"scheduler={scheduler!r} needs Dask: pip install distributed"
+        ) from error
+    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"})  # ``shared``
+    try:
+        where = scheduler
+        if local:
+            where = LocalCluster(int(local[1]), threads_per_worker=1, dashboard_address=None)
+        _clients[scheduler] = Client(where, timeout=PATIENCE)
+    except OSError as error:
+        raise InputError(
+            f"no Dask scheduler answers at {scheduler} ({str(error).splitlines()[0][:100]})"
+        ) from error
+    return _clients[scheduler]
