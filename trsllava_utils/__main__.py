@@ -4,6 +4,7 @@
 * ``search DATASET "QUERY" [--k 8] [--html FILE] [--csv FILE]``: images for a sentence;
 * ``report DATASET [--html FILE]``: the results as one page for colleagues;
 * ``merge DATASET``: the shards of a captioning run;
+* ``gallery URL [--add DATASET] [--find "QUERY"]``: captions of any number, in partitions;
 
 and parameters as ``-p NAME VALUE``, named as in the notebooks.
 """
@@ -14,11 +15,13 @@ import argparse
 import inspect
 import json
 import sys
+from textwrap import shorten
 
 from trsllava_utils import pipeline
 from trsllava_utils.artefacts import InputError, MissingError, check_choice, shown
-from trsllava_utils.captioning import merge
+from trsllava_utils.captioning import load_captions, merge
 from trsllava_utils.datasets import load_dataset
+from trsllava_utils.encoders import MINILM
 from trsllava_utils.evaluation import recall_table
 
 
@@ -52,7 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     join = commands.add_parser("merge", help="merge the shards of a captioning run")
     join.add_argument("dataset", metavar="DATASET", help=which)
     join.set_defaults(action=_merge)
-    for command in (run, find, tell, join):
+    many = commands.add_parser("gallery", help="embed and search captions of any number")
+    many.add_argument("url", metavar="URL", help="a folder, or s3://bucket/folder and the like")
+    many.add_argument("--add", metavar="DATASET", help=f"put its captions there: {which}")
+    many.add_argument("--find", metavar="QUERY", help="what the images should show")
+    many.add_argument("--k", type=int, default=8, help="number of images (default 8)")
+    many.set_defaults(action=_gallery)
+    for command in (run, find, tell, join, many):
         command.add_argument(
             "-p",
             dest="parameters",
@@ -107,10 +116,33 @@ def _texts(given: dict[str, object], known: set[str]) -> dict[str, str]:
 
 def _merge(args: argparse.Namespace, given: dict[str, object]) -> None:
     """Merge the shards that notebook 01 wrote with these parameters."""
-    known = {"data_dir": "", "split": "test", "captioner": "pixels", "prompt": "rsrt"}
-    values = known | _texts(given, set(known))
+    values = _values(given, data_dir="", split="test", captioner="pixels", prompt="rsrt")
     dataset = load_dataset(args.dataset, values["data_dir"], values["split"])
     print(merge(dataset, values["captioner"], values["prompt"]))
+
+
+def _gallery(args: argparse.Namespace, given: dict[str, object]) -> None:
+    from trsllava_utils.gallery import Gallery
+
+    source = {"data_dir": "", "split": "test", "captioner": "pixels"}
+    values = _values(given, **source, encoder=MINILM, dtype="float32", scheduler="")
+    gallery = Gallery(args.url, values["encoder"], values["dtype"], values["scheduler"])
+    if args.add:
+        dataset = load_dataset(args.add, values["data_dir"], values["split"])
+        corpus = load_captions(dataset, values["captioner"]).corpus()
+        names = gallery.add(corpus)
+        print(f"{len(corpus):,} texts of {dataset.title} are in {len(names)} partitions")
+    if args.add or not args.find:
+        made = gallery.embed()
+        print(f"{args.url}: {len(gallery.partitions)} partitions, {made} of them embedded now")
+    if args.find:
+        found = gallery.find(args.find, args.k).round({"score": 3})
+        found["text"] = [shorten(text, 90) for text in found["text"]]
+        print(found.to_string(index=False))
+
+
+def _values(given: dict[str, object], **defaults: str) -> dict[str, str]:
+    return defaults | _texts(given, set(defaults))
 
 
 def _print_results(name: str, data_dir: str) -> None:

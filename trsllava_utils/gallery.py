@@ -237,7 +237,7 @@ class Gallery:
         if bare or not names:
             raise MissingError(
                 f"{len(bare)} of {len(names)} partitions of {self.url} have no {self.dtype} "
-                f"vectors by {self.encoder}; Gallery.embed makes them"
+                f"vectors by {self.encoder}; make them: python -m trsllava_utils gallery {self.url}"
             )
         return list(enumerate(names))
 
