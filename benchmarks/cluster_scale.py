@@ -127,7 +127,7 @@ def measure(url: str, encoder: str, n_texts: int, queries: Embeddings) -> list[d
 def one_query(gallery: Gallery) -> dict:
     """Opening, and one query after the other, vectors mapped into memory."""
     open_part.cache_clear()
-    _, opening = timed(lambda: [open_part(gallery, name) for name in gallery.partitions])
+    _, opening = timed(lambda: [open_part(gallery, name) for name in gallery.store.names])
     _, first = timed(gallery.find, "a river near a bridge")
     times = [timed(gallery.find, f"a {word} near a boat")[1] for word in NOUNS.split()]
     return {"open s": opening, "first query s": first, "median query s": float(np.median(times))}

@@ -88,7 +88,7 @@ def test_gallery_on_workers(static_encoder, tmp_path):
     for gallery in (here, there):
         gallery.add(corpus, texts_each=100)
         assert gallery.embed() > 8
-    for name in here.files:
+    for name in here.store.files:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
     queries = questions(corpus, static_encoder)
     for mine, theirs in zip(here.rank(queries), there.rank(queries), strict=True):

@@ -9,9 +9,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import HashEncoder
 
-from trsllava_utils import artefacts
+from trsllava_utils import artefacts, encoders
 from trsllava_utils.artefacts import InputError, MissingError
 from trsllava_utils.embedding import embed_corpus
 from trsllava_utils.encoders import load_encoder
@@ -124,3 +125,39 @@ def test_openai_protocol(tmp_path, monkeypatch):
     assert np.allclose(out.vectors[1], np.array([3, 1]) / np.sqrt(10))
     stored = b"".join(p.read_bytes() for p in out.path.parent.iterdir())
     assert b"secret-key" not in stored and os.environ["OPENAI_API_KEY"] == "secret-key"
+
+
+def test_batches_hold_every_text_once_the_longest_first():
+    texts = ["x" * n for n in (3, 50, 7, 7, 900, 1, 0, 30)]
+    batches = encoders._batches(texts, size=100)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(texts)))
+    assert batches[0] == [4]  # longer than a batch should be, so by itself
+    assert all(len(b) == 1 or len(texts[b[0]]) * len(b) <= 100 for b in batches)
+    lengths = [len(texts[i]) for batch in batches for i in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_threads_and_batches_change_nothing(monkeypatch):
+    encoder = load_encoder()
+    texts = [f"{n} boats " + "near a pier " * (n % 9) for n in range(60)]
+    plain = encoder._model.encode(texts, normalize_embeddings=True)
+    monkeypatch.setattr(encoders, "CPU_BATCH", 200)
+    for n in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", n)
+        before = torch.get_num_threads()
+        assert np.allclose(encoder.encode(texts, "document"), plain, atol=1e-6)
+        assert torch.get_num_threads() == before
+    assert encoder.encode([], "query").shape == (0, 384)
+
+
+@pytest.mark.parametrize("good_enough", [True, False])
+def test_bfloat16_only_where_it_gives_the_same(monkeypatch, good_enough):
+    encoder = load_encoder()
+    texts = [f"{n} boats near a pier" for n in range(40)]
+    plain = encoder._model.encode(texts, normalize_embeddings=True)
+    monkeypatch.setattr(encoders, "CPU_BATCH", 200)
+    monkeypatch.setattr(encoders, "computes_bfloat16", lambda device: True)
+    monkeypatch.setattr(encoders, "SAME", 0.999 if good_enough else 1.1)
+    off = np.abs(encoder.encode(texts, "document") - plain).max()
+    assert encoder._half is good_enough
+    assert (1e-5 < off < 0.02) if good_enough else off < 1e-6

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trsllava_utils.__main__ import main
 from trsllava_utils.artefacts import InputError, MissingError
 from trsllava_utils.embedding import Embeddings
 from trsllava_utils.encoders import load_encoder
 from trsllava_utils.evaluation import recall_at_k
-from trsllava_utils.gallery import ROW_GROUP, Gallery, Top, open_part
+from trsllava_utils.gallery import Gallery, Top, open_part
 from trsllava_utils.methods import Method
+from trsllava_utils.partitions import ROW_GROUP
 from trsllava_utils.retrieval import Labelled, rank_queries
 from trsllava_utils.scoring import by_image, one_each, prepare
 
@@ -122,7 +124,7 @@ def test_grows_and_never_changes(static_encoder, tmp_path):
     with pytest.raises(MissingError, match=r"no captions in .*Gallery\.add"):
         gallery.embed()
     names = gallery.add(corpus, texts_each=50)
-    assert len(names) > 2 and gallery.partitions == names
+    assert len(names) > 2 and gallery.store.names == names
     with pytest.raises(
         MissingError, match=f"{len(names)} of {len(names)} partitions .* no float32"
     ):
@@ -131,7 +133,7 @@ def test_grows_and_never_changes(static_encoder, tmp_path):
     before = {p: p.read_bytes() for p in Path(gallery.url).iterdir()}
     assert gallery.add(corpus, texts_each=50) == names  # nothing new
     new = gallery.add(more, texts_each=50)
-    assert gallery.partitions == names + new and gallery.embed() == len(new)
+    assert gallery.store.names == names + new and gallery.embed() == len(new)
     assert all(p.read_bytes() == content for p, content in before.items())
     changed = corpus.assign(text="other words")
     with pytest.raises(InputError, match=r"image 'image00000' is in .* already \(part-000000"):
@@ -150,7 +152,7 @@ def test_half_the_bytes(static_encoder, tmp_path):
         gallery.add(corpus)
         gallery.embed()
         tables[dtype], _ = gallery.rank(questions(corpus, static_encoder))
-        assert open_part(gallery, gallery.partitions[0]).side.vectors.dtype == dtype
+        assert open_part(gallery, gallery.store.names[0]).side.vectors.dtype == dtype
     sizes = [p.stat().st_size for p in sorted(tmp_path.glob("*.safetensors"))]
     assert sizes[0] < 0.6 * sizes[1]  # float16 comes first
     for k in (1, 5, 10):
@@ -168,6 +170,34 @@ def test_object_storage(static_encoder):
     found = gallery.find(corpus["text"][7], k=3)
     assert corpus["text"][7] == found["text"][0] and found["score"][0] > 0.999
     assert len(gallery.rank(questions(corpus, static_encoder), 5)[1]) > 0
+
+
+def test_export_for_a_vector_database(static_encoder, tmp_path):
+    corpus = captions(60)
+    gallery = Gallery(f"{tmp_path}/g", static_encoder, "float16")
+    gallery.add(corpus, texts_each=50)
+    gallery.embed()
+    names = gallery.store.names
+    assert gallery.export(f"{tmp_path}/out") == len(names) > 2
+    out = pd.concat([pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in names])
+    assert out["id"].is_unique and out["text"].tolist() == corpus["text"].tolist()
+    vectors = load_encoder(static_encoder).encode(corpus["text"].tolist(), "document")
+    assert np.allclose(np.stack(out["vector"]), vectors, atol=1e-3)
+    assert np.stack(out["vector"]).dtype == np.float32
+
+
+def test_command_line(static_encoder, tmp_path, capsys):
+    made = ["-p", "data_dir", str(tmp_path), "-p", "split", "val"]
+    assert main(["run", "sample", "--from", "01", "--to", "01", *made]) == 0
+    url, encoder = f"{tmp_path}/g", ["-p", "encoder", static_encoder]
+    assert main(["gallery", url, "--add", "sample", *made, *encoder]) == 0
+    assert "80 texts of Sample" in (out := capsys.readouterr().out) and "1 of them embedded" in out
+    assert main(["gallery", url, "--find", "boats in a port", "--k", "3", *encoder]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert main(["gallery", url, "--export", f"{tmp_path}/out", *encoder]) == 0
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 1
+    assert main(["gallery", url, "--find", "boats", "-p", "dtype", "float16", *encoder]) == 1
+    assert "have no float16 vectors" in capsys.readouterr().err
 
 
 def test_find_reads_the_nearest_text(static_encoder, tmp_path):

@@ -4,7 +4,8 @@
 * ``search DATASET "QUERY" [--k 8] [--html FILE] [--csv FILE]``: images for a sentence;
 * ``report DATASET [--html FILE]``: the results as one page for colleagues;
 * ``merge DATASET``: the shards of a captioning run;
-* ``gallery URL [--add DATASET] [--find "QUERY"]``: captions of any number, in partitions;
+* ``gallery URL [--add DATASET] [--find "QUERY"] [--export URL]``: captions of any number, in
+  partitions;
 
 and parameters as ``-p NAME VALUE``, named as in the notebooks.
 """
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     many = commands.add_parser("gallery", help="embed and search captions of any number")
     many.add_argument("url", metavar="URL", help="a folder, or s3://bucket/folder and the like")
     many.add_argument("--add", metavar="DATASET", help=f"put its captions there: {which}")
+    many.add_argument("--export", metavar="URL", help="write Parquet for a vector database there")
     many.add_argument("--find", metavar="QUERY", help="what the images should show")
     many.add_argument("--k", type=int, default=8, help="number of images (default 8)")
     many.set_defaults(action=_gallery)
@@ -132,9 +134,11 @@ def _gallery(args: argparse.Namespace, given: dict[str, object]) -> None:
         corpus = load_captions(dataset, values["captioner"]).corpus()
         names = gallery.add(corpus)
         print(f"{len(corpus):,} texts of {dataset.title} are in {len(names)} partitions")
-    if args.add or not args.find:
+    if args.add or not (args.find or args.export):
         made = gallery.embed()
-        print(f"{args.url}: {len(gallery.partitions)} partitions, {made} of them embedded now")
+        print(f"{args.url}: {len(gallery.store.names)} partitions, {made} of them embedded now")
+    if args.export:
+        print(f"{gallery.export(args.export)} files for a vector database are in {args.export}")
     if args.find:
         found = gallery.find(args.find, args.k).round({"score": 3})
         found["text"] = [shorten(text, 90) for text in found["text"]]

@@ -4,10 +4,6 @@ searched a partition at a time, on this machine or on a Dask cluster.
     part-000000-1f0c….parquet                                    rows of a text corpus
     part-000000-1f0c….all-MiniLM-L6-v2-9e….float32.safetensors   the vectors of these rows
 
-A file's name says what is in it, and no file is ever changed: a gallery only grows, what is there
-is right, and a run that was cut off goes on where it stopped. The URL is a folder, or whatever else
-fsspec opens: ``s3://bucket/gallery``; ``filecache::s3://…`` keeps on disk what it has read.
-
 An image scores the maximum over its texts, rule ``max``, which partitions can compute apart.
 """
 
@@ -18,20 +14,16 @@ from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from trsllava_utils.artefacts import (
     InputError,
     MissingError,
-    atomic_path,
     check_choice,
     fingerprint,
     progress,
@@ -40,11 +32,10 @@ from trsllava_utils.artefacts import (
 from trsllava_utils.cluster import spread
 from trsllava_utils.embedding import Embeddings, unit_vectors
 from trsllava_utils.encoders import MINILM, kept_encoder
+from trsllava_utils.partitions import PARTITION, Partitions, first_rows
 from trsllava_utils.retrieval import count_ahead, query_ids, top_items
 from trsllava_utils.scoring import Side, blocks, cosine, one_each
 
-PARTITION = 50_000  # texts
-ROW_GROUP = 4096  # rows of a Parquet file that are read together
 DTYPES = ("float32", "float16")
 
 
@@ -68,64 +59,13 @@ class Gallery:
         check_choice("dtype", self.dtype, DTYPES)
 
     @property
-    def files(self) -> set[str]:
-        """Names of the files that are there."""
-        fs, root = fsspec.url_to_fs(self.url)
-        fs.invalidate_cache()
-        return {Path(p).name for p in fs.ls(root, detail=False)} if fs.exists(root) else set()
-
-    @property
-    def partitions(self) -> list[str]:
-        """Names of the partitions, in the order of the gallery."""
-        names = (name.partition(".parquet") for name in self.files)
-        return sorted(stem for stem, is_rows, rest in names if is_rows and not rest)
+    def store(self) -> Partitions:
+        """Where the files are."""
+        return Partitions(self.url)
 
     def add(self, corpus: pd.DataFrame, texts_each: int = PARTITION) -> list[str]:
-        """Append a text corpus, cut into partitions; adding the same again adds nothing.
-
-        Args:
-            corpus: ``image_id, source, variant, field, text``, the rows of an image together.
-            texts_each: texts a partition, about.
-
-        Returns:
-            Names of the partitions that hold it.
-
-        Raises:
-            InputError: the rows of an image are apart, or an image is here already with other
-                texts.
-        """
-        starts = _first_rows(corpus["image_id"])
-        ids = corpus["image_id"].iloc[starts]
-        if ids.duplicated().any():
-            raise InputError(
-                f"the rows of image {ids[ids.duplicated()].iloc[0]!r} do not stand together: sort "
-                "the corpus by image_id"
-            )
-        cuts = starts[np.flatnonzero(np.diff(starts // texts_each, prepend=-1))]
-        pieces = np.split(np.arange(len(corpus)), cuts[1:]) if len(corpus) else []
-        known = {name.rpartition("-")[2]: name for name in self.partitions}
-        content = [fingerprint(corpus.iloc[rows].astype(str).values.tolist()) for rows in pieces]
-        new = [rows for rows, its in zip(pieces, content, strict=True) if its not in known]
-        if new:
-            self._refuse_known(corpus["image_id"].iloc[np.concatenate(new)])
-        for rows, its in zip(pieces, content, strict=True):
-            if its not in known:
-                known[its] = f"part-{len(known):06d}-{its}"
-                out = BytesIO()
-                corpus.iloc[rows].to_parquet(out, index=False, row_group_size=ROW_GROUP)
-                self.write(f"{known[its]}.parquet", out.getvalue())
-        return [known[its] for its in content]
-
-    def _refuse_known(self, ids: pd.Series) -> None:
-        new = pa.array(ids.unique(), pa.string())
-        for name in self.partitions:
-            there = pq.read_table(self.local(f"{name}.parquet"), columns=["image_id"])["image_id"]
-            both = there.filter(pc.is_in(there.cast(pa.string()), new))
-            if len(both):
-                raise InputError(
-                    f"image {both[0].as_py()!r} is in {self.url} already ({name}), with other "
-                    "texts; a gallery only grows: take another URL"
-                )
+        """Append a text corpus; see :meth:`trsllava_utils.partitions.Partitions.add`."""
+        return self.store.add(corpus, texts_each)
 
     def embed(self) -> int:
         """Make the vectors of every partition that has none.
@@ -136,7 +76,7 @@ class Gallery:
         Raises:
             MissingError: the gallery is empty, or the encoder is not there.
         """
-        there, names = self.files, self.partitions
+        there, names = self.store.files, self.store.names
         if not names:
             raise MissingError(f"no captions in {self.url}; Gallery.add puts them there")
         todo = [name for name in names if self.vectors_name(name) not in there]
@@ -226,13 +166,26 @@ class Gallery:
         columns = {"image_id": ids, "score": top.scores[0].astype(float), "text": texts}
         return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **columns})
 
+    def export(self, url: str) -> int:
+        """Write rows and vectors of each partition as one Parquet file, for a vector database:
+        ``id, image_id, source, variant, field, text, vector`` (list of float32).
+
+        Returns:
+            How many files that were.
+
+        Raises:
+            MissingError: vectors are missing.
+        """
+        names = [name for _, name in self._embedded()]
+        return len(list(spread(_export, names, self.scheduler, (self, Partitions(url)))))
+
     def _embedded(self) -> list[tuple[int, str]]:
         """The partitions, numbered.
 
         Raises:
             MissingError: there are none, or some have no vectors.
         """
-        there, names = self.files, self.partitions
+        there, names = self.store.files, self.store.names
         bare = [name for name in names if self.vectors_name(name) not in there]
         if bare or not names:
             raise MissingError(
@@ -256,29 +209,12 @@ class Gallery:
         side = open_part(self, names[number]).side
         first, last = np.searchsorted(side.groups, (image, image + 1))
         row = first + int(np.argmax(side.vectors[first:last].astype(np.float32) @ vector))
-        file = pq.ParquetFile(self.local(f"{names[number]}.parquet"))
-        texts = file.read_row_group(row // ROW_GROUP, columns=["text"])["text"]
-        return texts[row % ROW_GROUP].as_py()
+        return self.store.text(names[number], row)
 
     def vectors_name(self, partition: str) -> str:
         """Name of the file that holds the vectors of a partition."""
         identity = fingerprint(kept_encoder(self.encoder).identity)[:8]
         return f"{partition}.{slug(Path(self.encoder).name)}-{identity}.{self.dtype}.safetensors"
-
-    def local(self, name: str) -> str:
-        """Path of a file on this machine, where it is fetched to if need be."""
-        url = f"{self.url.rstrip('/')}/{name}"
-        here = "::" in url or isinstance(fsspec.url_to_fs(url)[0], LocalFileSystem)
-        return fsspec.open_local(url if here else f"simplecache::{url}")
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all."""
-        fs, path = fsspec.url_to_fs(f"{self.url.rstrip('/')}/{name}")
-        if isinstance(fs, LocalFileSystem):
-            with atomic_path(path) as tmp:
-                tmp.write_bytes(content)
-        else:  # an object is not there until all of it is
-            fs.pipe_file(path, content)
 
 
 @dataclass(frozen=True)
@@ -296,11 +232,10 @@ def open_part(gallery: Gallery, name: str) -> Part:
     Raises:
         InputError: the file of vectors is not one for these rows.
     """
-    column = pq.read_table(gallery.local(f"{name}.parquet"), columns=["image_id"])["image_id"]
-    image_ids = pd.Series(column.to_numpy())
-    starts = _first_rows(image_ids)
+    image_ids = pd.Series(gallery.store.column(name, "image_id"))
+    starts = first_rows(image_ids)
     groups = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(image_ids)))
-    path = gallery.local(gallery.vectors_name(name))
+    path = gallery.store.local(gallery.vectors_name(name))
     with safe_open(path, "pt") as file:  # unlike numpy's, a view of the file
         vectors = file.get_tensor("vectors").numpy()
     if len(vectors) != len(groups):
@@ -347,11 +282,22 @@ class Top:
 
 
 def _embed(name: str, gallery: Gallery) -> None:
-    texts = pq.read_table(gallery.local(f"{name}.parquet"), columns=["text"])["text"].to_pandas()
-    number, distinct = pd.factorize(texts)
+    number, distinct = pd.factorize(gallery.store.column(name, "text"))
     vectors = unit_vectors(distinct.tolist(), gallery.encoder, "document")
     stored = {"vectors": vectors.astype(gallery.dtype)[number]}
-    gallery.write(gallery.vectors_name(name), save(stored))
+    gallery.store.write(gallery.vectors_name(name), save(stored))
+
+
+def _export(name: str, gallery: Gallery, target: Partitions) -> None:
+    table = pq.read_table(gallery.store.local(f"{name}.parquet"))
+    rows = table.select(["image_id", "variant", "field"]).to_pandas().astype(str)
+    ids = rows["image_id"] + "#" + rows["variant"] + "#" + rows["field"]
+    vectors = open_part(gallery, name).side.vectors.astype(np.float32)
+    starts = np.arange(len(vectors) + 1) * vectors.shape[1]
+    lists = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(vectors.ravel()))
+    out = BytesIO()
+    pq.write_table(table.add_column(0, "id", pa.array(ids)).append_column("vector", lists), out)
+    target.write(f"{name}.parquet", out.getvalue())
 
 
 def _own_scores(
@@ -382,8 +328,3 @@ def _rank(
         tops.append(Top.of(scores, number, k))
     top = Top(np.concatenate([t.scores for t in tops]), np.concatenate([t.items for t in tops]))
     return np.concatenate(counts, axis=1), top, side.n
-
-
-def _first_rows(image_ids: pd.Series) -> np.ndarray:
-    """``(n_images,)``: where the rows of each image begin."""
-    return np.flatnonzero(image_ids != image_ids.shift())
