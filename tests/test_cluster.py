@@ -52,7 +52,7 @@ def refuse(piece: int) -> None:
 
 def test_spread():
     assert sorted(spread(twice, range(5), "", (1,))) == sorted(spread(twice, range(5), HERE, (1,)))
-    assert workers(HERE) == 2 and workers("") == 1
+    assert workers(HERE) == 2 and workers("") == 1 and workers("local[1]") == 1
     assert connect(HERE) is connect(HERE)
     with pytest.raises(InputError, match="nothing to be done with piece 0"):
         list(spread(refuse, [0], HERE))

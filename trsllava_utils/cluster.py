@@ -117,7 +117,9 @@ def connect(scheduler: str) -> Client:
     try:
         where = scheduler
         if local:
-            where = LocalCluster(int(local[1]), threads_per_worker=1, dashboard_address=None)
+            where = LocalCluster(
+                n_workers=int(local[1]), threads_per_worker=1, dashboard_address=None
+            )
         _clients[scheduler] = Client(where, timeout=PATIENCE)
     except OSError as error:
         raise InputError(
