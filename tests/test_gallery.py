@@ -220,6 +220,8 @@ def test_find_reads_the_nearest_text(static_encoder, tmp_path):
     )
     with pytest.raises(InputError, match="the query is empty"):
         gallery.find(" ")
+    with pytest.raises(InputError, match="k=0: give the number"):
+        gallery.find("a boat", k=0)
 
 
 def test_damaged_vectors_are_named(static_encoder, tmp_path):

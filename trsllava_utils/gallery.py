@@ -148,11 +148,13 @@ class Gallery:
             ``rank, image_id, score, text``: ``text`` is the nearest of the image's.
 
         Raises:
-            InputError: an empty query.
+            InputError: an empty query, or ``k`` is not positive.
             MissingError: vectors are missing.
         """
         if not query.strip():
             raise InputError("the query is empty; type what the image should show")
+        if k < 1:
+            raise InputError(f"k={k}: give the number of images to find, 1 or more")
         pieces = self._embedded()
         vector = kept_encoder(self.encoder).encode([query], "query")
         top = Top.empty(1)
