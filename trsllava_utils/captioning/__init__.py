@@ -183,7 +183,8 @@ def caption_dataset(
     path = shard_path(whole, shard)
     with locked(path):
         claim(path, identity, describer.prompt_text)
-        merged = (read_json(whole.with_suffix(".json")) or {}).get("identity") == identity
+        known = read_json(whole.with_suffix(".json")) or {}
+        merged = whole.is_file() and known.get("identity") == identity
         records, jobs, aside, problems = _to_do(dataset, path, shard, whole if merged else path)
         report = run(jobs, describer, settings, path, identity)
         report.already, report.aside = len(records), aside
