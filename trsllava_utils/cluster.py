@@ -63,7 +63,7 @@ def spread(
     held = [client.submit(_same, value, pure=False) for value in shared]
     futures = {client.submit(function, p, *held, pure=False): n for n, p in enumerate(pieces)}
     try:
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             number = futures[future]
             yield number, future.result()
             future.release()
@@ -118,7 +118,7 @@ def connect(scheduler: str) -> Client:
         where = scheduler
         if local:
             where = LocalCluster(
-                n_workers=int(local[1]), threads_per_worker=1, dashboard_address=None
+                n_workers=int(local[1]), threads_per_worker=1, dashboard_address=":0"
             )
         _clients[scheduler] = Client(where, timeout=PATIENCE)
     except OSError as error:
