@@ -33,7 +33,9 @@ def embeddings(image_ids: list[str], vectors: np.ndarray) -> Embeddings:
 def sources(joined: Embeddings, human: Embeddings) -> SimpleNamespace:
     """What retrieval asks of ``Sources``, made of vectors."""
     gallery = sorted(set(joined.rows["image_id"]) & set(human.rows["image_id"]))
-    return SimpleNamespace(joined=joined, human=human, gallery=gallery, relevance=None)
+    return SimpleNamespace(
+        joined=joined, human=human, gallery=gallery, relevance=None, scheduler=""
+    )
 
 
 def random_sources(
