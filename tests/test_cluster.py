@@ -76,7 +76,9 @@ def test_a_worker_that_dies(tmp_path):
 
 
 def test_a_worker_that_keeps_dying():
-    with pytest.raises(InputError, match=r"piece 2 of 3 killed its worker 4 times .*memory"):
+    with pytest.raises(
+        InputError, match=r"piece \d of 3, or .* killed its worker 4 times .*memory"
+    ):
         list(spread(die, range(3), HERE))
     assert sorted(spread(twice, range(3), HERE, (0,))) == [(0, 0), (1, 2), (2, 4)]  # recovered
 
