@@ -86,12 +86,10 @@ def forget_vectors(url: str) -> None:
         file.unlink()
 
 
-def kill_one(scheduler: str, after: float) -> threading.Timer:
+def kill_one(scheduler: str, after: float) -> None:
     """Kill a worker process, as the system does when memory runs out, some seconds from now."""
     pids = list(connect(scheduler).run(os.getpid).values())
-    timer = threading.Timer(after, os.kill, (pids[0], signal.SIGKILL))
-    timer.start()
-    return timer
+    threading.Timer(after, os.kill, (pids[0], signal.SIGKILL)).start()
 
 
 def measure(url: str, encoder: str, n_texts: int, queries: Embeddings) -> list[dict]:
@@ -175,7 +173,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def main(n_images: int) -> None:
     os.environ["TQDM_DISABLE"] = "1"
-    rows, kept = [], {}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         encoder = make_encoder(f"{folder}/encoder")
         for n in (n_images // 10, n_images // 3, n_images):

@@ -19,7 +19,7 @@ from trsllava_utils.evaluation import recall_at_k
 from trsllava_utils.gallery import Gallery, Top, open_part
 from trsllava_utils.methods import Method
 from trsllava_utils.partitions import ROW_GROUP
-from trsllava_utils.retrieval import Labelled, rank_queries
+from trsllava_utils.retrieval import Labelled, query_ids, rank_queries
 from trsllava_utils.scoring import by_image, one_each, prepare
 
 WORDS = [
@@ -73,7 +73,7 @@ def in_one_piece(corpus: pd.DataFrame, queries: Embeddings, encoder: str, k: int
     described = by_image(corpus, vectors, groups, Method("max"))
     asked = one_each(queries.rows["text"].to_numpy()[:-1], queries.vectors[:-1])
     owner = pd.Index(ids).get_indexer(queries.rows["image_id"][:-1])
-    names = (queries.rows["image_id"] + "#" + queries.rows["variant"].astype(str)).to_numpy()[:-1]
+    names = query_ids(queries.rows).to_numpy()[:-1]
     left = Labelled(asked, names, owner)
     right = Labelled(described, np.array(ids, dtype=object), np.arange(len(ids)))
     score = prepare(Method("max"), described)(asked)

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
-import joblib
-
 from trsllava_utils.artefacts import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -28,6 +26,8 @@ _clients: dict[str, Client] = {}
 def threads() -> int:
     """Threads to compute with: OMP_NUM_THREADS where it is set (Dask gives each of its workers
     one), else the cores that this process may use."""
+    import joblib
+
     return int(os.environ.get("OMP_NUM_THREADS") or 0) or joblib.cpu_count()
 
 

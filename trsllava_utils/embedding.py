@@ -100,9 +100,8 @@ def embed_corpus(
                 (k, v) for k, v in zip(other_keys, vectors, strict=True) if wanted.pop(k, None)
             )
     if wanted:
-        texts = list(wanted.values())
-        shared = encoder if scheduler and isinstance(encoder, str) else model
-        fresh = _encode_texts(texts, shared, role, scheduler)
+        texts, away = list(wanted.values()), scheduler and isinstance(encoder, str)
+        fresh = _encode_texts(texts, encoder if away else model, role, scheduler if away else "")
         have.update(zip(wanted, fresh, strict=True))
     vectors = np.stack([have[k] for k in keys]) if keys else np.zeros((0, 1), np.float32)
     manifest = {
@@ -118,14 +117,13 @@ def embed_corpus(
 
 
 def _encode_texts(
-    texts: list[str], encoder: str | Encoder, role: str, scheduler: str = ""
+    texts: list[str], encoder: str | Encoder, role: str, scheduler: str
 ) -> np.ndarray:
     """:func:`unit_vectors` a chunk at a time, under a bar; a task each on a cluster."""
     chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
-    where = scheduler if isinstance(encoder, str) else ""
     done: list[np.ndarray] = [np.zeros((0, 1), np.float32)] * len(chunks)
     with progress(total=len(texts), desc="encoding", unit="text", delay=2) as bar:
-        for number, vectors in spread(unit_vectors, chunks, where, (encoder, role)):
+        for number, vectors in spread(unit_vectors, chunks, scheduler, (encoder, role)):
             done[number] = vectors
             bar.update(len(vectors))
     return np.concatenate(done)

@@ -32,7 +32,7 @@ from trsllava_utils.artefacts import (
 from trsllava_utils.cluster import spread
 from trsllava_utils.embedding import Embeddings, unit_vectors
 from trsllava_utils.encoders import MINILM, kept_encoder
-from trsllava_utils.partitions import PARTITION, Partitions, first_rows
+from trsllava_utils.partitions import PARTITION, Partitions, first_rows, names_of
 from trsllava_utils.retrieval import count_ahead, query_ids, top_items
 from trsllava_utils.scoring import Side, blocks, cosine, one_each
 
@@ -76,10 +76,9 @@ class Gallery:
         Raises:
             MissingError: the gallery is empty, or the encoder is not there.
         """
-        there, names = self.store.files, self.store.names
+        names, todo = self._listed()
         if not names:
             raise MissingError(f"no captions in {self.url}; Gallery.add puts them there")
-        todo = [name for name in names if self.vectors_name(name) not in there]
         done = spread(_embed, todo, self.scheduler, (self,))
         for _ in progress(done, total=len(todo), desc="embedding", unit="partition", delay=2):
             pass
@@ -103,7 +102,8 @@ class Gallery:
         """
         if top_k < 1:
             raise InputError(f"top_k={top_k}: give the number of results to keep, 1 or more")
-        pieces = self._embedded()
+        names = self._embedded()
+        pieces = list(enumerate(names))
         owner = queries.rows["image_id"].to_numpy(dtype=object)
         best = np.full(len(owner), -np.inf, np.float32)
         asked = (self, owner, queries.vectors)
@@ -130,7 +130,7 @@ class Gallery:
             }
         )
         k = top.items.shape[1]
-        ids = self._image_ids([name for _, name in pieces], top.items.ravel())
+        ids = self._image_ids(names, top.items.ravel())
         table = pd.DataFrame(asked_by).loc[np.repeat(np.arange(len(owner)), k)]
         table = table.reset_index(drop=True).assign(
             rank=np.tile(np.arange(1, k + 1), len(owner)),
@@ -155,14 +155,13 @@ class Gallery:
             raise InputError("the query is empty; type what the image should show")
         if k < 1:
             raise InputError(f"k={k}: give the number of images to find, 1 or more")
-        pieces = self._embedded()
+        names = self._embedded()
         vector = kept_encoder(self.encoder).encode([query], "query")
         top = Top.empty(1)
-        for number, name in pieces:
+        for number, name in enumerate(names):
             part = open_part(self, name)
             scores = cosine(one_each(np.array([query]), vector), part.side)(slice(0, 1))
             top = top.merge(Top.of(scores, number, k), k)
-        names = [name for _, name in pieces]
         ids = self._image_ids(names, top.items[0])
         texts = [self._nearest(names, item, vector[0]) for item in top.items[0]]
         columns = {"image_id": ids, "score": top.scores[0].astype(float), "text": texts}
@@ -178,23 +177,28 @@ class Gallery:
         Raises:
             MissingError: vectors are missing.
         """
-        names = [name for _, name in self._embedded()]
+        names = self._embedded()
         return len(list(spread(_export, names, self.scheduler, (self, Partitions(url)))))
 
-    def _embedded(self) -> list[tuple[int, str]]:
-        """The partitions, numbered.
+    def _listed(self) -> tuple[list[str], list[str]]:
+        """The partitions, and those of them that have no vectors."""
+        there = self.store.files
+        names = names_of(there)
+        return names, [name for name in names if self.vectors_name(name) not in there]
+
+    def _embedded(self) -> list[str]:
+        """The partitions.
 
         Raises:
             MissingError: there are none, or some have no vectors.
         """
-        there, names = self.store.files, self.store.names
-        bare = [name for name in names if self.vectors_name(name) not in there]
+        names, bare = self._listed()
         if bare or not names:
             raise MissingError(
                 f"{len(bare)} of {len(names)} partitions of {self.url} have no {self.dtype} "
                 f"vectors by {self.encoder}; make them: python -m trsllava_utils gallery {self.url}"
             )
-        return list(enumerate(names))
+        return names
 
     def _image_ids(self, names: list[str], items: np.ndarray) -> np.ndarray:
         """``(n,)`` items as Top numbers them -> ``(n,)`` str."""

@@ -39,8 +39,7 @@ class Partitions:
     @property
     def names(self) -> list[str]:
         """Names of the partitions, in the order of the gallery."""
-        names = (name.partition(".parquet") for name in self.files)
-        return sorted(stem for stem, is_rows, rest in names if is_rows and not rest)
+        return names_of(self.files)
 
     def add(self, corpus: pd.DataFrame, texts_each: int = PARTITION) -> list[str]:
         """Append a text corpus, cut into partitions; adding the same again adds nothing.
@@ -113,6 +112,11 @@ class Partitions:
                 tmp.write_bytes(content)
         else:  # an object is not there until all of it is
             fs.pipe_file(path, content)
+
+
+def names_of(files: set[str]) -> list[str]:
+    """Names of the partitions among files, in the order of the gallery."""
+    return sorted(name.removesuffix(".parquet") for name in files if name.endswith(".parquet"))
 
 
 def first_rows(image_ids: pd.Series) -> np.ndarray:

@@ -215,11 +215,11 @@ def _caption_on_cluster(
     if shard_files(path):
         merge_shards(path)
     found, problems = read_records(path)
-    names = zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
-    records = {image_id: found[name] for image_id, name in names if name in found}
     report = total(reports)
     name = captioner_id(captioner, settings.prompt)
-    return Captions(name, records, path, tuple(problems + report.problems), report)
+    return Captions(
+        name, _by_image(dataset, found), path, tuple(problems + report.problems), report
+    )
 
 
 def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Settings) -> Report:
@@ -262,8 +262,7 @@ def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rs
         return _import_captions(dataset, captioner)
     path = captions_path(dataset, captioner, prompt)
     records, problems = read_records(path) if path.exists() else ({}, [])
-    names = zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
-    matched = {image_id: records[name] for image_id, name in names if name in records}
+    matched = _by_image(dataset, records)
     where = f"{_parameters(dataset)} -p captioner {captioner}"
     if not matched and shard_files(path):
         raise MissingError(
@@ -277,6 +276,12 @@ def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rs
         )
     problems += _stale(dataset, captioner, matched, read_json(path.with_suffix(".json")) or {})
     return Captions(captioner_id(captioner, prompt), matched, path, tuple(problems))
+
+
+def _by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
+    """Records by file name -> by image id, those of the dataset in its order."""
+    names = zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
+    return {image_id: records[name] for image_id, name in names if name in records}
 
 
 def human_captions(dataset: Dataset) -> dict[str, Record]:

@@ -122,7 +122,7 @@ class Report:
 
 def total(reports: list[Report]) -> Report:
     """Runs side by side as one; ``seconds`` are those of the longest."""
-    out = Report(seconds=max(report.seconds for report in reports))
+    out, usage = Report(seconds=max(report.seconds for report in reports)), Counter()
     for report in reports:
         for name in ("already", "aside", "captioned", "retried", "unreadable", "failed", "left"):
             setattr(out, name, getattr(out, name) + getattr(report, name))
@@ -130,7 +130,8 @@ def total(reports: list[Report]) -> Report:
         out.rejected += report.rejected
         out.problems += report.problems
         out.stopped = out.stopped or report.stopped
-        out.usage = {**out.usage, **{k: out.usage.get(k, 0) + n for k, n in report.usage.items()}}
+        usage.update(report.usage)
+    out.usage = dict(usage)
     return out
 
 

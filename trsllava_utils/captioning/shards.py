@@ -49,8 +49,8 @@ def merge_shards(path: Path) -> tuple[int, list[Path]]:
     """Merge all shards of ``path`` into it, then remove them.
 
     Of two records of one image the first is kept, and what was merged before comes last: its image
-    may have changed since. Images that were set aside by one shard and
-    captioned by another count as captioned.
+    may have changed since. Images that were set aside by one shard and captioned by another count
+    as captioned.
 
     Returns:
         How many images ``path`` holds now, and the shards merged.
