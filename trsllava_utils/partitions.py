@@ -115,8 +115,10 @@ class Partitions:
 
 
 def names_of(files: set[str]) -> list[str]:
-    """Names of the partitions among files, in the order of the gallery."""
-    return sorted(name.removesuffix(".parquet") for name in files if name.endswith(".parquet"))
+    """Names of the partitions among files, in the order of the gallery; what a killed run left
+    half-written under a temporary name is none."""
+    rows = (name for name in files if name.startswith("part-") and name.endswith(".parquet"))
+    return sorted(name.removesuffix(".parquet") for name in rows)
 
 
 def first_rows(image_ids: pd.Series) -> np.ndarray:
