@@ -95,13 +95,12 @@ def _starts(groups: np.ndarray) -> np.ndarray:
 def _fold(combine: np.ufunc, scores: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """``combine.reduceat(scores, starts, axis=0)`` by whole rows, which is ten times as fast."""
     sizes = np.diff(starts, append=len(scores))
+    if (sizes == sizes[0]).all():
+        return combine.reduce(scores.reshape(len(starts), sizes[0], -1), axis=1)
     out = scores[starts]
     for nth in range(1, sizes.max()):
         more = sizes > nth
-        if more.all():
-            combine(out, scores[starts + nth], out=out)
-        else:
-            out[more] = combine(out[more], scores[starts[more] + nth])
+        out[more] = combine(out[more], scores[starts[more] + nth])
     return out
 
 
