@@ -16,7 +16,7 @@ from test_gallery import captions, questions
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.captioning import Settings, caption_dataset, captions_path
 from trsllava_utils.captioning.shards import shard_files
-from trsllava_utils.cluster import connect, spread, workers
+from trsllava_utils.cluster import ahead, connect, spread, workers
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.embedding import embed_corpus
 from trsllava_utils.gallery import Gallery
@@ -48,6 +48,21 @@ def die(piece: int) -> int:
 
 def refuse(piece: int) -> None:
     raise InputError(f"nothing to be done with piece {piece}")
+
+
+def test_the_next_piece_is_made_while_one_is_used():
+    begun = []
+
+    def square(n: int) -> int:
+        begun.append(n)
+        return n * n if n != 9 else 1 // 0
+
+    results = ahead(square, [1, 2, 3, 4])
+    assert next(results) == 1 and begun[:1] == [1] and 3 not in begun
+    assert list(results) == [4, 9, 16] and begun == [1, 2, 3, 4]
+    assert list(ahead(square, [])) == []
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(square, [2, 9, 3]))
 
 
 def test_spread():

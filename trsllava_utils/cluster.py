@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from trsllava_utils.artefacts import InputError, MissingError
@@ -29,6 +29,17 @@ def threads() -> int:
     import joblib
 
     return int(os.environ.get("OMP_NUM_THREADS") or 0) or joblib.cpu_count()
+
+
+def ahead(function: Callable, pieces: Sequence) -> Iterator:
+    """``function(piece)`` of every piece in turn; the next one is made while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(function, piece) for piece in pieces[:1]]
+        for piece in pieces[1:]:
+            made = coming.pop().result()
+            coming = [pool.submit(function, piece)]
+            yield made
+        yield from (last.result() for last in coming)
 
 
 def spread(

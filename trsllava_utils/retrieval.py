@@ -24,7 +24,7 @@ from trsllava_utils.artefacts import (
     slug,
     write_json,
 )
-from trsllava_utils.cluster import spread
+from trsllava_utils.cluster import ahead, spread
 from trsllava_utils.embedding import Embeddings
 from trsllava_utils.methods import Method
 from trsllava_utils.scoring import (
@@ -39,8 +39,6 @@ from trsllava_utils.scoring import (
     prepare,
 )
 from trsllava_utils.sources import Sources
-
-IN_CACHE = 1 << 17  # scores looked at together: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -156,10 +154,10 @@ def count_ahead(scores: np.ndarray, best: np.ndarray) -> np.ndarray:
     """``(2, n_queries) int64``: items ahead of ``best (n_queries,)`` by more than 1e-6, and items
     level with it."""
     counts = np.empty((2, len(scores)), np.int64)
-    for rows in blocks(len(scores), scores.shape[1], IN_CACHE):
-        ahead = scores[rows] - best[rows, None]
-        counts[0, rows] = np.count_nonzero(ahead > TIE_TOLERANCE, axis=1)
-        counts[1, rows] = np.count_nonzero(np.abs(ahead) <= TIE_TOLERANCE, axis=1)
+    for q, row in enumerate(scores):  # a row stays in the processor's cache
+        above = row - best[q]
+        greater = np.count_nonzero(above > TIE_TOLERANCE)
+        counts[:, q] = greater, np.count_nonzero(above >= -TIE_TOLERANCE) - greater
     return counts
 
 
@@ -253,8 +251,9 @@ def rank_queries(
         The ``ranks`` and ``top`` tables of :class:`Rankings`.
     """
     task = _Task(direction, score, left, right, images, top_k)
-    pieces = blocks(n, right.side.n)
-    done = sorted(spread(_rank_block, pieces, scheduler, (task,)), key=itemgetter(0))
+    each = blocks(n, right.side.n)
+    pieces = [[block] for block in each] if scheduler else [each]
+    done = sorted(spread(_rank_blocks, pieces, scheduler, (task,)), key=itemgetter(0))
     ranks, top = zip(*(tables for _, tables in done), strict=True)
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
 
@@ -271,12 +270,16 @@ class _Task:
     top_k: int
 
 
-def _rank_block(block: slice, task: _Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _rank_blocks(pieces: list[slice], task: _Task) -> tuple[pd.DataFrame, pd.DataFrame]:
     left, right = task.left, task.right
-    names = {"direction": task.direction, "query_id": left.ids[block]}
-    itself = block.start if left is right else None  # a caption is no answer to itself
-    scores = task.score(block)
-    return _tables(names, task.images, left.owner[block], right, scores, itself, task.top_k)
+    tables = []
+    for block, scores in zip(pieces, ahead(task.score, pieces), strict=True):
+        names = {"direction": task.direction, "query_id": left.ids[block]}
+        itself = block.start if left is right else None  # a caption is no answer to itself
+        owner = left.owner[block]
+        tables.append(_tables(names, task.images, owner, right, scores, itself, task.top_k))
+    ranks, top = zip(*tables, strict=True)
+    return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
 
 
 def _tables(

@@ -309,10 +309,10 @@ def half_mean_of_nearest(scores: Score, n: int, k: int, n_items: int = 0) -> np.
     return nearest.mean(axis=0) / 2
 
 
-def blocks(n: int, n_items: int = 0, most: int = 0) -> list[slice]:
+def blocks(n: int, n_items: int = 0) -> list[slice]:
     """Slices that cover ``range(n)``, ``BLOCK`` long, or less where that many queries would have
-    more than ``most`` scores (0: ``MATRIX``) with ``n_items``."""
-    step = min(BLOCK, max(1, (most or MATRIX) // max(n_items, 1)))
+    more than ``MATRIX`` scores with ``n_items``."""
+    step = min(BLOCK, max(1, MATRIX // max(n_items, 1)))
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
