@@ -27,6 +27,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 CPU_BATCH = 4096  # characters a batch: what a core's cache likes
 GPU_BATCH = 1 << 18
 PROBE = 16  # texts encoded both ways
+MANY = 1024  # texts from which bfloat16 is worth results that differ a little between machines
 SAME = 0.999  # least cosine to the float32 vector at which half the bits are good enough
 
 
@@ -80,7 +81,7 @@ class SentenceTransformerEncoder:
         """See :class:`Encoder`.
 
         Batches of about as many characters, the longest texts first; on a CPU a thread a batch,
-        so that nobody waits at every layer for the others. More than 16 texts are encoded in
+        so that nobody waits at every layer for the others. 1,024 texts and more are encoded in
         bfloat16 where the device computes it and the 16 longest come out the same (a cosine of
         0.999 to float32 for each of them).
 
@@ -108,7 +109,7 @@ class SentenceTransformerEncoder:
             # The probe by itself: it settles how the tokeniser pads, which threads could not.
             out[probe] = pool.submit(encoded, probe, False).result()
             half = False
-            if others and computes_bfloat16(device):
+            if len(texts) >= MANY and computes_bfloat16(device):
                 vectors = pool.submit(encoded, probe, True).result()
                 half = bool(((out[probe] * vectors).sum(axis=1) >= SAME).all())
                 out[probe] = vectors if half else out[probe]
