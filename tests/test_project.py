@@ -165,7 +165,7 @@ def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
         assert list((data_dir / "rsitmd" / "derived" / "results").glob(table)), table
     vectors = list((data_dir / "rsitmd" / "derived" / "embeddings").rglob("*.safetensors"))
     before = [p.stat().st_mtime_ns for p in vectors]
-    assert run(*words, "--from", "02", "--to", "03").returncode == 0
+    assert run(*words, "--from", "02", "--to", "02").returncode == 0
     assert [p.stat().st_mtime_ns for p in vectors] == before
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import zlib
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +33,12 @@ def scene(kind: str, number: int) -> tuple[Image.Image, Facts]:
 
 def main(folder: Path) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    kinds, numbers = zip(*product(KINDS, range(1, PER_KIND + 1)), strict=True)
     entries = []
-    for kind in KINDS:
-        for number in range(1, PER_KIND + 1):
+    with ProcessPoolExecutor() as pool:
+        scenes = pool.map(scene, kinds, numbers)
+        for kind, number, (picture, facts) in zip(kinds, numbers, scenes, strict=True):
             name = f"{kind}_{number}"
-            picture, facts = scene(kind, number)
             picture.save(folder / "images" / f"{name}.jpg", quality=90)
             rng = np.random.default_rng(zlib.crc32(f"{name} words".encode()))
             sentences = [{"raw": text} for text in captions(kind, facts, rng)]
