@@ -7,16 +7,18 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import draw, write_captions
 from test_gallery import captions, questions
 
+from trsllava_utils import cluster
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.captioning import Settings, caption_dataset, captions_path
 from trsllava_utils.captioning.shards import shard_files
-from trsllava_utils.cluster import ahead, connect, spread, workers
+from trsllava_utils.cluster import ahead, connect, spread, threads, workers
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.embedding import embed_corpus
 from trsllava_utils.gallery import Gallery
@@ -69,6 +71,12 @@ def test_spread():
     assert sorted(spread(twice, range(5), "", (1,))) == sorted(spread(twice, range(5), HERE, (1,)))
     assert workers(HERE) == 2 and workers("") == 1 and workers("local[1]") == 1
     assert connect(HERE) is connect(HERE)
+
+
+def test_workers_have_a_thread_each_and_this_process_keeps_its_own():
+    before = threads()
+    assert set(connect(HERE).run(threads).values()) == {1}
+    assert threads() == before == (cluster._omp_num_threads or joblib.cpu_count())
     with pytest.raises(InputError, match="nothing to be done with piece 0"):
         list(spread(refuse, [0], HERE))
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PATIENCE = 20  # seconds to wait for a scheduler
 
 _clients: dict[str, Client] = {}
+# As it is at the start: Dask sets it for the worker processes that it makes, in this process too.
+_omp_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
 
 
 def threads() -> int:
@@ -28,7 +30,7 @@ def threads() -> int:
     one), else the cores that this process may use."""
     import joblib
 
-    return int(os.environ.get("OMP_NUM_THREADS") or 0) or joblib.cpu_count()
+    return _omp_num_threads or joblib.cpu_count()
 
 
 def ahead(function: Callable, pieces: Sequence) -> Iterator:

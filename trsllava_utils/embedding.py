@@ -93,7 +93,7 @@ def embed_corpus(
         return Embeddings(corpus, old_vectors, path, 0)
     have = dict(zip(old_keys, old_vectors, strict=True)) if usable else {}
     wanted = {k: text for k, text in zip(keys, corpus["text"], strict=True) if k not in have}
-    for other in sorted(path.parent.glob("*.safetensors")) if wanted else ():
+    for other in sorted({*path.parent.glob("*.safetensors")} - {path}) if wanted else ():
         vectors, other_keys, its = _read(other)  # the same text may stand in another corpus
         if its.get("encoder_identity") == model.identity:
             have.update(
