@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from threadpoolctl import threadpool_limits
+
 from trsllava_utils.artefacts import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -31,6 +33,15 @@ def threads() -> int:
     import joblib
 
     return _omp_num_threads or joblib.cpu_count()
+
+
+def in_threads(function: Callable, pieces: Sequence) -> list:
+    """``function(piece)`` of every piece, a thread a core, each with one thread of BLAS."""
+    n = min(threads(), len(pieces))
+    if n < 2:
+        return [function(piece) for piece in pieces]
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n) as pool:
+        return list(pool.map(function, pieces))
 
 
 def ahead(function: Callable, pieces: Sequence) -> Iterator:

@@ -29,7 +29,7 @@ from trsllava_utils.artefacts import (
     progress,
     slug,
 )
-from trsllava_utils.cluster import spread
+from trsllava_utils.cluster import in_threads, spread
 from trsllava_utils.embedding import Embeddings, unit_vectors
 from trsllava_utils.encoders import MINILM, kept_encoder
 from trsllava_utils.partitions import PARTITION, Partitions, first_rows, names_of
@@ -157,11 +157,15 @@ class Gallery:
             raise InputError(f"k={k}: give the number of images to find, 1 or more")
         names = self._embedded()
         vector = kept_encoder(self.encoder).encode([query], "query")
+        asked = one_each(np.array([query]), vector)
+
+        def first(number: int) -> Top:
+            scores = cosine(asked, open_part(self, names[number]).side)(slice(0, 1))
+            return Top.of(scores, number, k)
+
         top = Top.empty(1)
-        for number, name in enumerate(names):
-            part = open_part(self, name)
-            scores = cosine(one_each(np.array([query]), vector), part.side)(slice(0, 1))
-            top = top.merge(Top.of(scores, number, k), k)
+        for part in in_threads(first, range(len(names))):
+            top = top.merge(part, k)
         ids = self._image_ids(names, top.items[0])
         texts = [self._nearest(names, item, vector[0]) for item in top.items[0]]
         columns = {"image_id": ids, "score": top.scores[0].astype(float), "text": texts}

@@ -9,7 +9,6 @@ formula stands with its source at the function that computes it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,16 +17,16 @@ from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 from sklearn.feature_extraction.text import CountVectorizer
-from threadpoolctl import threadpool_limits
 
 from trsllava_utils.captioning.records import FIELDS
-from trsllava_utils.cluster import threads
+from trsllava_utils.cluster import in_threads
 from trsllava_utils.methods import STEPS, Method
 
 VERSION = 2  # of the rules: raised when a formula changes, so that old rankings are not used
 TIE_TOLERANCE = 1e-6
 BLOCK = 512  # queries scored at a time, at most
 TILE = 1 << 20  # scores of texts held at a time: they stay in the processor's cache
+FEW = 128  # queries, for which threads are not worth their start
 MATRIX = 1 << 27  # scores of items held at a time: 512 MB
 _SELF = -2.0  # below any cosine: a left-out caption
 
@@ -197,7 +196,11 @@ def cosine(queries: Side, items: Side) -> Score:
 
 
 def _float32(vectors: np.ndarray) -> np.ndarray:
-    return vectors.astype(np.float32, copy=False)
+    if vectors.dtype == np.float32:
+        return vectors
+    import torch  # ten times as fast at this as numpy
+
+    return torch.from_numpy(vectors).float().numpy()
 
 
 def lexical(queries: Side, items: Side) -> Score:
@@ -223,7 +226,7 @@ def _by_tiles(items: Side, n: int, product: Callable[[Side, int], np.ndarray]) -
     """
     out = np.empty((n, items.n), np.float32)
     texts_each = max(1, round(len(items.groups) / max(items.n, 1)))
-    step = max(1, TILE // (max(n, 1) * texts_each))
+    step = max(1, TILE // (max(n, FEW) * texts_each))
 
     def fill(start: int) -> None:
         tile = slice(start, min(start + step, items.n))
@@ -232,11 +235,11 @@ def _by_tiles(items: Side, n: int, product: Callable[[Side, int], np.ndarray]) -
         out[:, tile] = part.reduce(product(part, first)).T
 
     starts = range(0, items.n, step)
-    if len(starts) == 1:
-        fill(0)
-    elif starts:  # a thread a tile: reducing runs beside the next product
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads()) as pool:
-            list(pool.map(fill, starts))
+    if n < FEW:
+        for start in starts:
+            fill(start)
+    else:
+        in_threads(fill, starts)  # reducing runs beside the next product
     return out
 
 
