@@ -71,14 +71,14 @@ def test_spread():
     assert sorted(spread(twice, range(5), "", (1,))) == sorted(spread(twice, range(5), HERE, (1,)))
     assert workers(HERE) == 2 and workers("") == 1 and workers("local[1]") == 1
     assert connect(HERE) is connect(HERE)
+    with pytest.raises(InputError, match="nothing to be done with piece 0"):
+        list(spread(refuse, [0], HERE))
 
 
 def test_workers_have_a_thread_each_and_this_process_keeps_its_own():
     before = threads()
     assert set(connect(HERE).run(threads).values()) == {1}
     assert threads() == before == (cluster._omp_num_threads or joblib.cpu_count())
-    with pytest.raises(InputError, match="nothing to be done with piece 0"):
-        list(spread(refuse, [0], HERE))
 
 
 @pytest.mark.parametrize("name", ["local", "local[0]", "8786", "http://host:1", "local[2]; x"])

@@ -1,4 +1,4 @@
-"""Where work runs: pieces go in, their results come out, from this machine or from a Dask cluster.
+"""Where work runs: pieces go in, their results come out, from threads, processes or machines.
 
 A scheduler is named by a string: empty (this machine, one piece after the other), ``local[4]``
 (four worker processes on this machine) or ``tcp://host:8786`` (a cluster that is already there).

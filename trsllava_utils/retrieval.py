@@ -252,7 +252,7 @@ def rank_queries(
     """
     task = _Task(direction, score, left, right, images, top_k)
     each = blocks(n, right.side.n)
-    pieces = [[block] for block in each] if scheduler else [each]
+    pieces = [[block] for block in each] if scheduler else [each]  # here in one go
     done = sorted(spread(_rank_blocks, pieces, scheduler, (task,)), key=itemgetter(0))
     ranks, top = zip(*(tables for _, tables in done), strict=True)
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
