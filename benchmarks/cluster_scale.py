@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from matplotlib.ticker import LogLocator
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
@@ -162,6 +163,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         killed = table[table["killed"]]
         ax.plot(killed["captions"], killed[column], "kx", ms=9, label="local[2], one killed")
         ax.set(xscale="log", yscale="log", xlabel="captions", ylabel="seconds")
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
         ax.grid(alpha=0.3)
     axes[0].set_title("embedding (a random vector a word)")
     axes[1].set_title(f"ranking {QUERIES:,} queries, first {K}")
