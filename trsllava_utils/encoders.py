@@ -112,7 +112,8 @@ class SentenceTransformerEncoder:
             if len(texts) >= MANY and computes_bfloat16(device):
                 vectors = pool.submit(encoded, probe, True).result()
                 half = bool(((out[probe] * vectors).sum(axis=1) >= SAME).all())
-                out[probe] = vectors if half else out[probe]
+                if half:
+                    out[probe] = vectors
             done = pool.map(lambda batch: encoded(batch, half), others)
             for batch, vectors in zip(others, done, strict=True):
                 out[batch] = vectors

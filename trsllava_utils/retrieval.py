@@ -254,7 +254,7 @@ def rank_queries(
     each = blocks(n, right.side.n)
     pieces = [[block] for block in each] if scheduler else [each]  # here in one go
     done = sorted(spread(_rank_blocks, pieces, scheduler, (task,)), key=itemgetter(0))
-    ranks, top = zip(*(tables for _, tables in done), strict=True)
+    ranks, top = zip(*(tables for _, made in done for tables in made), strict=True)
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
 
 
@@ -270,7 +270,8 @@ class _Task:
     top_k: int
 
 
-def _rank_blocks(pieces: list[slice], task: _Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _rank_blocks(pieces: list[slice], task: _Task) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """``ranks`` and ``top`` of each block."""
     left, right = task.left, task.right
     tables = []
     for block, scores in zip(pieces, ahead(task.score, pieces), strict=True):
@@ -278,8 +279,7 @@ def _rank_blocks(pieces: list[slice], task: _Task) -> tuple[pd.DataFrame, pd.Dat
         itself = block.start if left is right else None  # a caption is no answer to itself
         owner = left.owner[block]
         tables.append(_tables(names, task.images, owner, right, scores, itself, task.top_k))
-    ranks, top = zip(*tables, strict=True)
-    return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
+    return tables
 
 
 def _tables(
