@@ -145,6 +145,28 @@ def test_tiles_and_blocks_of_any_size_give_the_same(monkeypatch):
             pd.testing.assert_frame_equal(a, b, check_exact=False, atol=1e-6)
 
 
+def test_scores_do_not_depend_on_where_arrays_lie():
+    """Dask hands arrays over at odd addresses, for which numpy has other ways to multiply."""
+    rng = np.random.default_rng(3)
+    texts, queries = rng.normal(size=(300, 64)), rng.normal(size=(90, 64))
+
+    def scores(place):
+        x, q = (place(part.astype(np.float32)) for part in (texts, queries))
+        asked, each = scoring.one_each(np.full(90, ""), q, q), np.repeat(np.arange(100), 3)
+        items = scoring.Side(np.full(300, ""), each, each, np.ones(100, np.float32), x, x[:100])
+        rules = (scoring.cosine, scoring.clip)
+        return np.stack([rule(asked, items)(slice(0, 90)) for rule in rules])
+
+    def oddly(array):
+        buffer = np.empty(array.nbytes + 1, np.uint8)[1:]
+        out = buffer.view(np.float32).reshape(array.shape)
+        out[:] = array
+        assert not out.flags.aligned
+        return out
+
+    assert (scores(np.array) == scores(oddly)).all()
+
+
 @draw_from(st.lists(st.integers(0, 2), min_size=2, max_size=6), st.data())
 @settings(max_examples=60, deadline=None)
 def test_ties_count_as_the_mean_over_all_orders(levels, data):

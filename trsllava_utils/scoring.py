@@ -187,17 +187,29 @@ def cosine(queries: Side, items: Side) -> Score:
 
     def score(block: slice) -> np.ndarray:
         side = queries.take(block)
-        asked = np.ascontiguousarray(side.vectors.T)
-        return side.reduce(
-            _by_tiles(items, asked.shape[1], lambda t, _: _float32(t.vectors) @ asked)
-        )
+        asked = _float32(side.vectors)
+        return side.reduce(_by_tiles(items, len(asked), lambda tile, _: _cosines(asked, tile)))
 
     return score
 
 
+def _cosines(asked: np.ndarray, tile: Side) -> np.ndarray:
+    """Cosines of ``asked (n, dim)`` to the groups of a tile: ``(n, n_groups)``."""
+    vectors, each = _float32(tile.vectors), len(tile.parts) // tile.n
+    if not np.array_equal(tile.parts, np.repeat(np.arange(tile.n), each)):
+        return tile.reduce(vectors @ asked.T).T
+    # The maximum over as many texts each: no text's score is ever moved.
+    best = asked @ vectors[::each].T
+    for nth in range(1, each):
+        np.maximum(best, asked @ vectors[nth::each].T, out=best)
+    return best
+
+
 def _float32(vectors: np.ndarray) -> np.ndarray:
+    """Aligned: Dask hands arrays over at odd addresses, which numpy multiplies in another way, with
+    other last digits."""
     if vectors.dtype == np.float32:
-        return vectors
+        return np.require(vectors, requirements="A")
     import torch  # ten times as fast at this as numpy
 
     return torch.from_numpy(vectors).float().numpy()
@@ -209,20 +221,23 @@ def lexical(queries: Side, items: Side) -> Score:
     def score(block: slice) -> np.ndarray:
         side = queries.take(block)
         asked = side.terms.T.tocsc()
-        scores = _by_tiles(items, asked.shape[1], lambda t, _: (t.terms @ asked).toarray())
-        return side.reduce(scores)
+
+        def scored(tile: Side, _: int) -> np.ndarray:
+            return tile.reduce((tile.terms @ asked).toarray()).T
+
+        return side.reduce(_by_tiles(items, asked.shape[1], scored))
 
     return score
 
 
-def _by_tiles(items: Side, n: int, product: Callable[[Side, int], np.ndarray]) -> np.ndarray:
+def _by_tiles(items: Side, n: int, scored: Callable[[Side, int], np.ndarray]) -> np.ndarray:
     """Scores ``(n, n_items) float32`` of n texts, from the scores of the items' texts.
 
     Those are the better part of all numbers and needed only for their maximum. So they are made a
     tile at a time, small enough to be reduced before it leaves the processor's cache.
 
     Args:
-        product: some of the items, number of the first of their texts -> ``(n_texts, n)``.
+        scored: some of the items, number of the first of their texts -> ``(n, n_items)``.
     """
     out = np.empty((n, items.n), np.float32)
     texts_each = max(1, round(len(items.groups) / max(items.n, 1)))
@@ -232,7 +247,7 @@ def _by_tiles(items: Side, n: int, product: Callable[[Side, int], np.ndarray]) -
         tile = slice(start, min(start + step, items.n))
         part = items.take(tile)
         first = int(np.searchsorted(items.groups, start))
-        out[:, tile] = part.reduce(product(part, first)).T
+        out[:, tile] = scored(part, first)
 
     starts = range(0, items.n, step)
     if n < FEW:
@@ -245,7 +260,7 @@ def _by_tiles(items: Side, n: int, product: Callable[[Side, int], np.ndarray]) -
 
 def clip(queries: Side, items: Side) -> Score:
     """Zero-shot CLIP (Radford et al., ICML 2021): cosine of image and text."""
-    return lambda block: queries.clip[block] @ items.clip.T
+    return lambda block: _float32(queries.clip[block]) @ _float32(items.clip).T
 
 
 def leave_one_out(queries: Side, items: Side) -> Score:
@@ -255,13 +270,13 @@ def leave_one_out(queries: Side, items: Side) -> Score:
     def score(block: slice) -> np.ndarray:
         asked = np.ascontiguousarray(queries.vectors[block].T)
 
-        def product(tile: Side, first: int) -> np.ndarray:
-            cosines = tile.vectors @ asked
+        def scored(tile: Side, first: int) -> np.ndarray:
+            cosines = _float32(tile.vectors) @ asked
             own = np.arange(max(block.start, first), min(block.stop, first + len(cosines)))
             cosines[own - first, own - block.start] = _SELF
-            return cosines
+            return tile.reduce(cosines).T
 
-        return _by_tiles(items, asked.shape[1], product)
+        return _by_tiles(items, asked.shape[1], scored)
 
     return score
 
