@@ -125,7 +125,7 @@ def test_top_items_are_the_best():
     "n, k, levels", [(50, 10, 3), (3000, 7, 2000), (5000, 100, 40), (900, 1, 1)]
 )
 def test_long_lists_have_the_same_first_items_as_a_stable_sort(n, k, levels):
-    """Whatever the ties: runs of items bound the k-th best from below."""
+    """Whatever the ties: sets of items bound the k-th best from below."""
     scores = np.random.default_rng(n).integers(0, levels, (5, n)).astype(np.float32)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     assert (retrieval.top_items(scores, k) == expected).all()

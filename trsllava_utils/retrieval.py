@@ -166,13 +166,13 @@ def top_items(scores: np.ndarray, k: int) -> np.ndarray:
     the items."""
     n = scores.shape[1]
     k = min(k, n)
-    width = n // (4 * max(k, 1))  # of a run of items
-    if width < 2:
+    sets = max(4 * k, min(512, n // 4), 1)
+    if n < 2 * sets:
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     out = np.empty((len(scores), k), np.int64)
     for q, row in enumerate(scores):
-        # k runs have a score this high, so the k best items lie at or above it
-        highest = row[: n - n % width].reshape(-1, width).max(axis=1)
+        # k sets of items hold a score this high, so the k best items lie at or above it
+        highest = row[: n - n % sets].reshape(-1, sets).max(axis=0)
         floor = np.partition(highest, -k)[-k]
         found = np.flatnonzero(row >= floor)
         out[q] = found[np.argsort(-row[found], kind="stable")[:k]]
