@@ -198,7 +198,7 @@ def _cosines(asked: np.ndarray, tile: Side) -> np.ndarray:
     vectors, each = _float32(tile.vectors), len(tile.parts) // tile.n
     if not np.array_equal(tile.parts, np.repeat(np.arange(tile.n), each)):
         return tile.reduce(vectors @ asked.T).T
-    # The maximum over as many texts each: no text's score is ever moved.
+    # As many texts each: the nth ones of all groups at once, so that no score has to be moved.
     best = asked @ vectors[::each].T
     for nth in range(1, each):
         np.maximum(best, asked @ vectors[nth::each].T, out=best)
@@ -206,8 +206,8 @@ def _cosines(asked: np.ndarray, tile: Side) -> np.ndarray:
 
 
 def _float32(vectors: np.ndarray) -> np.ndarray:
-    """Aligned: Dask hands arrays over at odd addresses, which numpy multiplies in another way, with
-    other last digits."""
+    """Vectors as float32, and aligned: Dask hands arrays over at odd addresses, which numpy
+    multiplies in another way, with other last digits."""
     if vectors.dtype == np.float32:
         return np.require(vectors, requirements="A")
     import torch  # ten times as fast at this as numpy
