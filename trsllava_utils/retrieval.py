@@ -166,7 +166,7 @@ def top_items(scores: np.ndarray, k: int) -> np.ndarray:
     the items."""
     n = scores.shape[1]
     k = min(k, n)
-    sets = max(4 * k, min(512, n // 4), 1)
+    sets = max(4 * k, min(512, n // 4), 1)  # the more, the nearer the floor is to the k-th best
     if n < 2 * sets:
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     out = np.empty((len(scores), k), np.int64)

@@ -26,7 +26,7 @@ VERSION = 2  # of the rules: raised when a formula changes, so that old rankings
 TIE_TOLERANCE = 1e-6
 BLOCK = 512  # queries scored at a time, at most
 TILE = 1 << 21  # scores of texts held at a time: about what a processor's cache holds
-FEW = 256  # queries, for which threads are not worth their start
+FEW = 256  # queries: for fewer, tiles are no longer, and made one after the other
 MATRIX = 1 << 27  # scores of items held at a time: 512 MB
 _SELF = -2.0  # below any cosine: a left-out caption
 
