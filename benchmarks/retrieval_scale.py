@@ -35,9 +35,11 @@ import psutil
 import torch
 from sentence_transformers.util import semantic_search
 
-from trsllava_utils import charts, evaluation, retrieval
-from trsllava_utils.methods import Method
-from trsllava_utils.scoring import by_image, one_each, prepare
+from trsllava_utils.evaluation import recall as evaluation
+from trsllava_utils.figures import charts
+from trsllava_utils.retrieval import ranking as retrieval
+from trsllava_utils.retrieval.methods import Method
+from trsllava_utils.retrieval.products import by_image, one_each, prepare
 
 ROUNDS = 3
 SIZES = (5_000, 50_000, 500_000, 1_000_000)

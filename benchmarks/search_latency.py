@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from trsllava_utils.datasets import load_dataset
-from trsllava_utils.panel import METHODS, Panel
-from trsllava_utils.sources import Sources
+from trsllava_utils.retrieval.sources import Sources
+from trsllava_utils.search.panel import METHODS, Panel
 
 IMAGES, QUERIES = 10_000, 20
 WORDS = ("planes", "boats", "green trees", "red roofs", "a river", "a beach", "cars", "tanks")

@@ -46,7 +46,7 @@ def data_dir(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def static_encoder(tmp_path_factory) -> str:
     """Folder of a small, fast sentence-transformers model."""
-    from tiny_vlm import static_text
+    from tests.tiny_models import static_text
 
     return str(static_text(tmp_path_factory.mktemp("static")))
 

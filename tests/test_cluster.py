@@ -11,19 +11,19 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import draw, write_captions
-from test_gallery import captions, questions
 
+from tests.conftest import draw, write_captions
+from tests.retrieval.test_gallery import captions, questions
 from trsllava_utils import cluster
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.captioning import Settings, caption_dataset, captions_path
 from trsllava_utils.captioning.shards import shard_files
 from trsllava_utils.cluster import ahead, connect, spread, threads, workers
 from trsllava_utils.datasets import load_dataset
-from trsllava_utils.embedding import embed_corpus
-from trsllava_utils.gallery import Gallery
-from trsllava_utils.retrieval import retrieve
-from trsllava_utils.sources import Sources
+from trsllava_utils.embedding.vectors import embed_corpus
+from trsllava_utils.retrieval.gallery import Gallery
+from trsllava_utils.retrieval.ranking import retrieve
+from trsllava_utils.retrieval.sources import Sources
 
 distributed = pytest.importorskip("distributed")
 HERE = "local[2]"
@@ -121,7 +121,7 @@ def test_gallery_on_workers(static_encoder, tmp_path):
 
 
 def test_embedding_on_workers(static_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("trsllava_utils.embedding.CHUNK", 50)
+    monkeypatch.setattr("trsllava_utils.embedding.vectors.CHUNK", 50)
     corpus = captions(100)
     mine = embed_corpus(corpus, static_encoder, tmp_path / "a", "x")
     theirs = embed_corpus(corpus, static_encoder, tmp_path / "b", "x", scheduler=HERE)
@@ -129,7 +129,7 @@ def test_embedding_on_workers(static_encoder, tmp_path, monkeypatch):
 
 
 def test_retrieval_on_workers(static_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("trsllava_utils.scoring.BLOCK", 100)
+    monkeypatch.setattr("trsllava_utils.retrieval.products.BLOCK", 100)
     dataset = load_dataset("sample", str(tmp_path))
     captioner = write_captions(tmp_path / "made.jsonl", dataset)
     here = Sources(dataset, captioner, static_encoder)

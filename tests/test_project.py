@@ -10,11 +10,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from conftest import draw
 from packaging.requirements import Requirement
 from PIL import Image
 
-from trsllava_utils import pipeline
+from tests.conftest import draw
+from trsllava_utils import chain as pipeline
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError
 from trsllava_utils.datasets import load_dataset
 

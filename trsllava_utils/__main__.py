@@ -18,12 +18,12 @@ import json
 import sys
 from textwrap import shorten
 
-from trsllava_utils import pipeline
+from trsllava_utils import chain as pipeline
 from trsllava_utils.artefacts import InputError, MissingError, check_choice, shown
 from trsllava_utils.captioning import load_captions, merge
-from trsllava_utils.datasets import load_dataset
-from trsllava_utils.encoders import MINILM
-from trsllava_utils.evaluation import recall_table
+from trsllava_utils.datasets.dataset import load_dataset
+from trsllava_utils.embedding.encoders import MINILM
+from trsllava_utils.evaluation.recall import recall_table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace, given: dict[str, object]) -> None:
 
 
 def _search(args: argparse.Namespace, given: dict[str, object]) -> None:
-    from trsllava_utils.search import search
+    from trsllava_utils.search.index import search
 
     known = set(inspect.signature(search).parameters) - {"query", "dataset", "k"}
     found = search(args.query, args.dataset, args.k, **_texts(given, known))
@@ -124,7 +124,7 @@ def _merge(args: argparse.Namespace, given: dict[str, object]) -> None:
 
 
 def _gallery(args: argparse.Namespace, given: dict[str, object]) -> None:
-    from trsllava_utils.gallery import Gallery
+    from trsllava_utils.retrieval.gallery import Gallery
 
     source = {"data_dir": "", "split": "test", "captioner": "pixels"}
     values = _values(given, **source, encoder=MINILM, dtype="float32", scheduler="")

@@ -2,8 +2,8 @@
 fingerprints.
 
 Every artefact is written under a temporary name and moved into place, so that a crash or a full
-disk leaves the one that was there before. Every artefact names its inputs by a *fingerprint*, so
-that a stale one is never used in silence.
+disk leaves the earlier one intact. A *manifest* (JSON) beside it names what it was made from and
+the hash of its files, so that a stale or damaged artefact is never used in silence.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 PROJECT_ROOT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "notebooks").is_dir() else Path.cwd()
@@ -38,6 +41,22 @@ class InputError(_OneSentence, ValueError):
 
 class MissingError(_OneSentence, FileNotFoundError):
     """Something a stage needs is not there: says what, and the command that makes it."""
+
+
+def cannot_write(path: str | os.PathLike, error: OSError) -> InputError:
+    """The error for a folder that is read-only or a disk that is full."""
+    return InputError(
+        f"cannot write {shown(path)}: {error.strerror or error}. What was there before is intact; "
+        "free some space, or pass -p data_dir DIR with a folder you may write to"
+    )
+
+
+def not_here(what: str, error: Exception, hint: str) -> MissingError:
+    """The error for weights that are neither on this machine nor can be downloaded."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return MissingError(
+        f"{what} is not on this machine and cannot be downloaded ({reason}); {hint}"
+    )
 
 
 def check_choice(what: str, value: str, valid: Iterable[str], hint: str = "") -> str:
@@ -120,11 +139,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             os.fsync(f.fileno())
         os.replace(tmp, target)
     except OSError as error:
-        raise InputError(
-            f"cannot write {shown(target)}: {error.strerror or error}. What was there before is "
-            "intact; "
-            "free some space or pass -p data_dir DIR with a folder you may write to."
-        ) from error
+        raise cannot_write(target, error) from error
     finally:
         if tmp is not None:
             tmp.unlink(missing_ok=True)
@@ -143,6 +158,59 @@ def read_json(path: str | os.PathLike) -> Any | None:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def seal(manifest: Path, about: dict, files: Iterable[Path]) -> None:
+    """Write a manifest that says what ``files`` beside it were made from; write it last."""
+    write_json(manifest, {**about, "files": {file.name: file_sha256(file) for file in files}})
+
+
+def sealed(manifest: Path) -> dict:
+    """What a manifest says, if its files are still those it was written for; else ``{}``."""
+    about = read_json(manifest)
+    if not isinstance(about, dict) or not isinstance(about.get("files"), dict):
+        return {}
+    try:
+        hashes = {name: file_sha256(manifest.with_name(name)) for name in about["files"]}
+    except (OSError, ValueError):  # a file is gone, or its name is a path
+        return {}
+    return about if hashes == about["files"] else {}
+
+
+def keep(
+    path: Path,
+    made_from: dict,
+    make: Callable[[], dict[str, pd.DataFrame]],
+    at_least: dict[str, int] | None = None,
+) -> tuple[dict[str, pd.DataFrame], bool]:
+    """Load tables that are up to date; otherwise make and store them.
+
+    Args:
+        path: where, without a suffix: tables go to ``<path>.<name>.parquet``, the manifest to
+            ``<path>.json``.
+        made_from: all that the tables depend on, as JSON values.
+        make: returns the tables by name.
+        at_least: numbers of which more than needed may have been made.
+
+    Returns:
+        The tables, and whether they were loaded.
+    """
+    import pandas as pd
+
+    at_least = at_least or {}
+    manifest = path.with_name(path.name + ".json")
+    known = sealed(manifest)
+    enough = all(known.get("at_least", {}).get(name, -1) >= n for name, n in at_least.items())
+    if known.get("made_from") == made_from and enough:
+        files = [path.with_name(name) for name in known["files"]]
+        return {f.name.split(".")[-2]: pd.read_parquet(f) for f in files}, True
+    tables = make()
+    files = [path.with_name(f"{path.name}.{name}.parquet") for name in tables]
+    for table, file in zip(tables.values(), files, strict=True):
+        with atomic_path(file) as tmp:
+            table.to_parquet(tmp)
+    seal(manifest, {"made_from": made_from, "at_least": at_least}, files)
+    return tables, False
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""Where work runs: pieces go in, their results come out, from threads, processes or machines.
+"""Where work runs: on which device, in how many threads, on which processes or machines.
 
-A scheduler is named by a string: empty (this machine, one piece after the other), ``local[4]``
-(four worker processes on this machine) or ``tcp://host:8786`` (a cluster that is already there).
-A piece is computed by the same function everywhere, so the results are the same.
+A scheduler is named by a string: empty (this process, one piece after the other), ``local[4]``
+(four worker processes on this machine) or ``tcp://host:8786`` (a Dask cluster that is running).
+The same function computes a piece everywhere, so the results are the same.
 """
 
 from __future__ import annotations
@@ -23,20 +23,29 @@ if TYPE_CHECKING:
 PATIENCE = 20  # seconds to wait for a scheduler
 
 _clients: dict[str, Client] = {}
-# As it is at the start: Dask sets it for the worker processes that it makes, in this process too.
+# Read at import: Dask sets it later for its workers, and in this process too.
 _omp_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
 
 
+def device() -> str:
+    """Where models run: "cuda", "mps" (Apple) or "cpu"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def threads() -> int:
-    """Threads to compute with: OMP_NUM_THREADS where it is set (Dask gives each of its workers
-    one), else the cores that this process may use."""
+    """Number of threads to compute with: OMP_NUM_THREADS where it is set (Dask sets it to 1 for
+    its workers), else the cores that this process may use."""
     import joblib
 
     return _omp_num_threads or joblib.cpu_count()
 
 
 def in_threads(function: Callable, pieces: Sequence) -> list:
-    """``function(piece)`` of every piece, a thread a core, each with one thread of BLAS."""
+    """``function(piece)`` of every piece, one thread for each core; BLAS adds none of its own."""
     n = min(threads(), len(pieces))
     if n < 2:
         return [function(piece) for piece in pieces]
@@ -45,14 +54,14 @@ def in_threads(function: Callable, pieces: Sequence) -> list:
 
 
 def ahead(function: Callable, pieces: Sequence) -> Iterator:
-    """``function(piece)`` of every piece in turn; the next one is made while this one is used."""
+    """``function(piece)`` of every piece in turn; the next is computed while one is being used."""
     with ThreadPoolExecutor(1) as pool:
-        coming = [pool.submit(function, piece) for piece in pieces[:1]]
+        pending = [pool.submit(function, piece) for piece in pieces[:1]]
         for piece in pieces[1:]:
-            made = coming.pop().result()
-            coming = [pool.submit(function, piece)]
-            yield made
-        yield from (last.result() for last in coming)
+            result = pending.pop().result()
+            pending = [pool.submit(function, piece)]
+            yield result
+        yield from (last.result() for last in pending)
 
 
 def spread(
@@ -60,14 +69,14 @@ def spread(
 ) -> Iterator[tuple[int, Any]]:
     """``function(piece, *shared)`` for every piece.
 
-    A piece whose worker dies is computed again by another worker. So the function may run twice,
-    and must not mind.
+    A piece whose worker dies is computed again by another worker, so running ``function`` twice
+    must do no harm.
 
     Args:
         function: a function of a module, which the workers can import.
-        pieces: small things that say what to do.
-        scheduler: where; see the module's first paragraph.
-        shared: what all pieces need; sent to each worker once.
+        pieces: small values that say what to do.
+        scheduler: see the module's first paragraph.
+        shared: arguments that all pieces need; sent to each worker once.
 
     Yields:
         The number of a piece and its result, as they finish.

@@ -10,14 +10,15 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from trsllava_utils import breakdown, pages
 from trsllava_utils.artefacts import MissingError, atomic_path, file_sha256, read_json
 from trsllava_utils.captioning import captioner_id
-from trsllava_utils.datasets import Dataset, load_dataset
-from trsllava_utils.encoders import MINILM
-from trsllava_utils.evaluation import published, recall_table, results_path
-from trsllava_utils.retrieval import Rankings, caption_texts, rank_dataset
-from trsllava_utils.sources import Sources
+from trsllava_utils.datasets.dataset import Dataset, load_dataset
+from trsllava_utils.embedding.encoders import MINILM
+from trsllava_utils.evaluation import breakdown
+from trsllava_utils.evaluation.recall import published, recall_table, results_path
+from trsllava_utils.retrieval.ranking import Rankings, caption_texts, rank_dataset
+from trsllava_utils.retrieval.sources import Sources
+from trsllava_utils.search import pages
 
 FIGURES = {
     "04_methods": "Mean recall by scoring rule, with 95 % intervals",

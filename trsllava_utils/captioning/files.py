@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trsllava_utils.artefacts import InputError, MissingError, shown
 from trsllava_utils.captioning.records import Record, read_records
-from trsllava_utils.datasets import Dataset
+from trsllava_utils.datasets.dataset import Dataset
 
 
 def match_file(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], list[str]]:

@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from trsllava_utils.artefacts import InputError, shown
-from trsllava_utils.datasets import CORPUS_COLUMNS, clean_text
+from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, clean_text
 
 MAX_VARIANTS = 5
 FIELDS = ("one_sentence", "feature", "caption")

@@ -39,7 +39,7 @@ from trsllava_utils.captioning.captioner import (
 )
 from trsllava_utils.captioning.prompts import Prompt, ReplyError, make_prompt, parse_reply
 from trsllava_utils.captioning.records import Record, append_lines
-from trsllava_utils.imagery import read_renderings
+from trsllava_utils.datasets.imagery import read_renderings
 
 
 @dataclass(frozen=True)

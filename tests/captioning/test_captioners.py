@@ -1,0 +1,271 @@
+"""What captioners are asked, how replies are read and judged, and real architectures without
+weights through the whole transformers path."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from tests import tiny_models
+from tests.conftest import draw
+from tests.openai_server import GERMAN, answer
+from trsllava_utils.artefacts import InputError, MissingError
+from trsllava_utils.captioning import Settings, caption_dataset, captions_path
+from trsllava_utils.captioning.captioner import Question
+from trsllava_utils.captioning.prompts import (
+    LIMITS,
+    ReplyError,
+    make_prompt,
+    parse_reply,
+)
+from trsllava_utils.captioning.quality import check, measure, scene_words
+from trsllava_utils.captioning.records import Record, Variant
+from trsllava_utils.captioning.run import read_rejected
+from trsllava_utils.captioning.transformers_vlm import TransformersCaptioner
+from trsllava_utils.datasets import load_dataset
+from trsllava_utils.datasets.imagery import read_renderings
+
+GOOD = [Variant(**v) for v in answer(1, 5)["variants"]]
+TEXT = json.dumps(answer(1, 5))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        f"Sure! [1] Here is the {{JSON}}:\n```json\n{TEXT}\n```\nAnything else?",
+        json.dumps(answer(1, 5)["variants"]),
+        json.dumps({"variants": answer(1, 5)["variants"] + answer(2, 5)["variants"]}),
+        TEXT.replace(". A road", ".\n A road"),  # line breaks inside the strings
+        '{"variants": "see below"} ' + TEXT,
+    ],
+)
+def test_replies_that_can_be_read(text):
+    assert [v.feature for v in parse_reply(text, make_prompt(Settings()))] == [
+        v.feature for v in GOOD
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty reply"),
+        (" \n", "empty reply"),
+        ("I see a harbour.", "not JSON"),
+        (TEXT[: len(TEXT) // 2], "not JSON"),
+        (TEXT[:-1], "not JSON"),
+        ('{"captions": []}', "wrong schema"),
+        (json.dumps({"variants": []}), "wrong schema"),
+        (json.dumps(answer(1, 4)), "wrong schema"),
+        (json.dumps({"variants": [{"caption": "A harbour."}] * 5}), "wrong schema"),
+        (json.dumps({"variants": [1, 2, 3, 4, 5]}), "wrong schema"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_replies_that_cannot(text, reason):
+    with pytest.raises(ReplyError) as caught:
+        parse_reply(text, make_prompt(Settings()))
+    assert caught.value.reason == reason
+
+
+def changed(**fields: str) -> list[Variant]:
+    return [GOOD[0].model_copy(update=fields), *GOOD[1:]]
+
+
+@pytest.mark.parametrize(
+    ("variants", "reason"),
+    [
+        (changed(caption="… — 12 !"), "no words"),
+        (changed(one_sentence="A bay."), "too short"),
+        (changed(caption="a pier and a boat in front of it " * 99), "too long"),
+        (changed(caption="I'm sorry, but I can’t assist with that image."), "refusal"),
+        (changed(caption="As an AI model I see a harbour with ships."), "refusal"),
+        (changed(caption="There are trees and houses. " * 10), "loop"),
+        (changed(caption="A road, a road, a road, a road, a road, a road, a road, a road"), "loop"),
+        (changed(caption="一个港口和船" * 40), "loop"),
+        (
+            changed(caption="The variants describe the same image but differ in focus, surely."),
+            "copied from the prompt",
+        ),
+        ([Variant(**GERMAN), *GOOD[1:]], "wrong language"),
+        ([GOOD[0]] * 5, "equal variants"),
+        (
+            [
+                GOOD[0].model_copy(update={"caption": GOOD[0].caption + f" Seen {w}."})
+                for w in ("now", "well", "here", "so", "too")
+            ],
+            "equal variants",
+        ),
+    ],
+)
+def test_quality_gate(variants, reason):
+    with pytest.raises(ReplyError) as caught:
+        check(variants, "en", make_prompt(Settings()).text)
+    assert caught.value.reason == reason
+
+
+def test_quality_gate_lets_good_captions_pass():
+    for seed in range(20):
+        variants = [Variant(**v) for v in answer(seed, 5)["variants"]]
+        check(variants, "en", make_prompt(Settings()).text)
+    check([Variant(caption="a church is near a road")])  # few words, easily taken for Irish
+    check([Variant(**GERMAN)], "de")
+    check([Variant(**GERMAN)], "")
+    listed = "trees all over the scene; roads all over the scene; roofs all over the scene; lawns"
+    check(changed(feature=listed))
+    with pytest.raises(InputError, match="two-letter code"):
+        check(GOOD, "english")
+
+
+def test_captions_in_numbers():
+    records = [Record(image=f"{i}.png", model="m", variants=GOOD) for i in range(4)]
+    table = measure(records)
+    assert table.loc["joined", "texts"] == 20 and table.loc["joined", "distinct"] == 5
+    assert table.loc["joined", "near-duplicates (%)"] == 0
+    assert scene_words(records).max() == 100 and list(table.index)[:2] == [
+        "one_sentence",
+        "feature",
+    ]
+
+
+def test_prompts(tmp_path):
+    prompt = make_prompt(Settings(variants=3, language="fr"))
+    assert "Describe it 3 times in French" in prompt.text and '{"variants": [{' in prompt.text
+    variants = prompt.schema()["properties"]["variants"]
+    assert variants["minItems"] == variants["maxItems"] == 3
+    assert "minItems" not in prompt.schema(lengths=False)["properties"]["variants"]
+    own = tmp_path / "prompt.txt"
+    own.write_text('Describe {n} times in {language}: {"variants": …}')
+    other = make_prompt(Settings(variants=3, prompt_file=str(own)))
+    assert other.text == 'Describe 3 times in English: {"variants": …}'
+    assert len({p.fingerprint for p in (prompt, other, make_prompt(Settings(prompt="query")))}) == 3
+    own.write_text(" ")
+    with pytest.raises(InputError, match="is empty"):
+        make_prompt(Settings(prompt_file=str(own)))
+    with pytest.raises(MissingError, match="not found"):
+        make_prompt(Settings(prompt_file=str(tmp_path / "none.txt")))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prompt", "rsr"),
+        ("variants", 6),
+        ("attempts", 0),
+        ("temperature", -1),
+        ("timeout", 0),
+        ("quantize", "2bit"),
+    ],
+)
+def test_settings_that_make_no_sense(name, value):
+    with pytest.raises(InputError, match=name):
+        Settings(**{name: value})
+
+
+def test_renderings_of_multi_band_images(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "scene.tif"
+    tifffile.imwrite(path, rng.integers(0, 4000, (4, 40, 60), np.uint16), photometric="minisblack")
+    pictures = read_renderings(path, max_side=30)
+    assert list(pictures) == ["true colour", "false colour"]
+    assert all(p.shape == (20, 30, 3) and p.dtype == np.uint8 for p in pictures.values())
+    whole = read_renderings(path)
+    assert (whole["false colour"][..., 1:] == whole["true colour"][..., :2]).all()
+    assert list(read_renderings(path, false_colour="none")) == ["true colour"]
+    assert list(read_renderings(path, false_colour="8,4,3")) == ["true colour"]  # no band 8
+    assert list(read_renderings(draw(tmp_path / "rgb.png"))) == ["true colour"]
+    text = make_prompt(Settings()).for_pictures(list(pictures))
+    assert "2 pictures of the same place: true colour, false colour" in text
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return tiny_models.llava_next(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def idefics(tmp_path_factory):
+    return tiny_models.idefics3(tmp_path_factory.mktemp("idefics"))
+
+
+@pytest.fixture
+def ten(tmp_path):
+    for i in range(10):
+        draw(tmp_path / "ten" / f"scene_{i}.png", i, size=48)
+    return load_dataset(str(tmp_path / "ten"), str(tmp_path))
+
+
+@pytest.mark.parametrize("architecture", ["llava", "idefics"])
+def test_ten_images_through_transformers(architecture, ten, request):
+    """Random weights babble, but every reply is whole RSRT of the right lengths."""
+    folder = request.getfixturevalue(architecture)
+    settings = Settings(variants=2, batch_size=10, language="")
+    captions = caption_dataset(ten, f"transformers:{folder}", settings)
+    assert len(captions.records) == 10 and not read_rejected(captions.path)
+    for record in captions.records.values():
+        assert len(record.variants) == 2 and all(v.structured for v in record.variants)
+        assert all(len(getattr(v, f)) <= 1.25 * LIMITS[f] for v in record.variants for f in LIMITS)
+    assert len({r.variants[0].caption for r in captions.records.values()}) == 10
+    assert captions.report.usage["output tokens"] > 1000
+    assert json.loads(captions.manifest()["example"]["reply"], strict=False)["variants"]
+
+
+def test_words_do_not_depend_on_the_batch_nor_on_memory(llava, monkeypatch):
+    """Five images at once, one at a time, and halved when memory runs out: the same words."""
+    pictures = [np.full((48, 48, 3), 40 * i, np.uint8) for i in range(5)]
+    questions = [
+        Question({"true colour": p}, seed=i, temperature=0.7) for i, p in enumerate(pictures)
+    ]
+    captioner = TransformersCaptioner(f"transformers:{llava}", Settings(variants=1, batch_size=5))
+    together = [r.text for r in captioner.describe(questions)]
+    assert [captioner.describe([q])[0].text for q in questions] == together
+    assert len(set(together)) == 5
+    generate = captioner._loaded.model.generate
+    sizes = []
+
+    def small_memory(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(captioner._loaded.model, "generate", small_memory)
+    assert [r.text for r in captioner.describe(questions)] == together
+    assert sizes == [5, 2, 3, 1, 2] and captioner.batch_size <= 2
+
+
+def test_two_pictures_of_an_image(llava, tmp_path):
+    (tmp_path / "bands").mkdir()
+    values = np.random.default_rng(0).integers(0, 4000, (4, 40, 40), np.uint16)
+    tifffile.imwrite(tmp_path / "bands" / "a.tif", values, photometric="minisblack")
+    draw(tmp_path / "bands" / "b.png")
+    ds = load_dataset(str(tmp_path / "bands"), str(tmp_path))
+    settings = Settings(variants=1, batch_size=2, language="")
+    assert len(caption_dataset(ds, f"transformers:{llava}", settings).records) == 2
+
+
+def test_no_such_model(ten, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(MissingError, match="Give the folder of a checkpoint or a hub id"):
+        caption_dataset(ten, "transformers:nobody/has-this-model")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingError, match="Give the folder of a checkpoint"):
+        caption_dataset(ten, f"transformers:{tmp_path / 'empty'}")
+    with pytest.raises(InputError, match="transformers:MODEL"):
+        captions_path(ten, "transformers:")
+
+
+def test_quantisation_says_what_it_needs(llava):
+    pytest.importorskip("transformers")
+    from transformers.utils import is_bitsandbytes_available
+
+    if is_bitsandbytes_available():
+        pytest.skip("bitsandbytes is installed")
+    captioner = TransformersCaptioner(f"transformers:{llava}", Settings(quantize="4bit"))
+    question = Question({"true colour": np.zeros((48, 48, 3), np.uint8)}, 0, 0.7)
+    with pytest.raises(MissingError, match="pip install bitsandbytes accelerate"):
+        captioner.describe([question])

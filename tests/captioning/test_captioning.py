@@ -1,0 +1,181 @@
+"""Captions: the pixels captioner, the file captioner, resuming and bad lines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.conftest import draw
+from trsllava_utils import captioning
+from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
+from trsllava_utils.captioning import Settings
+from trsllava_utils.captioning.pixels import PixelCaptioner, observe
+from trsllava_utils.captioning.records import append_lines, parse_line, read_records
+from trsllava_utils.datasets import load_dataset
+from trsllava_utils.datasets.imagery import read_image
+
+SAMPLE = PROJECT_ROOT / "data" / "sample" / "images"
+TWO = Settings(variants=2)
+VARIANT = {"one_sentence": "a port", "feature": "boats; water", "caption": "Boats in a port."}
+
+
+def test_pixels_reads_pixels_only(tmp_path):
+    """A picture under another name and class is described in the same words."""
+    for name in ("forest_1", "desert_2"):
+        renamed = tmp_path / "airport_99.jpg"
+        shutil.copy(SAMPLE / f"{name}.jpg", renamed)
+        assert PixelCaptioner(Settings()).variants(read_image(renamed)) == PixelCaptioner(
+            Settings()
+        ).variants(read_image(SAMPLE / f"{name}.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("image", "word"),
+    [
+        ("forest_2", "forest"),
+        ("desert_1", "desert"),
+        ("port_1", "harbour"),
+        ("playground_2", "track"),
+        ("farmland_1", "field"),
+    ],
+)
+def test_pixels_sees_the_scene(image, word):
+    variants = PixelCaptioner(Settings()).variants(read_image(SAMPLE / f"{image}.jpg"))
+    assert len(variants) == 5 and len({v.joined() for v in variants}) == 5
+    assert any(word in v.joined().lower() for v in variants)
+
+
+@pytest.mark.parametrize("fill", [0, 128, 255])
+def test_pixels_survives_flat_and_odd_images(fill):
+    for shape in ((1, 1, 3), (5, 300, 3), (64, 64, 3)):
+        assert sum(observe(np.full(shape, fill, np.uint8)).cover.values()) == pytest.approx(1)
+        assert (
+            len(PixelCaptioner(Settings(variants=3)).variants(np.full(shape, fill, np.uint8))) == 3
+        )
+
+
+def test_cover_places():
+    image = np.zeros((90, 90, 3), np.uint8) + np.array([210, 190, 140], np.uint8)
+    image[:30, :30] = (20, 60, 120)
+    seen = observe(image)
+    assert seen.where["water"] == "north-west" and seen.cover["sand"] > 0.7
+
+
+def test_run_resumes_and_equals_one_run(data_dir):
+    ds = load_dataset("rsitmd", str(data_dir))
+    whole = captioning.caption_dataset(ds, "pixels", TWO)
+    lines = whole.path.read_bytes()
+    assert (
+        whole.report.captioned == 4
+        and captioning.caption_dataset(ds, "pixels", TWO).report.captioned == 0
+    )
+    cut = lines.splitlines(keepends=True)
+    whole.path.write_bytes(b"".join(cut[:2]) + cut[2][:40])  # killed in the third image
+    again = captioning.caption_dataset(ds, "pixels", TWO)
+    assert again.report.captioned == 2 and again.records == whole.records
+    assert captioning.load_captions(ds, "pixels").records == whole.records
+    assert sorted(whole.path.read_bytes().splitlines()) == sorted(lines.splitlines())
+    whole.path.write_bytes(lines[:-1])  # only the last line break is missing: nothing is lost
+    append_lines(whole.path, '{"image": "x.png", "caption": "added"}\n')
+    assert len(read_records(whole.path)[0]) == 5 and whole.path.read_bytes().startswith(lines)
+
+
+def test_changed_pixels_and_changed_captioner(data_dir):
+    ds = load_dataset("rsitmd", str(data_dir))
+    first = captioning.caption_dataset(ds, "pixels", TWO)
+    draw(data_dir / "rsitmd" / "images" / "park_3.png", seed=9)
+    assert "1 images changed" in " ".join(captioning.load_captions(ds, "pixels").problems)
+    second = captioning.caption_dataset(ds, "pixels", TWO)
+    assert not captioning.load_captions(ds, "pixels").problems
+    assert second.report.captioned == 1 and len(read_records(second.path)[0]) == 4
+    assert second.records["park_3"].image_sha256 != first.records["park_3"].image_sha256
+    assert captioning.caption_dataset(ds, "pixels", Settings(variants=3)).report.captioned == 4
+    assert list(second.path.parent.glob("*.superseded"))  # the earlier captions are kept
+
+
+def test_a_broken_image_does_not_stop_the_run(data_dir):
+    (data_dir / "rsitmd" / "images" / "river_2.png").write_bytes(b"no")
+    captions = captioning.caption_dataset(
+        load_dataset("rsitmd", str(data_dir)), "pixels", Settings(variants=1)
+    )
+    assert len(captions.records) == 3 and "river_2.png" in captions.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"image": "a.png", "variants": [', "not whole JSON"),
+        (json.dumps({"image": "a.png", "variants": []}), "variants"),
+        (json.dumps({"image": "a.png", "variants": [VARIANT] * 7}), "variants"),
+        (
+            json.dumps(
+                {
+                    "image": "a.png",
+                    "variants": [{k: VARIANT[k] for k in ("one_sentence", "caption")}],
+                }
+            ),
+            "lacks feature",
+        ),
+        (json.dumps({"image": "a.png", "variants": [VARIANT | {"caption": " "}]}), "caption"),
+        (json.dumps({"caption": "no image"}), "image"),
+        ("[1]", "expected a JSON object"),
+    ],
+)
+def test_bad_lines(line, words):
+    with pytest.raises(InputError, match=words):
+        parse_line(line)
+
+
+def test_file_captioner(data_dir, tmp_path):
+    ds = load_dataset("rsitmd", str(data_dir))
+    lines = [
+        {
+            "image": "port_1.tif",
+            "model": "m",
+            "variants": [VARIANT, VARIANT],
+        },  # matched by its stem
+        {"image": "river_2.png", **VARIANT},
+        {"image": "river_2.png", **VARIANT},
+        {"image": "park_3.png", "caption": "a park"},
+        {"image": "nowhere.png", "caption": "x"},
+    ]
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"image": "beach', encoding="utf-8")
+    captions = captioning.load_captions(ds, f"file:{path}")
+    assert {k: len(r.variants) for k, r in captions.records.items()} == {
+        "port_1": 2,
+        "river_2": 2,
+        "park_3": 1,
+    }
+    said = " ".join(captions.problems)
+    assert "line 6" in said and "nowhere.png" in said and "beach_4" in said
+    corpus = captions.corpus()
+    assert corpus["field"].tolist() == ["full"] * 4 + ["caption"]
+    assert (
+        corpus["text"][0]
+        == "ONE_SENTENCE: a port\nFEATURE: boats; water\nCAPTION: Boats in a port."
+    )
+    assert len(captions.corpus("fields")) == 13
+
+
+def test_file_captioner_refuses_what_it_cannot_use(data_dir, tmp_path):
+    ds = load_dataset("rsitmd", str(data_dir))
+    with pytest.raises(MissingError, match="not found"):
+        captioning.load_captions(ds, f"file:{tmp_path / 'none.jsonl'}")
+    (tmp_path / "c.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="no usable"):
+        captioning.load_captions(ds, f"file:{tmp_path / 'c.jsonl'}")
+    (tmp_path / "c.jsonl").write_text('{"image": "other.png", "caption": "x"}\n')
+    with pytest.raises(InputError, match="another split"):
+        captioning.load_captions(ds, f"file:{tmp_path / 'c.jsonl'}")
+
+
+def test_missing_captions_and_unknown_captioner(data_dir):
+    ds = load_dataset("rsitmd", str(data_dir))
+    with pytest.raises(MissingError, match="papermill 01_structured_captioning"):
+        captioning.load_captions(ds, "pixels")
+    with pytest.raises(InputError, match="Did you mean 'pixels'"):
+        captioning.load_captions(ds, "pixel")

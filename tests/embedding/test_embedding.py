@@ -1,0 +1,168 @@
+"""Embedding: unit rows, caching, staleness."""
+
+from __future__ import annotations
+
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.conftest import HashEncoder
+from trsllava_utils import artefacts
+from trsllava_utils.artefacts import InputError, MissingError
+from trsllava_utils.embedding import encoders
+from trsllava_utils.embedding.encoders import load_encoder
+from trsllava_utils.embedding.vectors import embed_corpus
+
+
+def corpus(*texts: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "image_id": [f"i{n}" for n in range(len(texts))],
+            "source": "s",
+            "variant": 0,
+            "field": "full",
+            "text": list(texts),
+        }
+    )
+
+
+def test_encodes_each_distinct_text_once_and_reuses(tmp_path):
+    encoder = HashEncoder()
+    first = embed_corpus(corpus("a", "b", "a"), encoder, tmp_path, "x")
+    assert encoder.seen == ["a", "b"] and first.encoded == 2
+    assert (
+        np.allclose(np.linalg.norm(first.vectors, axis=1), 1) and first.vectors.dtype == np.float32
+    )
+    second = embed_corpus(corpus("a", "c", "a"), encoder, tmp_path, "x")
+    assert encoder.seen == ["a", "b", "c"] and second.encoded == 1
+    assert np.array_equal(second.vectors[0], first.vectors[0])
+    assert embed_corpus(corpus("a", "c", "a"), encoder, tmp_path, "x").encoded == 0
+
+
+def test_stale_vectors_are_not_used(tmp_path):
+    first = embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, "x")
+    other = HashEncoder("two")
+    path = first.path
+    moved = tmp_path / "embeddings" / "two" / "x.safetensors"
+    moved.parent.mkdir()
+    for suffix in (".safetensors", ".parquet", ".json"):
+        moved.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
+    assert embed_corpus(corpus("a", "b"), other, tmp_path, "x").encoded == 2
+    path.write_bytes(path.read_bytes()[:-8])  # damaged
+    assert embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, "x").encoded == 2
+    assert embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, "x", "query").encoded == 2
+
+
+def test_full_disk_leaves_the_old_artefact(tmp_path, monkeypatch):
+    first = embed_corpus(corpus("a"), HashEncoder(), tmp_path, "x")
+    before = first.path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artefacts.os, "replace", full)
+    with pytest.raises(InputError, match="No space left"):
+        embed_corpus(corpus("b"), HashEncoder(), tmp_path, "x")
+    assert first.path.read_bytes() == before and not list(first.path.parent.glob(".x*"))
+    monkeypatch.undo()
+    assert embed_corpus(corpus("a"), HashEncoder(), tmp_path, "x").encoded == 0
+
+
+def test_minilm_is_the_real_one():
+    x = load_encoder().encode(
+        ["boats in a harbour", "ships at the quay", "a wheat field"], "document"
+    )
+    assert x.shape == (3, 384) and x[0] @ x[1] > x[0] @ x[2] + 0.2
+
+
+def test_unknown_encoder_and_missing_key(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MissingError, match="all-MiniLM-L6-v2"):
+        load_encoder("/no/such/model").encode(["text"], "query")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(MissingError, match="OPENAI_API_KEY"):
+        load_encoder("openai:text-embedding-3-small")
+
+
+def test_openai_protocol(tmp_path, monkeypatch):
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            import json
+
+            texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+            data = [
+                {"object": "embedding", "index": i, "embedding": [float(len(t)), 1.0]}
+                for i, t in enumerate(texts)
+            ]
+            body = json.dumps(
+                {
+                    "object": "list",
+                    "model": "m",
+                    "data": data[::-1],
+                    "usage": {"prompt_tokens": 1, "total_tokens": 1},
+                }
+            )
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+    try:
+        out = embed_corpus(corpus("a", "bbb"), "openai:m", tmp_path, "x")
+    finally:
+        server.shutdown()
+    assert np.allclose(out.vectors[1], np.array([3, 1]) / np.sqrt(10))
+    stored = b"".join(p.read_bytes() for p in out.path.parent.iterdir())
+    assert b"secret-key" not in stored and os.environ["OPENAI_API_KEY"] == "secret-key"
+
+
+def test_batches_hold_every_text_once_the_longest_first(monkeypatch):
+    monkeypatch.setattr(encoders, "PROBE", 2)
+    texts = ["x" * n for n in (3, 50, 7, 7, 900, 1, 0, 30, 600)]
+    first, *batches = encoders._batches(texts, size=100)
+    assert first == [4, 8]
+    assert sorted(i for batch in (first, *batches) for i in batch) == list(range(len(texts)))
+    assert all(len(b) == 1 or len(texts[b[0]]) * len(b) <= 100 for b in batches)
+    lengths = [len(texts[i]) for batch in batches for i in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    assert encoders._batches(["a"], size=100) == [[0]]
+
+
+def test_threads_and_batches_change_nothing(monkeypatch):
+    encoder = load_encoder()
+    texts = [f"{n} boats " + "near a pier " * (n % 9) for n in range(60)]
+    plain = encoder._model.encode(texts, normalize_embeddings=True)
+    monkeypatch.setattr(encoders, "CPU_BATCH", 200)
+    for n in (1, 3):
+        monkeypatch.setattr(encoders, "threads", lambda n=n: n)
+        before = torch.get_num_threads()
+        assert np.allclose(encoder.encode(texts, "document"), plain, atol=1e-6)
+        assert torch.get_num_threads() == before
+    assert encoder.encode([], "query").shape == (0, 384)
+
+
+@pytest.mark.parametrize("good_enough", [True, False])
+def test_bfloat16_only_where_it_gives_the_same(monkeypatch, good_enough):
+    encoder = load_encoder()
+    texts = [f"{n} boats near a pier" for n in range(40)]
+    plain = encoder._model.encode(texts, normalize_embeddings=True)
+    monkeypatch.setattr(encoders, "CPU_BATCH", 200)
+    monkeypatch.setattr(encoders, "computes_bfloat16", lambda device: True)
+    monkeypatch.setattr(encoders, "MANY", 40)
+    monkeypatch.setattr(encoders, "SAME", 0.999 if good_enough else 1.1)
+    off = np.abs(encoder.encode(texts, "document") - plain).max(axis=1)
+    assert ((off > 1e-5) & (off < 0.02)).all() if good_enough else (off < 1e-6).all()
+    few = encoder.encode(texts[:39], "document")  # too few to be worth it
+    assert np.allclose(few, plain[:39], atol=1e-6)

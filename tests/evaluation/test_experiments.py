@@ -1,0 +1,277 @@
+"""Sources and what is varied on them, on the sample dataset with captions made of human words:
+rules whose bank, weights or captions are missing, caches, tuning, ablation, captioners, galleries;
+CLIP, SigLIP and a cross-encoder of real architecture and no knowledge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests import tiny_models
+from tests.conftest import write_captions
+from trsllava_utils.artefacts import InputError, MissingError
+from trsllava_utils.datasets import load_dataset, other_split
+from trsllava_utils.embedding.clip import ClipEncoder
+from trsllava_utils.evaluation import breakdown, experiments
+from trsllava_utils.evaluation import recall as evaluation
+from trsllava_utils.retrieval import ranking as retrieval
+from trsllava_utils.retrieval.sources import Sources
+from trsllava_utils.search.index import Index
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def captioner(data_dir) -> str:
+    return write_captions(data_dir / "people.jsonl", load_dataset("sample", split="all"))
+
+
+@pytest.fixture(scope="module")
+def sources(data_dir, captioner) -> Sources:
+    """Sixteen test images are enough."""
+    dataset = load_dataset("sample", str(data_dir), "test")
+    keep = dataset.images["image_id"].iloc[::6]
+    return Sources(
+        replace(
+            dataset,
+            images=dataset.images[dataset.images["image_id"].isin(keep)],
+            captions=dataset.captions[dataset.captions["image_id"].isin(keep)],
+        ),
+        captioner,
+    )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    kinds = (tiny_models.clip, tiny_models.siglip, tiny_models.cross_encoder)
+    return {make.__name__: str(make(folder / make.__name__)) for make in kinds}
+
+
+def test_rules_that_lack_something_say_so_and_leave_the_others(sources, data_dir):
+    done, missing = retrieval.rank_methods(["max", "clip", "fusion", "rerank", "mean"], sources)
+    assert list(done) == ["max", "mean"] and set(missing) == {"clip", "fusion", "rerank"}
+    assert "-p clip openai/clip-vit-base-patch32" in missing["clip"]
+    assert "-p reranker" in missing["rerank"]
+    train = replace(sources, dataset=load_dataset("sample", str(data_dir), "train"))
+    done, missing = retrieval.rank_methods(["querybank", "centred", "max"], train)
+    assert list(done) == ["max"] and set(missing) == {"querybank", "centred‡"}
+    assert "needs a bank of training captions" in missing["querybank"]
+
+
+def test_weights_that_cannot_be_had_are_named(sources, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with_clip = replace(sources, clip="/no/such/clip", reranker="/no/such/reranker")
+    _, missing = retrieval.rank_methods(["clip", "rerank"], with_clip)
+    assert "/no/such/clip" in missing["clip"] and "/no/such/reranker" in missing["rerank"]
+    _, missing = retrieval.rank_methods(["clip"], replace(sources, clip="open_clip:ViT-B-32:no.pt"))
+    assert "open_clip" in missing["clip"]
+
+
+def test_rankings_are_reused_and_made_again(sources):
+    first = retrieval.rank_dataset("max", sources, 5)
+    assert retrieval.rank_dataset("max", sources, 5).reused
+    fewer = retrieval.rank_dataset("max", sources, 3)
+    assert fewer.reused and fewer.top["rank"].max() == 3
+    pd.testing.assert_frame_equal(fewer.top, retrieval.retrieve("max", sources, 3)[1])
+    assert not retrieval.rank_dataset("max", sources, 15).reused
+    assert not retrieval.rank_dataset("max", replace(sources, variants=1), 3).reused
+    assert retrieval.rank_dataset("max", sources, 3).reused
+    first.path.with_suffix(".json").write_text('{"inputs": "other"}')
+    assert not retrieval.rank_dataset("max", sources, 3).reused
+    names = {
+        retrieval.rank_dataset(m, sources).path for m in ("fields", "mean", "fields(caption=1)")
+    }
+    assert len(names) == 3
+
+
+def test_a_text_known_from_another_corpus_is_not_encoded_again(sources, data_dir):
+    assert len(sources.human.rows) and len(sources.bank.rows)
+    everything = replace(sources, dataset=load_dataset("sample", str(data_dir), "all"))
+    known = {*sources.human.rows["text"], *sources.bank.rows["text"]}
+    new = set(everything.dataset.captions["text"]) - known
+    assert everything.human.encoded <= len(new) < len(set(everything.dataset.captions["text"]))
+
+
+def test_settings_are_chosen_on_validation_queries_only(sources):
+    val = experiments.validation(sources)
+    assert val.dataset.split == "val" and not set(val.gallery) & set(sources.gallery)
+    table, chosen = experiments.tune(["csls", "max", "querybank(k=3)", "fusion"], val)
+    assert set(table["rule"]) == {"csls"} and chosen["max"] == "max"
+    assert chosen["querybank(k=3)"] == "querybank(k=3)" and chosen["fusion"] == "fusion"
+    best = table.loc[table["mR"].idxmax(), "method"]
+    assert chosen["csls"] == best.removeprefix("csls ") and "csls(k=" in chosen["csls"]
+    by_hand = {m: evaluation.metrics(retrieval.retrieve(m, val)[0])["mR"] for m in table["method"]}
+    assert by_hand == pytest.approx(table.set_index("method")["mR"].to_dict())
+
+
+def test_steps_are_tuned_one_after_the_other(sources):
+    table, chosen = experiments.tune(["hybrid+csls"], experiments.validation(sources))
+    steps = table.groupby("step", sort=False)["method"].agg(list)
+    assert list(steps.index) == ["hybrid", "csls"]
+    best = table[table["step"] == "hybrid"]["mR"].idxmax()
+    kept = table.loc[best, "method"].removesuffix("+csls")
+    assert all(m.startswith(kept + "+csls(") for m in steps["csls"])
+    assert chosen["hybrid+csls"].startswith(kept)
+
+
+def test_the_validation_split_does_not_choose_for_itself(sources, data_dir):
+    for split in ("val", "all"):
+        with pytest.raises(MissingError, match="validation split itself"):
+            experiments.validation(
+                replace(sources, dataset=load_dataset("sample", str(data_dir), split))
+            )
+    with pytest.raises(MissingError, match=r"no captions by 'pixels' .* -p split val"):
+        experiments.validation(replace(sources, captioner="pixels"))
+
+
+def test_ablation_is_each_setting_by_itself(sources):
+    table, missing = experiments.ablate(
+        ["max", "clip", "csls"], sources, [sources.encoder], [1, 2, 5]
+    )
+    assert list(table.columns) == [1, 2] and "clip, all-MiniLM-L6-v2" in missing
+    assert list(table.index.get_level_values("method")) == ["max", "csls†"]
+    one = retrieval.retrieve("max", replace(sources, variants=1))[0]
+    assert table.loc[("max", sources.encoder), 1] == pytest.approx(evaluation.metrics(one)["mR"])
+    assert set(replace(sources, variants=1).joined.rows["variant"]) == {0}
+
+
+def test_captioners_are_compared_on_the_images_of_all(sources, tmp_path):
+    few = write_captions(tmp_path / "few.jsonl", sources.dataset, every=2)
+    ranks, common = experiments.compare_captioners([few], sources, "max")
+    assert len(ranks) == 2 and len(common) == 8
+    for rows in ranks.values():
+        assert set(rows["image_id"]) == set(common)
+        assert rows.groupby("direction")["n_items"].first().to_dict() == {"i2t": 40, "t2i": 8}
+
+
+def test_a_growing_gallery_passes_through_the_measured_one(sources):
+    table, own = experiments.growing_gallery("max", sources)
+    assert own == 16 and table["images"].max() == 144  # all splits are described
+    assert (np.diff(table[["R@1", "R@5", "R@10"]], axis=0) <= 1e-9).all()
+    largest = retrieval.retrieve(
+        "max",
+        replace(sources, dataset=other_split(sources.dataset, "all")),
+        queries=sources.gallery,
+    )[0]
+    rows = largest[largest["direction"] == "t2i"]
+    assert table["R@5"].iloc[-1] == pytest.approx(evaluation.recall_at_k(rows, 5))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_clip_of_real_architecture(kind, sources, models):
+    """The vectors are those of the model's own forward pass; cached; all rules run on them."""
+    from PIL import Image
+    from transformers import AutoModel, AutoProcessor
+
+    seen = replace(sources, clip=models[kind])
+    images, human = seen.clip_images, seen.clip_human
+    model, processor = (c.from_pretrained(models[kind]) for c in (AutoModel, AutoProcessor))
+    inputs = processor(
+        images=Image.open(seen.dataset.path_of(images.rows["image_id"][5])),
+        text=[human.rows["text"][7]],
+        return_tensors="pt",
+        padding="max_length",
+        max_length=24,
+        truncation=True,
+    )
+    with torch.inference_mode():
+        out = model(**inputs)
+    assert images.vectors[5] == pytest.approx(out.image_embeds[0].numpy(), abs=1e-5)
+    assert human.vectors[7] == pytest.approx(out.text_embeds[0].numpy(), abs=1e-5)
+    assert images.encoded == 16 and replace(sources, clip=models[kind]).clip_images.encoded == 0
+    done, missing = retrieval.rank_methods(
+        ["clip", "fusion", "clip+csls", "clip+querybank", "centred+fusion(weight=0.2)"], seen
+    )
+    assert len(done) == 5 and not missing
+    cosine = human.vectors[0] @ images.vectors.T
+    top = done["clip"].top
+    assert top["score"].iloc[0] == pytest.approx(cosine.max(), abs=1e-6)
+    assert len(Index(seen, "fusion").find("a river", 2).table) == 2
+    assert len(Index(seen, "fusion").like(seen.gallery[0], 2).table) == 2
+
+
+def test_clip_needs_pixels_and_a_model_with_image_features(sources, models, tmp_path):
+    images = sources.dataset.images.copy()
+    images.loc[images.index[0], "path"] = ""
+    blind = replace(sources, dataset=replace(sources.dataset, images=images), clip=models["clip"])
+    _, missing = retrieval.rank_methods(["clip"], blind)
+    assert "1 of 16 images of the gallery have no pixels" in missing["clip"]
+    with pytest.raises(InputError, match="is no CLIP"):
+        ClipEncoder(models["cross_encoder"]).encode(["text"], "text")
+
+
+def test_rerank_by_a_cross_encoder(sources, models):
+    reading = replace(sources, reranker=models["cross_encoder"])
+    ranks, top = retrieval.retrieve("rerank(n=3)", reading, top_k=3)
+    plain = retrieval.retrieve("max", sources, top_k=3)[1]
+    for direction in ("t2i", "i2t"):
+        a, b = (
+            t[t["direction"] == direction].groupby("query_id")["item_id"].agg(set)
+            for t in (top, plain)
+        )
+        assert (
+            np.mean([x == y for x, y in zip(a, b, strict=True)]) > 0.9
+        )  # the same three, but for ties
+    texts = retrieval.caption_texts(sources.human)
+    first = top.iloc[0]
+    own = sources.joined.rows.query("image_id == @first.item_id")["text"]
+    value = reading.relevance([(texts[first.query_id], t) for t in own]).max()
+    assert first.score == pytest.approx(value, abs=1e-5)
+    assert evaluation.metrics(ranks)["mR"] > 0
+
+
+def test_results_of_several_runs_join_into_one_table(sources, tmp_path):
+    ranks = retrieval.retrieve("max", sources)[0]
+    result = {"max": evaluation.metrics(ranks), "csls†": evaluation.metrics(ranks)}
+    for name in ("a", "b_c"):
+        path = evaluation.results_path(tmp_path / name / "derived", "test", "pixels", "e")
+        about = {"dataset": name, "split": "test", "captioner": "pixels", "encoder": "e"}
+        evaluation.write_results(path, result, ranks, **about)
+    (path.parent / "old.json").write_text('{"other": 1}')
+    (path.parent / "torn.json").write_text('{"meth')
+    table = evaluation.summary(tmp_path)
+    assert len(table) == 6 and table.index.names[0] == "dataset"
+    csv, tex = evaluation.export(table, tmp_path / "summary")
+    read = pd.read_csv(csv)
+    assert read["mR"].tolist() == table["", "mR"].tolist()
+    text = tex.read_text()
+    assert r"b\_c" in text and r"csls\dag{}" in text and "†" not in text and r"\toprule" in text
+
+
+def test_published_results_are_sourced_and_add_up():
+    for dataset in ("rsitmd", "rsicd"):
+        table = evaluation.published(dataset)
+        assert len(table) > 15 and table["source"].str.contains("arXiv|http").all()
+        assert set(table["kind"]) <= {"supervised", "zero-shot", "training-free"}
+        recalls = [c for c in table.columns if "_R@" in c]
+        whole = table.dropna(subset=recalls)
+        assert whole[recalls].mean(axis=1).to_numpy() == pytest.approx(whole["mR"], abs=0.011)
+    assert evaluation.published("rsitmd").set_index("method")["mR"]["TRSLLaVA (the paper)"] == 42.62
+    assert evaluation.published("sample").empty
+    result = {
+        "max": {d: {f"R@{k}": 99.0 for k in (1, 5, 10)} for d in ("t2i", "i2t")} | {"mR": 99.0}
+    }
+    assert evaluation.published("rsicd", result)["method"][0] == "max"
+
+
+def test_extremes_are_the_clearest_hits_and_the_farthest_misses(sources):
+    ranks, top = retrieval.retrieve("max", sources, 5)
+    successes, failures = breakdown.extremes(ranks, top, 4)
+    assert (successes["rank"] == 1).all() and successes["margin"].is_monotonic_decreasing
+    assert failures["rank"].is_monotonic_decreasing and (failures["rank"] > 1).all()
+    t2i = ranks[ranks["direction"] == "t2i"]
+    assert failures["rank"].iloc[0] == evaluation.expected_rank(t2i).max()
+    for found in (successes, failures):
+        assert 0 < len(found) <= 4 and not found["image_id"].duplicated().any()
+    best = top[(top["query_id"] == successes["query_id"].iloc[0]) & (top["direction"] == "t2i")]
+    assert best["hit"].iloc[0]
+    assert successes["margin"].iloc[0] == pytest.approx(-best["score"].diff().iloc[1])

@@ -1,0 +1,274 @@
+"""Methods as text, and every scoring rule on a case computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import logsumexp
+
+from trsllava_utils.artefacts import InputError
+from trsllava_utils.retrieval import products as scoring
+from trsllava_utils.retrieval.methods import GRIDS, STEPS, Method
+
+ALL = slice(0, 100)
+
+
+def unit(*rows) -> np.ndarray:
+    x = np.asarray(rows, np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def side(vectors, texts=None, clip=None) -> scoring.Side:
+    texts = texts or [f"text {i}" for i in range(len(vectors))]
+    return scoring.one_each(np.array(texts), np.asarray(vectors, np.float32), clip)
+
+
+def images(method: str, rows: list[tuple[int, str, str]], vectors=None, clip=None) -> scoring.Side:
+    """``rows``: (image, field, text)."""
+    groups = np.array([image for image, _, _ in rows])
+    table = pd.DataFrame({"field": [f for _, f, _ in rows], "text": [t for _, _, t in rows]})
+    vectors = np.eye(len(rows), dtype=np.float32) if vectors is None else vectors
+    return scoring.by_image(table, vectors, groups, Method(method), clip)
+
+
+def fixed(matrix) -> scoring.Score:
+    return lambda block: np.asarray(matrix, np.float64)[block]
+
+
+# — methods as text —
+
+
+def test_a_method_is_its_steps_in_order_with_all_settings():
+    method = Method(" centred + fields(caption = 2, feature=1)+hybrid(weight=0.3)+querybank ")
+    assert method.name == "centred+fields(caption=2,feature=1)+hybrid(weight=0.3)+querybank"
+    assert list(method.steps) == ["centred", "fields", "hybrid", "querybank"]
+    assert method.steps["fields"] == {"one_sentence": 0, "feature": 1, "caption": 2}
+    assert method.steps["querybank"]["temperature"] == 0.05
+    assert method.given("hybrid", "weight") and not method.given("hybrid", "k")
+    assert method.needs == ("bank", "fields", "human")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("meen", "Did you mean 'mean'"),
+        ("", "unknown method ''"),
+        ("max+centred", "centred cannot follow max; the order is"),
+        ("max+mean", "mean cannot follow max"),
+        ("csls+csls", "csls cannot follow csls"),
+        ("csls(q=3)", "unknown setting of csls 'q'; valid: k"),
+        ("max(k=3)", "valid: (none)"),
+        ("csls(k=ten)", "k must be a whole number from 1, not 'ten'"),
+        ("csls(k=2.5)", "whole number"),
+        ("csls(k)", "whole number from 1, not ''"),
+        ("querybank(temperature=0)", "temperature must be a positive number"),
+        ("hybrid(weight=1.2)", "weight must lie between 0 and 1"),
+        ("hybrid(weight=nan)", "positive number"),
+        ("max)", "not NAME or NAME(setting=number)"),
+        ("centred+lexical", "centred has no effect together with lexical"),
+        ("max+human", "max has no effect together with human"),
+        ("fields+clip", "fields has no effect together with clip"),
+    ],
+)
+def test_what_is_wrong_with_a_method_is_said(text, says):
+    with pytest.raises(InputError) as caught:
+        Method(text)
+    assert says in str(caught.value)
+
+
+def test_transductive_methods_are_marked():
+    labels = {name: Method(name).label for name in STEPS}
+    assert {n for n, label in labels.items() if label.endswith("†")} == {"csls", "dual_softmax"}
+    assert {n for n, label in labels.items() if label.endswith("‡")} == {"centred"}
+    assert Method("centred+csls").label == "centred+csls†"
+    assert Method("querybank").transductive("t2i") is False
+
+
+def test_grids_hold_valid_methods_and_leave_written_settings_alone():
+    for step, settings in GRIDS.items():
+        assert len(Method(step).candidates(step)) == len(settings) > 1
+    assert Method("csls(k=3)").candidates("csls") == []
+    tried = Method("centred+hybrid+csls(k=3)").candidates("hybrid")
+    assert all(m.name.startswith("centred+hybrid") and m.steps["csls"]["k"] == 3 for m in tried)
+
+
+# — which texts of an image count —
+
+ROWS = [
+    (0, "one_sentence", "a"),
+    (0, "feature", "b"),
+    (0, "caption", "c"),
+    (1, "one_sentence", "d"),
+    (1, "feature", "e"),
+    (1, "caption", "f"),
+    (2, "caption", "plain"),
+]
+COSINES = np.array([[0.1, 0.5, 0.3, 0.4, 0.2, 0.6, 0.7]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("max", [0.5, 0.6, 0.7]),
+        ("fields", [0.5, 0.6, 0.7]),
+        ("mean", [0.3, 0.4, 0.7]),
+        ("fields(caption=1)", [0.3, 0.6, 0.7]),
+        ("fields(one_sentence=1,feature=3)", [0.4, 0.25, 0.7]),  # (0.1 + 3 x 0.5) / 4, …
+    ],
+)
+def test_texts_of_an_image(method, expected):
+    reduced = images(method, ROWS).reduce(COSINES.T).T
+    assert reduced == pytest.approx(np.array([expected]), abs=1e-6)
+
+
+def test_within_a_field_the_best_variant_counts():
+    rows = [(0, "caption", "a"), (0, "feature", "b"), (0, "caption", "c")]
+    reduced = images("fields(caption=1,feature=1)", rows).reduce(np.array([[0.2, 0.4, 0.8]]).T).T
+    # sorted by field: feature 0.4; the columns of the score follow the side's own order
+    assert images("fields(caption=1,feature=1)", rows).texts.tolist() == ["b", "a", "c"]
+    assert reduced == pytest.approx(np.array([[0.5 * 0.2 + 0.5 * 0.8]]))
+
+
+def test_a_block_scores_like_the_whole():
+    rng = np.random.default_rng(0)
+    asked = images(
+        "mean", [(i // 3, "full", str(i)) for i in range(12)], unit(*rng.normal(size=(12, 5)))
+    )
+    items = side(unit(*rng.normal(size=(7, 5))))
+    whole = scoring.cosine(asked, items)(slice(0, 4))
+    parts = [scoring.cosine(asked, items)(slice(i, i + 2)) for i in (0, 2)]
+    assert np.concatenate(parts) == pytest.approx(whole, abs=1e-6)
+    by_hand = (asked.vectors @ items.vectors.T).reshape(4, 3, 7).mean(axis=1)
+    assert whole == pytest.approx(by_hand, abs=1e-6)
+
+
+# — the space, words, fusion —
+
+
+def test_centred_takes_out_the_mean_and_keeps_unit_length():
+    moved = scoring.centre(side([[1, 0], [0, 1]]), np.array([0.5, 0.5]))
+    assert moved.vectors == pytest.approx(unit([1, -1], [-1, 1]))
+    assert np.isfinite(scoring.centre(side([[1, 0]]), np.array([1, 0])).vectors).all()
+
+
+def test_lexical_is_bm25_by_hand():
+    queries, items = (
+        side(np.eye(2), ["river bridge", "sea"]),
+        side(np.eye(3), ["a bridge over a river", "a river", "a forest"]),
+    )
+    score = scoring.prepare(Method("lexical"), items)(queries)(ALL)
+    mean_length = (5 + 2 + 2) / 3
+
+    def weight(count, length, holding):
+        idf = np.log(1 + (3 - holding + 0.5) / (holding + 0.5))
+        return idf * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * length / mean_length))
+
+    first = weight(1, 5, 2) + weight(1, 5, 1)
+    assert score == pytest.approx(np.array([[first, weight(1, 2, 2), 0], [0, 0, 0]]), abs=1e-6)
+
+
+def test_weighted_sum_scales_each_score_to_the_unit_interval():
+    fused = scoring.weighted_sum(fixed([[2, 4, 3]]), fixed([[0, 10, 30]]), 0.25)(ALL)
+    assert fused == pytest.approx(np.array([[0, 0.75 + 0.25 / 3, 0.375 + 0.25]]))
+    flat = scoring.weighted_sum(fixed([[1, 1]]), fixed([[0, 1]]), 0.5)(ALL)
+    assert flat == pytest.approx(np.array([[0, 0.5]]))
+
+
+def test_reciprocal_rank_fusion_shares_the_rank_of_ties():
+    fused = scoring.reciprocal_rank_fusion(fixed([[3, 2, 1]]), fixed([[5, 5, 1]]), 60)(ALL)
+    expected = [60 / 61 + 60 / 61.5, 60 / 62 + 60 / 61.5, 60 / 63 + 60 / 63]
+    assert fused == pytest.approx(np.array([expected]))
+
+
+# — hubs —
+
+SCORES = np.array([[0.9, 0.8, 0.1], [0.8, 0.2, 0.3], [0.7, 0.1, 0.6]])
+
+
+def test_inverted_softmax_by_hand_and_in_blocks(monkeypatch):
+    by_hand = 0.1 * np.log(np.mean(np.exp(SCORES / 0.1), axis=0))
+    assert scoring.inverted_softmax(fixed(SCORES), 3, 0.1) == pytest.approx(by_hand)
+    monkeypatch.setattr(scoring, "BLOCK", 2)
+    assert scoring.inverted_softmax(fixed(SCORES), 3, 0.1) == pytest.approx(by_hand)
+
+
+def test_csls_by_hand_and_in_blocks(monkeypatch):
+    by_hand = np.array([0.85, 0.5, 0.45]) / 2
+    assert scoring.half_mean_of_nearest(fixed(SCORES), 3, 2) == pytest.approx(by_hand)
+    assert scoring.half_mean_of_nearest(fixed(SCORES), 3, 9) == pytest.approx(SCORES.mean(0) / 2)
+    monkeypatch.setattr(scoring, "BLOCK", 1)
+    assert scoring.half_mean_of_nearest(fixed(SCORES), 3, 2) == pytest.approx(by_hand)
+
+
+def test_dual_softmax_orders_like_the_product_of_two_softmaxes():
+    rng = np.random.default_rng(3)
+    queries, items = side(unit(*rng.normal(size=(20, 6)))), side(unit(*rng.normal(size=(9, 6))))
+    cosines = (queries.vectors @ items.vectors.T).astype(np.float64)
+    t = 0.05
+    log_product = 2 * cosines / t - logsumexp(cosines / t, axis=1, keepdims=True)
+    log_product -= logsumexp(cosines / t, axis=0, keepdims=True)
+    found = scoring.prepare(Method("dual_softmax"), items)(queries)(ALL)
+    assert (found.argsort(axis=1) == log_product.argsort(axis=1)).all()
+
+
+def test_a_hub_loses_its_lead_by_the_bank():
+    # item 0 is near every query; item 1 is what query 0 is about
+    queries = side(unit([1, 0.9, 0.3]))
+    items = side(unit([1, 1, 1], [1, 0.2, 0]))
+    bank = side(unit([0, 1, 1], [0, 1, 0.5], [0.2, 1, 1]))
+    plain = scoring.prepare(Method("max"), items)(queries)(ALL)
+    bank_scores = (bank.vectors @ items.vectors.T).astype(np.float64)
+    for name, loss in {
+        "querybank(k=2)": np.sort(bank_scores, axis=0)[-2:].mean(axis=0) / 2,
+        "querybank(temperature=0.1)": 0.1 * np.log(np.mean(np.exp(bank_scores / 0.1), axis=0)),
+    }.items():
+        found = scoring.prepare(Method(name), items, bank)(queries)(ALL)
+        assert found == pytest.approx(plain - loss, abs=1e-6)
+        assert (plain.argmax(), found.argmax()) == (0, 1)
+    assert scoring.prepare(Method("querybank"), items, None)(queries)(ALL) == pytest.approx(plain)
+
+
+# — a second look —
+
+
+def test_fusion_with_clip_by_hand():
+    clip_q, clip_i = unit([1, 0]), unit([0, 1], [1, 0], [1, 1])
+    queries = side(unit([1, 0, 0]), clip=clip_q)
+    items = side(unit([1, 0, 0], [0, 1, 0], [1, 1, 0]), clip=clip_i)
+    alone = scoring.prepare(Method("clip"), items)(queries)(ALL)
+    assert alone == pytest.approx(np.array([[0, 1, 0.5**0.5]]), abs=1e-6)
+    fused = scoring.prepare(Method("fusion(weight=0.25)"), items)(queries)(ALL)
+    root = 0.5**0.5
+    assert fused == pytest.approx(np.array([[0.75, 0.25, root]]), abs=1e-6)
+
+
+def test_rerank_orders_the_first_n_and_keeps_the_rest_below():
+    queries = side(unit([1, 0]), ["q"])
+    items = images(
+        "max",
+        [(0, "full", "a"), (0, "full", "a2"), (1, "full", "b"), (2, "full", "c"), (3, "full", "d")],
+        unit([1, 0], [1, 0.1], [1, 0.5], [1, 1], [0, 1]),
+    )
+    said = {("q", "a"): 0.1, ("q", "a2"): 0.2, ("q", "b"): 0.9}
+    asked = []
+
+    def relevance(pairs):
+        asked.extend(pairs)
+        return [said[pair] for pair in pairs]
+
+    scores = scoring.prepare(Method("rerank(n=2)"), items, relevance=relevance)(queries)(ALL)
+    assert sorted(asked) == sorted(said)  # only the first two images are read
+    assert scores[0].argsort()[::-1].tolist() == [1, 0, 2, 3]
+    assert scores[0, :2] == pytest.approx([0.2, 0.9])
+
+
+def test_leave_one_out_never_finds_the_query_itself():
+    texts = unit([1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1])
+    asked = side(texts)
+    described = images("max", [(i // 2, "caption", str(i)) for i in range(4)], texts)
+    scores = scoring.prepare(Method("human"), described)(asked)(slice(0, 4))
+    assert scores[0, 0] == pytest.approx(texts[0] @ texts[1], abs=1e-6)
+    assert (scores.argmax(axis=1) == [0, 0, 1, 1]).all()
+    one = scoring.prepare(Method("human"), asked)(asked)(slice(0, 4))
+    assert (np.diag(one) < -1).all()

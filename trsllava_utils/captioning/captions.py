@@ -1,0 +1,348 @@
+"""Structured captioning: images go in, RSRT records come out, one JSON line an image.
+
+A captioner is named by a string: ``pixels`` (reads the picture, no weights),
+``transformers:MODEL`` (a vision-language model on this machine), ``openai:MODEL`` (one behind a
+server) or ``file:PATH`` (captions made elsewhere). A new one is a module with a class of the
+``Captioner`` protocol (``captioner.py``) and a line in :func:`open_captioner`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from trsllava_utils.artefacts import (
+    InputError,
+    MissingError,
+    atomic_path,
+    check_choice,
+    file_sha256,
+    fingerprint,
+    read_json,
+    resolve_data_dir,
+    shown,
+    slug,
+)
+from trsllava_utils.captioning.captioner import Captioner, Settings
+from trsllava_utils.captioning.files import match_file
+from trsllava_utils.captioning.records import (
+    MAX_VARIANTS,
+    TEXTS,
+    Record,
+    Variant,
+    caption_corpus,
+    read_records,
+)
+from trsllava_utils.captioning.run import (
+    Job,
+    Report,
+    claim,
+    locked,
+    read_rejected,
+    rejected_path,
+    run,
+    total,
+)
+from trsllava_utils.captioning.shards import in_shard, merge_shards, shard_files, shard_path
+from trsllava_utils.cluster import spread, workers
+from trsllava_utils.datasets.dataset import Dataset
+
+KINDS = ("pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions of a dataset's images.
+
+    Attributes:
+        captioner: the captioner's id.
+        records: RSRT record by image id, only images of the dataset.
+        path: the JSONL file.
+        problems: images and lines that gave nothing, one sentence each.
+        report: the run in numbers (None for captions that were only loaded).
+    """
+
+    captioner: str
+    records: dict[str, Record]
+    path: Path
+    problems: tuple[str, ...]
+    report: Report | None = None
+
+    def corpus(self, texts: str = "joined") -> pd.DataFrame:
+        """The text corpus of these captions; ``texts`` is "joined" or "fields"."""
+        check_choice("texts", texts, TEXTS)
+        return caption_corpus(self.records.items(), self.captioner, texts)
+
+    @property
+    def rejected(self) -> Path:
+        """The JSONL file of the images set aside; there may be none."""
+        return rejected_path(self.path)
+
+    def aside(self) -> dict[str, dict]:
+        """The images that gave no usable captions, by file name, with the reason."""
+        return read_rejected(self.path)
+
+    def manifest(self) -> dict:
+        """What the file was made with: ``identity``, ``prompt``, ``versions``, ``example``."""
+        return read_json(self.path.with_suffix(".json")) or {}
+
+
+def captioner_id(captioner: str, prompt: str = "rsrt") -> str:
+    """The short id of a captioner string, used in file names: "pixels", "openai-gpt-4.1", or
+    "file-NAME-xxxxxx"; with ".query" after it for image queries."""
+    kind, _, rest = captioner.partition(":")
+    suffix = "" if prompt == "rsrt" else f".{prompt}"
+    if captioner == "pixels":
+        return captioner + suffix
+    valid = {name.partition(":")[0]: name for name in KINDS}
+    if kind not in valid or kind == "pixels":
+        check_choice("captioner", captioner, KINDS)
+    if not rest or captioner in KINDS:
+        raise InputError(f"captioner {captioner!r}: name the model or the file, as {valid[kind]}")
+    path = Path(rest).expanduser()
+    if kind == "file" or path.is_dir():  # two files may share a name
+        rest = f"{path.resolve().stem}-{fingerprint(str(path.resolve()))[:6]}"
+    return f"{kind}-{slug(rest)}{suffix}"
+
+
+def captions_path(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> Path:
+    """Where the captions of ``captioner`` for ``dataset`` are kept."""
+    return dataset.derived / "captions" / f"{captioner_id(captioner, prompt)}.jsonl"
+
+
+def open_captioner(captioner: str, settings: Settings) -> Captioner:
+    """The captioner of that name. Weights are loaded when the first image is described.
+
+    Raises:
+        InputError: no such captioner.
+        MissingError: its weights or its key are not there.
+    """
+    captioner_id(captioner)  # refuses unknown names
+    if captioner == "pixels":
+        from trsllava_utils.captioning.pixels import PixelCaptioner
+
+        return PixelCaptioner(settings)
+    if captioner.startswith("transformers:"):
+        from trsllava_utils.captioning.transformers_vlm import TransformersCaptioner
+
+        return TransformersCaptioner(captioner, settings)
+    from trsllava_utils.captioning.openai_vlm import OpenAICaptioner
+
+    return OpenAICaptioner(captioner, settings)
+
+
+def caption_dataset(
+    dataset: Dataset,
+    captioner: str = "pixels",
+    settings: Settings | None = None,
+    shard: str = "",
+    scheduler: str = "",
+) -> Captions:
+    """Caption every image of the dataset that has no captions yet.
+
+    Finished images are on disk at once, so an interrupted run goes on where it stopped. Images
+    whose pixels changed are described again. Captions of another model, prompt or setting are set
+    aside under another name.
+
+    Args:
+        dataset: whose images.
+        captioner: name of the captioner.
+        settings: how it is asked.
+        shard: "i/n" captions only that part, into a file of its own (see ``shards.py``).
+        scheduler: where it runs (see ``cluster.py``): a shard a worker, merged at the end.
+
+    Raises:
+        InputError: unknown captioner, another run on the same file, a full disk, or a captions file
+            without any usable line.
+        MissingError: the images (or the weights, the key, the file of the captioner) are not there.
+    """
+    settings = settings or Settings()
+    if captioner.startswith("file:"):
+        return _import_captions(dataset, captioner)
+    if dataset.with_pixels.empty:
+        raise MissingError(
+            f"{dataset.name} ({dataset.split}): no image files in {shown(dataset.root)}, so "
+            "nothing can be captioned. "
+            "Get the images (see data/README.md) or bring captions: -p captioner file:PATH.jsonl."
+        )
+    if scheduler:
+        return _caption_on_cluster(dataset, captioner, settings, shard, scheduler)
+    describer = open_captioner(captioner, settings)
+    identity = {
+        "captioner": captioner,
+        "answer": f"{settings.prompt} x {settings.n}",
+        "language": settings.language,
+        "bands": settings.bands,
+        "false_colour": settings.false_colour,
+        "max_side": settings.max_side,
+        **describer.identity,
+    }
+    whole = captions_path(dataset, captioner, settings.prompt)
+    path = shard_path(whole, shard)
+    with locked(path):
+        claim(path, identity, describer.prompt_text)
+        known = read_json(whole.with_suffix(".json")) or {}
+        merged = whole.is_file() and known.get("identity") == identity
+        records, jobs, aside, problems = _to_do(dataset, path, shard, whole if merged else path)
+        report = run(jobs, describer, settings, path, identity)
+        report.already, report.aside = len(records), aside
+        problems += report.problems
+        if report.captioned:
+            found, _ = read_records(path)
+            records |= {j.image_id: found[j.filename] for j in jobs if j.filename in found}
+    ordered = {i: records[i] for i in dataset.images["image_id"] if i in records}
+    name = captioner_id(captioner, settings.prompt)
+    return Captions(name, ordered, path, tuple(problems), report)
+
+
+def _caption_on_cluster(
+    dataset: Dataset, captioner: str, settings: Settings, shard: str, scheduler: str
+) -> Captions:
+    if shard:
+        raise InputError(
+            f"shard={shard!r}: a scheduler makes its own shards; give one or the other"
+        )
+    path = captions_path(dataset, captioner, settings.prompt)
+    if shard_files(path):  # of a run that was cut off
+        merge_shards(path)
+    n = workers(scheduler)
+    settings = replace(settings, max_requests=-(-settings.max_requests // n))
+    shards = [f"{i}/{n}" for i in range(1, n + 1)]
+    shared = (dataset, captioner, settings)
+    reports = [report for _, report in spread(_caption_shard, shards, scheduler, shared)]
+    if shard_files(path):
+        merge_shards(path)
+    found, problems = read_records(path)
+    report = total(reports)
+    name = captioner_id(captioner, settings.prompt)
+    return Captions(
+        name, _by_image(dataset, found), path, tuple(problems + report.problems), report
+    )
+
+
+def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Settings) -> Report:
+    return caption_dataset(dataset, captioner, settings, shard).report
+
+
+def _to_do(
+    dataset: Dataset, path: Path, shard: str, whole: Path
+) -> tuple[dict[str, Record], list[Job], int, list[str]]:
+    """The records that are right, in ``path`` or merged before into ``whole``; the images still to
+    caption; how many are set aside; and lines of the file that could not be read."""
+    own, problems = read_records(path)
+    done = own if path == whole else read_records(whole)[0] | own
+    rejected = read_rejected(whole) | read_rejected(path)
+    records, jobs, aside, stale = {}, [], 0, set()
+    for row in dataset.with_pixels.itertuples():
+        if not in_shard(row.filename, shard):
+            continue
+        sha256 = file_sha256(row.path)
+        record = done.get(row.filename)
+        if record and record.image_sha256 == sha256:
+            records[row.image_id] = record
+        elif rejected.get(row.filename, {}).get("image_sha256") == sha256:
+            aside += 1
+        else:
+            jobs.append(Job(row.image_id, row.filename, row.path, sha256))
+            stale |= {row.filename} & own.keys()
+    if stale:  # the picture behind a name changed: its old line goes first
+        _rewrite(path, {name: record for name, record in own.items() if name not in stale})
+    return records, jobs, aside, problems
+
+
+def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rsrt") -> Captions:
+    """The captions that notebook 01 made.
+
+    Raises:
+        MissingError: there are none yet; the message is the command that makes them.
+    """
+    if captioner.startswith("file:"):
+        return _import_captions(dataset, captioner)
+    path = captions_path(dataset, captioner, prompt)
+    records, problems = read_records(path) if path.exists() else ({}, [])
+    matched = _by_image(dataset, records)
+    where = f"{_parameters(dataset)} -p captioner {captioner}"
+    if not matched and shard_files(path):
+        raise MissingError(
+            f"the captions by {captioner!r} are still in {len(shard_files(path))} shards; merge "
+            f"them first: python -m trsllava_utils merge {where.removeprefix('-p dataset ')}"
+        )
+    if not matched:
+        raise MissingError(
+            f"no captions by {captioner!r} for {dataset.title} ({dataset.split}); make them first: "
+            f"papermill 01_structured_captioning.ipynb out.ipynb {where}"
+        )
+    problems += _stale(dataset, captioner, matched, read_json(path.with_suffix(".json")) or {})
+    return Captions(captioner_id(captioner, prompt), matched, path, tuple(problems))
+
+
+def _by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
+    """Records by file name -> by image id, those of the dataset in its order."""
+    names = zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
+    return {image_id: records[name] for image_id, name in names if name in records}
+
+
+def human_captions(dataset: Dataset) -> dict[str, Record]:
+    """The dataset's own captions as records (the first five an image), to compare with."""
+    texts = dataset.captions.groupby("image_id", sort=False)["text"].agg(list)
+    names = dataset.images.set_index("image_id")["filename"]
+    return {
+        i: Record(
+            image=names[i],
+            model="human",
+            variants=[Variant(caption=text) for text in texts[i][:MAX_VARIANTS]],
+        )
+        for i in dataset.images["image_id"]
+        if i in texts.index
+    }
+
+
+def _parameters(dataset: Dataset) -> str:
+    """The papermill parameters that lead to this dataset."""
+    data_dir = dataset.derived.parent.parent
+    name = dataset.name if dataset.root == data_dir / dataset.name else str(dataset.root)
+    elsewhere = "" if data_dir == resolve_data_dir() else f" -p data_dir {data_dir}"
+    return f"-p dataset {name}{elsewhere} -p split {dataset.split}"
+
+
+def _stale(
+    dataset: Dataset, captioner: str, records: dict[str, Record], manifest: dict
+) -> list[str]:
+    """What no longer fits: pictures that changed since, or an earlier version of ``pixels``."""
+    paths = dict(zip(dataset.images["image_id"], dataset.images["path"], strict=True))
+    changed = [
+        i for i, r in records.items() if paths[i] and file_sha256(paths[i]) != r.image_sha256
+    ]
+    told = []
+    if changed:
+        told.append(f"{len(changed):,} images changed after they were captioned: {changed[:3]}")
+    if captioner == "pixels":
+        now = open_captioner(captioner, Settings()).identity
+        if {**manifest.get("identity", {}), **now} != manifest.get("identity"):
+            told.append("the captions come from another version of the captioner")
+    return [f"{what}; run 01_structured_captioning again" for what in told]
+
+
+def _rewrite(path: Path, records: dict[str, Record]) -> None:
+    with atomic_path(path) as tmp:
+        tmp.write_text("".join(r.line() for r in records.values()), encoding="utf-8")
+
+
+def _import_captions(dataset: Dataset, captioner: str) -> Captions:
+    matched, problems = match_file(dataset, captioner)
+    path = captions_path(dataset, captioner)
+    _rewrite(path, {record.image: record for record in matched.values()})
+    report = Report(already=len(matched))
+    return Captions(captioner_id(captioner), matched, path, tuple(problems), report)
+
+
+def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
+    """Merge the shards of a captioner (see ``shards.py``); returns a sentence on the outcome."""
+    path = captions_path(dataset, captioner, prompt)
+    count, merged = merge_shards(path)
+    have = read_records(path)[0].keys() | read_rejected(path).keys()
+    missing = [name for name in dataset.with_pixels["filename"] if name not in have]
+    rest = f"; {len(missing):,} images are still to do: {missing[:3]} …" if missing else ""
+    return f"merged {len(merged)} shards into {shown(path)}: {count:,} images captioned{rest}"

@@ -1,0 +1,373 @@
+"""Datasets: a name or a folder goes in, a checked :class:`Dataset` comes out.
+
+Knows the sample set, RSITMD, RSICD, UCM-captions and Sydney-captions, and any folder of images.
+The layout on disk is recognised (see ``annotations.py``); everything odd is listed in
+``Dataset.problems``. Human captions come out as a text corpus, one row a caption:
+``image_id, source, variant, field, text``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from trsllava_utils.artefacts import (
+    PROJECT_ROOT,
+    InputError,
+    MissingError,
+    check_choice,
+    fingerprint,
+    progress,
+    resolve_data_dir,
+    shown,
+    slug,
+)
+from trsllava_utils.datasets import annotations
+from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES, read_image
+
+CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
+SPLITS = ("train", "val", "test")
+
+# name -> title; the cards with licences, sizes and layouts are in data/README.md
+KNOWN = {
+    "sample": "Sample (rendered scenes)",
+    "rsitmd": "RSITMD",
+    "rsicd": "RSICD",
+    "ucm": "UCM-captions",
+    "sydney": "Sydney-captions",
+}
+_UCM_CLASSES = """agricultural airplane baseballdiamond beach buildings chaparral denseresidential
+forest freeway golfcourse harbor intersection mediumresidential mobilehomepark overpass parkinglot
+river runway sparseresidential storagetanks tenniscourt"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of one dataset.
+
+    Attributes:
+        name: short name, also the folder name of its artefacts.
+        title: name as printed.
+        split: the split loaded here ("all" for a folder without splits).
+        root: the folder it was read from.
+        derived: the folder its artefacts go to.
+        figures: the folder its figures go to.
+        images: one row an image: ``image_id, filename, split, label, path`` (path is "" where
+            there are no pixels).
+        captions: human captions as a text corpus (may be empty).
+        problems: what was found odd on loading, one sentence each.
+        split_sizes: images per split in the whole dataset.
+    """
+
+    name: str
+    title: str
+    split: str
+    root: Path
+    derived: Path
+    figures: Path
+    images: pd.DataFrame
+    captions: pd.DataFrame
+    problems: tuple[str, ...]
+    split_sizes: dict[str, int]
+
+    @property
+    def with_pixels(self) -> pd.DataFrame:
+        """The rows of ``images`` whose file is on disk."""
+        return self.images[self.images["path"] != ""]
+
+    def fingerprint(self) -> str:
+        """Identity of ids and captions (not of the pixels), for manifests."""
+        return fingerprint(self.images["image_id"].tolist(), self.captions["text"].tolist())
+
+    def path_of(self, image_id: str) -> str:
+        """The image file of ``image_id``; "" if it is not on disk."""
+        return self._paths.get(image_id, "")
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        return dict(zip(self.images["image_id"], self.images["path"], strict=True))
+
+    def sample(self, n: int, seed: int = 0) -> pd.DataFrame:
+        """``n`` images with pixels, spread over the classes, the same ones every time."""
+        shuffled = self.with_pixels.sample(frac=1, random_state=seed)
+        order = shuffled.groupby("label").cumcount().sort_values(kind="stable").index
+        return shuffled.loc[order].head(n)
+
+
+def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: int = 0) -> Dataset:
+    """Load one split of a dataset.
+
+    Args:
+        dataset: "sample", "rsitmd", "rsicd", "ucm", "sydney", or the path of a folder of images.
+        data_dir: folder that holds one folder a dataset; empty means the repository's ``data/``.
+        split: "train", "val", "test" or "all". A folder without splits is always "all".
+        limit: keep only the first ``limit`` images (0: all of them), for a quick look.
+
+    Raises:
+        InputError: unknown dataset or split, or annotations that cannot be read.
+        MissingError: the dataset is not on disk.
+    """
+    check_choice("split", split, (*SPLITS, "all"))
+    name, title, root, home = _locate(dataset, data_dir)
+    records, files, problems = _read(name, title, root)
+    images, captions = _tables(records, files, problems)
+    if images.empty:
+        raise InputError(f"{shown(root)}: the annotations name no usable image")
+    labels = _labels_on_disk(root)
+    names = [PurePosixPath(filename) for filename in images["filename"]]
+    images["label"] = [labels.get(n.name) or _label_from_name(n, name) for n in names]
+    images, split, sizes = _choose_split(images, split, dataset)
+    images = (images.head(limit) if limit else images).reset_index(drop=True)
+    captions = captions[captions["image_id"].isin(images["image_id"])].reset_index(drop=True)
+    without = int((images["path"] == "").sum())
+    if without:
+        problems.append(
+            f"{without:,} of {len(images):,} images of this split have no file on disk: retrieval "
+            "from captions made elsewhere works, captioning and galleries need the pixels"
+        )
+    figures = PROJECT_ROOT / "figures" / name
+    columns = ["image_id", "filename", "split", "label", "path"]
+    return Dataset(
+        name,
+        title,
+        split,
+        root,
+        derived=home / "derived",
+        figures=figures,
+        images=images[columns],
+        captions=captions,
+        problems=tuple(problems),
+        split_sizes=sizes,
+    )
+
+
+def _locate(dataset: str, data_dir: str) -> tuple[str, str, Path, Path]:
+    """Name and title of a dataset, the folder to read it from, and the folder of its artefacts."""
+    data = resolve_data_dir(data_dir)
+    if dataset in KNOWN:
+        root = data / dataset
+        if dataset == "sample" and not (root / "dataset_sample.json").is_file():
+            root = PROJECT_ROOT / "data" / "sample"
+        return dataset, KNOWN[dataset], root, data / dataset
+    is_path = os.sep in dataset or dataset.startswith(("~", ".")) or Path(dataset).is_dir()
+    if not is_path:
+        hint = "A folder of your own is given by its path: -p dataset /path/to/folder."
+        check_choice("dataset", dataset, KNOWN, hint)
+    root = Path(dataset).expanduser().resolve()
+    if not root.is_dir():
+        raise MissingError(
+            f"{dataset} is not a folder; pass a folder of images, or one of: {', '.join(KNOWN)}"
+        )
+    # with a fingerprint of the path, since two archives may share a folder name
+    name = f"{slug(root.name)}-{fingerprint(str(root))[:6]}"
+    return name, root.name, root, data / name
+
+
+def _read(
+    name: str, title: str, root: Path
+) -> tuple[list[annotations.Annotation] | None, dict[str, Path], list[str]]:
+    """Annotations (None for a plain folder of images), image files by relative name, problems."""
+    problems: list[str] = []
+    paths = annotations.find(root) if root.is_dir() else None
+    files = _image_files(root)
+    if paths:
+        return annotations.read(paths, problems), files, problems
+    if name in KNOWN:
+        raise MissingError(
+            f"{name}: no annotations found in {shown(root)}. Get {title} (see "
+            f"data/README.md#{name}) or pass -p data_dir DIR, the folder that holds it."
+        )
+    if not files:
+        raise MissingError(f"{shown(root)} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return None, files, problems
+
+
+def _tables(
+    records: list[annotations.Annotation] | None, files: dict[str, Path], problems: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Join annotations and files: images ``image_id, filename, split, path`` and the captions."""
+    plain = records is None  # then every file is an image without captions
+    records = [annotations.Annotation(file, "", []) for file in files] if plain else records
+    table = pd.DataFrame(records, columns=["filename", "split", "captions"])
+    table["filename"] = table["filename"].str.replace("\\", "/", regex=False)
+    unsafe = table["filename"].map(_leaves_folder).astype(bool)
+    for name in table.loc[unsafe, "filename"]:
+        problems.append(f"file name {name!r} would leave the image folder; the entry was skipped")
+    table = table[~unsafe]
+    again = table.loc[table["filename"].duplicated(), "filename"]
+    table = table.groupby("filename", sort=False).agg({"split": "first", "captions": list})
+    table["captions"] = [
+        [text for texts in several for text in texts] for several in table.captions
+    ]
+    for name in again:
+        problems.append(
+            f"{name} is annotated more than once; captions joined, split "
+            f"{table.loc[name, 'split']!r} kept"
+        )
+    table = table.reset_index()
+    # An image is named by its stem; in a plain folder by its path, for stems repeat there.
+    names = table["filename"].map(PurePosixPath)
+    stems = names.map(lambda name: str(name.with_suffix("")) if plain else name.stem)
+    taken = stems.duplicated()
+    for name, stem in zip(table["filename"][taken], stems[taken], strict=True):
+        problems.append(f"{name}: another image has the stem {stem!r}; its id is its full name")
+    table["image_id"] = stems.where(~taken, table["filename"])
+    table["path"] = _find_files(table["filename"], files)
+    return table.drop(columns="captions"), _corpus(table, problems)
+
+
+def _leaves_folder(filename: str) -> bool:
+    path = PurePosixPath(filename)
+    outside = filename.startswith(("/", "~")) or ".." in path.parts or ":" in filename
+    return outside or not path.name
+
+
+def _find_files(filenames: pd.Series, files: dict[str, Path]) -> pd.Series:
+    """The file of each name: the one with this relative path, else file name, else stem."""
+    paths = filenames.map(files)
+    for part in ("name", "stem"):
+        first = {getattr(PurePosixPath(r), part): p for r, p in reversed(files.items())}
+        parts = filenames.map(lambda name, part=part: getattr(PurePosixPath(name), part))
+        paths = paths.where(paths.notna(), parts.map(first))
+    return paths.fillna("").astype(str)
+
+
+def _corpus(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """The captions as a text corpus, without empty ones."""
+    corpus = table[["image_id", "captions"]].explode("captions").dropna(subset="captions")
+    texts = corpus["captions"].map(clean_text).astype(str)
+    corpus = corpus.assign(text=texts, source="human", field="caption")[texts != ""]
+    corpus["variant"] = corpus.groupby("image_id").cumcount().astype(int)
+    if len(corpus):
+        empty = int((texts == "").sum())
+        bare = len(table) - corpus["image_id"].nunique()
+        repeated = int(corpus.duplicated(["image_id", "text"]).sum())
+        if empty:
+            problems.append(f"{empty:,} empty captions were left out")
+        if repeated:
+            problems.append(
+                f"{repeated:,} captions repeat another caption of the same image (kept: the "
+                "protocol counts them)"
+            )
+        if bare:
+            problems.append(f"{bare:,} images have no caption")
+    return corpus[CORPUS_COLUMNS]
+
+
+def _choose_split(
+    images: pd.DataFrame, split: str, dataset: str
+) -> tuple[pd.DataFrame, str, dict[str, int]]:
+    """The images of a split, its name, and the sizes of all splits."""
+    sizes = {s: int(n) for s, n in images["split"].value_counts().items()}
+    if set(sizes) == {""}:
+        return images.assign(split="all"), "all", {"all": len(images)}
+    if split == "all":
+        return images, split, sizes
+    if split not in sizes:
+        have = ", ".join(f"{s} ({n:,})" for s, n in sizes.items())
+        raise InputError(
+            f"{dataset} has no split {split!r} on disk; it has {have}. Pass -p split NAME."
+        )
+    return images[images["split"] == split], split, sizes
+
+
+def other_split(dataset: Dataset, split: str) -> Dataset:
+    """Another split of the same dataset.
+
+    Raises:
+        InputError: it has no such split.
+    """
+    name = dataset.name if dataset.name in KNOWN else str(dataset.root)
+    return load_dataset(name, str(dataset.derived.parent.parent), split)
+
+
+def check_images(dataset: Dataset, bands: str = "") -> tuple[Dataset, pd.DataFrame]:
+    """Open every image once.
+
+    Returns:
+        The dataset with unreadable files taken out of ``path`` and named in ``problems``, and a
+        table ``image_id, width, height, kilobytes`` of the readable ones.
+    """
+    rows, broken = [], {}
+    pixels = dataset.with_pixels[["image_id", "path"]]
+    for image_id, path in progress(
+        pixels.itertuples(index=False), total=len(pixels), desc="images"
+    ):
+        try:
+            height, width = read_image(path, bands).shape[:2]
+            rows.append((image_id, width, height, os.path.getsize(path) / 1024))
+        except InputError as error:
+            broken[image_id] = str(error)
+    images = dataset.images.copy()
+    images.loc[images["image_id"].isin(broken), "path"] = ""
+    checked = replace(dataset, images=images, problems=(*dataset.problems, *broken.values()))
+    return checked, pd.DataFrame(rows, columns=["image_id", "width", "height", "kilobytes"])
+
+
+def clean_text(text: object) -> str:
+    """NFC, stripped; "" for anything that is not text."""
+    return unicodedata.normalize("NFC", text).strip() if isinstance(text, str) else ""
+
+
+def _image_files(root: Path) -> dict[str, Path]:
+    """Relative posix name -> file, for all images below ``root``; links that leave the folder are
+    left out."""
+    files = {}
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        above = [p.resolve() for p in here.parents if p.is_relative_to(root)]
+        kept = (s for s in subfolders if s not in ("derived", "source"))
+        kept = (s for s in kept if not s.startswith((".", "__")))
+        subfolders[:] = [] if here.resolve() in above else sorted(kept)  # a link may lead back up
+        for name in sorted(names):
+            path = here / name
+            if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
+                continue
+            if not path.is_symlink() or path.resolve().is_relative_to(here.resolve()):
+                files[path.relative_to(root).as_posix()] = path
+    return files
+
+
+def _labels_on_disk(root: Path) -> dict[str, str]:
+    """File name -> class, from RSICD's ``txtclasses*/<Class>.txt``."""
+    labels = {}
+    for path in sorted(root.glob("txtclasses*/*.txt")):
+        for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            if line.strip():
+                labels[line.strip()] = path.stem.lower()
+    return labels
+
+
+def _label_from_name(filename: PurePosixPath, name: str) -> str:
+    """The class that a file name or its folder gives away; "" if none does."""
+    if name == "ucm" and filename.stem.isdigit() and 1 <= int(filename.stem) <= 2100:
+        return _UCM_CLASSES.split()[(int(filename.stem) - 1) // 100]
+    match = re.fullmatch(r"([A-Za-z][A-Za-z_-]*?)[_-]?\d+", filename.stem)
+    if match:
+        return match[1].lower()
+    parent = filename.parent.name
+    return parent.lower() if parent not in {"", "images", "imgs", *SPLITS} else ""
+
+
+def statistics(dataset: Dataset) -> pd.Series:
+    """The dataset in numbers: images, captions, words a caption, repeats, classes."""
+    texts = dataset.captions["text"]
+    words = texts.str.split().str.len()
+    images_with = dataset.captions.groupby("text")["image_id"].nunique()
+    numbers = {
+        "images": len(dataset.images),
+        "images with pixels": len(dataset.with_pixels),
+        "classes": dataset.images["label"].replace("", np.nan).nunique(),
+        "human captions": len(texts),
+        "distinct captions": texts.nunique(),
+        "captions shared by several images": int((images_with > 1).sum()),
+        "words a caption (median)": float(words.median()) if len(words) else 0.0,
+    }
+    return pd.Series(numbers, name=f"{dataset.title} · {dataset.split}")

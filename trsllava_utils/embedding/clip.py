@@ -1,0 +1,162 @@
+"""Zero-shot CLIP, the baseline beside the method: images and texts go in, unit vectors of one
+space come out.
+
+A model is named by a string: any CLIP or SigLIP of transformers by hub id or folder
+(``openai/clip-vit-base-patch32``), or ``open_clip:ARCHITECTURE:CHECKPOINT.pt`` for checkpoints of
+open_clip such as RemoteCLIP and GeoRSCLIP (needs ``pip install open_clip_torch``). Vectors are
+cached by :func:`trsllava_utils.embedding.embed_corpus` like all others; an image stands in its
+corpus as the sha256 of its file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from trsllava_utils.artefacts import InputError, MissingError, file_sha256, fingerprint, progress
+from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, Dataset
+from trsllava_utils.datasets.imagery import read_image
+from trsllava_utils.embedding.encoders import without_bars
+from trsllava_utils.embedding.vectors import Embeddings, embed_corpus
+
+BATCH = 32
+
+
+class ClipEncoder:
+    """Images by their file, texts as they are; the weights are loaded at the first use.
+
+    Args:
+        name: the model.
+        paths: image files by sha256, for role "image".
+        bands: shown as red, green, blue.
+    """
+
+    def __init__(self, name: str, paths: dict[str, str] | None = None, bands: str = "") -> None:
+        self._name, self._paths, self._bands = name, paths or {}, bands
+        place = _open_clip_parts(name)[1] if name.startswith("open_clip:") else Path(name)
+        files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+        weights = [file_sha256(f) for f in files if f.is_file()]
+        self.identity = f"{name}@{fingerprint(weights)}" if weights else name
+        self._model = None
+
+    def encode(self, texts: list[str], role: str) -> np.ndarray:
+        """``(n, dim) float32``, not yet of unit length; role "image" or "text"."""
+        if self._model is None:
+            opened = _OpenClip if self._name.startswith("open_clip:") else _Transformers
+            self._model = opened(self._name)
+        batches = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
+        rows = []
+        for batch in progress(batches, desc=f"CLIP, {role}s"):
+            if role == "image":
+                pictures = [read_image(self._paths[sha256], self._bands) for sha256 in batch]
+                rows.append(self._model.images(pictures))
+            else:
+                rows.append(self._model.texts(batch))
+        return np.concatenate(rows)
+
+
+class _Transformers:
+    def __init__(self, name: str) -> None:
+        from transformers import AutoModel, AutoProcessor
+
+        without_bars()
+        try:
+            self._model = AutoModel.from_pretrained(name).eval().to(_device())
+            self._processor = AutoProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise MissingError(
+                f"CLIP {name!r} is not on this machine and cannot be downloaded "
+                f"({str(error).splitlines()[0][:120]}); pass -p clip with a hub id, a folder, or "
+                "open_clip:ARCHITECTURE:CHECKPOINT.pt"
+            ) from error
+        if not hasattr(self._model, "get_image_features"):
+            raise InputError(f"{name!r} is no CLIP: it has no image features")
+        # SigLIP was trained on texts padded to the full length; for CLIP padding is masked out
+        self._length = self._model.config.text_config.max_position_embeddings
+
+    def images(self, pictures: list[np.ndarray]) -> np.ndarray:
+        return self._features("image", images=pictures)
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        return self._features(
+            "text", text=texts, padding="max_length", truncation=True, max_length=self._length
+        )
+
+    def _features(self, kind: str, **inputs) -> np.ndarray:
+        import torch
+
+        batch = self._processor(return_tensors="pt", **inputs).to(_device())
+        with torch.inference_mode():
+            out = getattr(self._model, f"get_{kind}_features")(**batch)
+        return getattr(out, "pooler_output", out).float().cpu().numpy()
+
+
+class _OpenClip:
+    def __init__(self, name: str) -> None:
+        try:
+            import open_clip
+        except ImportError:
+            raise MissingError(f"{name!r} needs: pip install open_clip_torch") from None
+        architecture, checkpoint = _open_clip_parts(name)
+        if not checkpoint.is_file():
+            raise MissingError(
+                f"{name!r}: no such checkpoint; pass -p clip open_clip:ViT-B-32:RemoteCLIP.pt"
+            )
+        try:  # open_clip reads checkpoints with weights_only: tensors, never pickled code
+            self._model, _, self._transform = open_clip.create_model_and_transforms(
+                architecture, pretrained=str(checkpoint), device=_device()
+            )
+        except RuntimeError as error:
+            raise InputError(f"{name!r}: {str(error).splitlines()[0][:160]}") from error
+        self._model.eval()
+        self._tokenizer = open_clip.get_tokenizer(architecture)
+
+    def images(self, pictures: list[np.ndarray]) -> np.ndarray:
+        import torch
+        from PIL import Image
+
+        batch = torch.stack([self._transform(Image.fromarray(p)) for p in pictures])
+        with torch.inference_mode():
+            return self._model.encode_image(batch.to(_device())).float().cpu().numpy()
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            batch = self._tokenizer(texts).to(_device())
+            return self._model.encode_text(batch).float().cpu().numpy()
+
+
+def _open_clip_parts(name: str) -> tuple[str, Path]:
+    """Architecture and checkpoint of ``open_clip:ARCHITECTURE:CHECKPOINT``."""
+    architecture, _, checkpoint = name.removeprefix("open_clip:").partition(":")
+    return architecture, Path(checkpoint or "(none)").expanduser()
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def embed_images(dataset: Dataset, clip: str, bands: str = "") -> Embeddings:
+    """A vector for every image with pixels.
+
+    Raises:
+        MissingError: there are no pixels, or no weights.
+    """
+    shown = dataset.with_pixels
+    if shown.empty:
+        raise MissingError(f"{dataset.title} ({dataset.split}) has no pixels for CLIP to look at")
+    sha256 = [file_sha256(path) for path in shown["path"]]
+    rows = [(i, clip, 0, "image", s) for i, s in zip(shown["image_id"], sha256, strict=True)]
+    encoder = ClipEncoder(clip, dict(zip(sha256, shown["path"], strict=True)), bands)
+    corpus = pd.DataFrame(rows, columns=CORPUS_COLUMNS)
+    return embed_corpus(corpus, encoder, dataset.derived, f"{dataset.split}.clip-images", "image")
+
+
+def embed_texts(dataset: Dataset, corpus: pd.DataFrame, clip: str, name: str) -> Embeddings:
+    """A vector for every text of a corpus; texts longer than the model reads are cut."""
+    return embed_corpus(corpus, ClipEncoder(clip), dataset.derived, f"{name}.clip-texts", "text")

@@ -1,0 +1,1 @@
+"""Notebook 04: ranks go in, recall with intervals and tests comes out."""

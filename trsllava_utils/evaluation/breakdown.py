@@ -1,0 +1,195 @@
+"""Breakdown: where recall is won and lost — by class, by scene word, by difficulty, by what the
+captions are like, and by the size of the gallery.
+
+Ranks go in, tables in percent come out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+from scipy.stats import hypergeom, spearmanr
+
+from trsllava_utils.captioning import quality
+from trsllava_utils.captioning.records import Record
+from trsllava_utils.embedding.vectors import Embeddings
+from trsllava_utils.evaluation.recall import expected_rank, hit_probability
+from trsllava_utils.evaluation.statistics import contributions
+from trsllava_utils.retrieval.products import TIE_TOLERANCE, blocks
+
+
+def by_label(ranks: pd.DataFrame, labels: pd.Series, k: int = 10) -> pd.DataFrame:
+    """Recall at ``k`` by class of the image: ``label, images, captions, t2i, i2t``, best first.
+
+    Args:
+        labels: class by image id; images without one are left out.
+    """
+    rows = ranks.assign(label=ranks["image_id"].map(labels), hit=100 * hit_probability(ranks, k))
+    rows = rows[rows["label"].fillna("") != ""]
+    out = rows.pivot_table("hit", "label", "direction")
+    t2i = rows[rows["direction"] == "t2i"].groupby("label")
+    out["images"], out["captions"] = t2i["image_id"].nunique(), t2i.size()
+    out = out.reindex(columns=["images", "captions", "t2i", "i2t"]).reset_index()
+    return out.sort_values(["t2i", "label"], ascending=[False, True], ignore_index=True)
+
+
+def by_scene(ranks: pd.DataFrame, texts: dict[str, str], k: int = 10) -> pd.DataFrame:
+    """Text-to-image recall at ``k`` of the captions that say a scene word, whatever the class of
+    their image: ``scene, captions, images, t2i``, most captions first.
+
+    Args:
+        texts: human caption by query id.
+    """
+    t2i = ranks[ranks["direction"] == "t2i"]
+    rows = pd.DataFrame(
+        {
+            "scene": [quality.scenes_in(texts[q]) for q in t2i["query_id"]],
+            "image_id": t2i["image_id"].to_numpy(),
+            "hit": 100 * hit_probability(t2i, k),
+        }
+    ).explode("scene")
+    table = rows.groupby("scene").agg(
+        captions=("hit", "size"), images=("image_id", "nunique"), t2i=("hit", "mean")
+    )
+    return table.reset_index().sort_values(
+        ["captions", "scene"], ascending=[False, True], ignore_index=True
+    )
+
+
+def confusion(top: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
+    """Classes confused at rank 1 of text-to-image: row the class asked for, column the class
+    found, percent of the row's captions. Results tied with the first share its place.
+
+    Args:
+        labels: class by image id.
+    """
+    rows = top[top["direction"] == "t2i"]
+    best = rows.groupby("query_id")["score"].transform("max")
+    first = rows[rows["score"] >= best - TIE_TOLERANCE]
+    share = 1 / first.groupby("query_id")["score"].transform("size")
+    own = first["query_id"].str.rpartition("#")[0]  # <image_id>#<variant>
+    asked, found = own.map(labels).fillna(""), first["image_id"].map(labels).fillna("")
+    known = (asked != "") & (found != "")
+    table = pd.crosstab(asked[known], found[known], share[known], aggfunc="sum").fillna(0.0)
+    names = sorted(set(table.index) | set(table.columns))
+    table = table.reindex(index=names, columns=names, fill_value=0.0)
+    return 100 * table.div(table.sum(axis=1).where(lambda total: total > 0, 1), axis=0)
+
+
+def near_twins(human: Embeddings, images: list[str], threshold: float = 0.95) -> pd.Series:
+    """How many other images of the gallery people describe in nearly the same words: the mean
+    directions of their human captions have a cosine of ``threshold`` or more. By image id.
+
+    It says how hard an image is to tell apart, whatever the captioner made of it.
+    """
+    rows = human.rows["image_id"].isin(images).to_numpy()
+    means = pd.DataFrame(human.vectors[rows]).groupby(human.rows["image_id"][rows].to_numpy())
+    means = means.mean()
+    unit = means.to_numpy() / np.linalg.norm(means, axis=1, keepdims=True)
+    pieces = blocks(len(unit), len(unit))
+    counts = [(unit[block] @ unit.T >= threshold).sum(axis=1) - 1 for block in pieces]
+    return pd.Series(np.concatenate(counts), means.index, name="twins").astype(int)
+
+
+def strata(twins: pd.Series) -> pd.Series:
+    """Images grouped by their number of near-twins, from easy to hard (a categorical)."""
+    names = ["0", "1–2", "3–5", "6–10", "11 or more"]
+    return pd.cut(twins, [-1, 0, 2, 5, 10, np.inf], labels=names)
+
+
+def by_stratum(rankings: dict[str, pd.DataFrame], groups: pd.Series) -> pd.DataFrame:
+    """mR of each method within each group of images (the gallery stays whole): a column a method,
+    and ``images``."""
+    out = {}
+    for method, ranks in rankings.items():
+        parts = ranks.groupby(ranks["image_id"].map(groups), observed=True)
+        out[method] = {name: contributions(rows)["", "mR"].mean() for name, rows in parts}
+    table = pd.DataFrame(out).reindex([c for c in groups.cat.categories])
+    table.insert(0, "images", groups.value_counts())
+    return table.dropna(how="all", subset=table.columns[1:])
+
+
+def caption_traits(records: dict[str, Record]) -> pd.DataFrame:
+    """What the machine's texts of an image are like, by image id:
+
+    ``words``: mean words a variant. ``specificity``: mean over its words of
+    :math:`\\ln N / n_w`, :math:`n_w` of N images saying the word. ``likeness``: mean Jaccard
+    similarity of its variants' word pairs (none for a single variant). ``repeats``: other images
+    whose first variant has the very same words.
+    """
+    said = {i: [quality.words(v.joined()) for v in r.variants] for i, r in records.items()}
+    images_with = Counter(w for texts in said.values() for w in {w for t in texts for w in t})
+    rare = {w: np.log(len(said) / n) for w, n in images_with.items()}
+    traits = {
+        i: {
+            "words": np.mean([len(t) for t in texts]),
+            "specificity": np.mean([rare[w] for t in texts for w in t]) if any(texts) else 0.0,
+            "likeness": np.mean(quality.similarities(records[i].variants) or [np.nan]),
+        }
+        for i, texts in said.items()
+    }
+    table = pd.DataFrame.from_dict(traits, orient="index")
+    first = pd.Series({i: " ".join(t[0]) for i, t in said.items()})
+    table["repeats"] = first.map(first.value_counts()) - 1
+    return table
+
+
+def traits_against_recall(traits: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of each trait with the mR of an image, with its p-value."""
+    mr = contributions(ranks)["", "mR"]
+    rows = {}
+    for name, trait in traits.reindex(mr.index).items():
+        known = trait.notna()
+        if (
+            known.sum() > 2 and np.ptp(trait[known]) > 0 and np.ptp(mr[known]) > 0
+        ):  # else there is nothing to rank
+            rows[name] = spearmanr(trait[known], mr[known])
+    columns = ["correlation", "p"]
+    return pd.DataFrame([[*r] for r in rows.values()], index=list(rows), columns=columns)
+
+
+def by_gallery_size(ranks: pd.DataFrame, sizes: list[int], k: int = 10) -> pd.DataFrame:
+    r"""Text-to-image recall at ``k`` as images are drawn from the gallery at random, the caption's
+    own among them; exact, without drawing: ``images, recall``.
+
+    With :math:`a` of the :math:`N - 1` other images ahead, :math:`m - 1` of them drawn, the number
+    ahead among those is hypergeometric and a hit needs fewer than k. Ties in random order.
+
+    Args:
+        sizes: numbers of images, at most that of the ranked gallery.
+    """
+    t2i = ranks[ranks["direction"] == "t2i"]
+    n = int(t2i["n_items"].iloc[0])
+    first, last = t2i["n_greater"].to_numpy(), (t2i["n_greater"] + t2i["n_tied"]).to_numpy()
+    recalls = []
+    for size in sizes:
+        # chance of a hit with a = 0 … N - 1 images ahead; ties: the mean over the places they share
+        hit = hypergeom.cdf(k - 1, n - 1, np.arange(n), size - 1)
+        total = np.concatenate([[0.0], np.cumsum(hit)])
+        recalls.append(100 * np.mean((total[last] - total[first]) / (last - first)))
+    return pd.DataFrame({"images": sizes, "recall": recalls})
+
+
+def extremes(ranks: pd.DataFrame, top: pd.DataFrame, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Text-to-image successes, found at rank 1 with the greatest margin over the next image, and
+    failures, whose image came last; of every image its most extreme query.
+
+    Returns:
+        Up to ``n`` of each: ``query_id, image_id, rank, margin``.
+    """
+    t2i = ranks[ranks["direction"] == "t2i"]
+    scores = top[(top["direction"] == "t2i") & (top["rank"] <= 2)]
+    scores = scores.pivot_table("score", "query_id", "rank").reindex(columns=[1, 2])
+    queries = pd.DataFrame(
+        {
+            "query_id": t2i["query_id"],
+            "image_id": t2i["image_id"],
+            "rank": expected_rank(t2i),
+            "margin": t2i["query_id"].map(scores[1] - scores[2]).fillna(0.0),
+        }
+    )
+    first = queries[queries["rank"] == 1].sort_values("margin", ascending=False, kind="stable")
+    last = queries[queries["rank"] > 1].sort_values("rank", ascending=False, kind="stable")
+    return tuple(t.drop_duplicates("image_id").head(n) for t in (first, last))

@@ -1,0 +1,139 @@
+"""Experiments: sources go in and are varied — split, settings, encoder, variants, captioner,
+gallery — and tables come out.
+
+Settings are chosen on the *validation* split; test queries play no part in the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from trsllava_utils.artefacts import InputError, MissingError
+from trsllava_utils.datasets.dataset import other_split
+from trsllava_utils.evaluation.breakdown import by_gallery_size
+from trsllava_utils.evaluation.recall import KS, metrics
+from trsllava_utils.retrieval.methods import Method
+from trsllava_utils.retrieval.ranking import rank_dataset, retrieve
+from trsllava_utils.retrieval.sources import Sources
+
+
+def validation(sources: Sources) -> Sources:
+    """The same sources on the validation split.
+
+    Raises:
+        MissingError: it is the split to be evaluated, the dataset has none, or the captioner has
+            not described it.
+    """
+    dataset = sources.dataset
+    if dataset.split not in ("train", "test"):
+        raise MissingError(f"{dataset.title} ({dataset.split}) holds the validation split itself")
+    try:
+        found = replace(sources, dataset=other_split(dataset, "val"))
+        len(found.gallery)  # says what is missing
+        return found
+    except InputError as error:  # no such split, or no image with both kinds of caption
+        raise MissingError(str(error)) from error
+
+
+def tune(methods: Iterable[str], sources: Sources) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Try every setting of every step that has a grid and no settings written out; one step after
+    the other, each with the best of the steps before it.
+
+    Args:
+        methods: the rules.
+        sources: of the validation split.
+
+    Returns:
+        All that was tried, ``rule, step, method, mR`` (percent), and the best method of each rule
+        by mR, the first of equals; a rule with nothing to choose, or that draws on something that
+        is not there, stays as it is.
+    """
+    rows, chosen = [], {}
+    for rule in dict.fromkeys(methods):
+        best = Method(rule)
+        for step in list(best.steps):
+            try:
+                tried = [
+                    (metrics(rank_dataset(m.name, sources, top_k=1).ranks)["mR"], m)
+                    for m in best.candidates(step)
+                ]
+            except MissingError:
+                break
+            rows += [(rule, step, method.name, mr) for mr, method in tried]
+            best = max(tried, key=lambda pair: pair[0])[1] if tried else best
+        chosen[rule] = best.name
+    return pd.DataFrame(rows, columns=["rule", "step", "method", "mR"]), chosen
+
+
+def ablate(
+    methods: Iterable[str], sources: Sources, encoders: Iterable[str], variants: Iterable[int]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """mR (percent) of every method x encoder x number of variants.
+
+    Returns:
+        Rows ``(method, encoder)``, a column for each number of variants that the captions have; and
+        the reasons for what could not be run.
+    """
+    most = max(len(record.variants) for record in sources.captions.records.values())
+    numbers = sorted({min(n, most) for n in variants})
+    rows, missing = {}, {}
+    for encoder in dict.fromkeys(encoders):
+        for method in map(Method, dict.fromkeys(methods)):
+            for n in numbers:
+                varied = replace(sources, encoder=encoder, variants=n if n < most else 0)
+                try:
+                    ranks = rank_dataset(method.name, varied, top_k=1).ranks
+                except MissingError as error:
+                    missing[f"{method.label}, {encoder}"] = str(error)
+                    break
+                rows.setdefault((method.label, encoder), {})[n] = metrics(ranks)["mR"]
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="variants")
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["method", "encoder"])
+    return table, missing
+
+
+def compare_captioners(
+    captioners: Iterable[str], sources: Sources, method: str
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """One method with several captioners on the *same* images: those that all of them describe.
+
+    Returns:
+        Ranks by captioner, and the images.
+
+    Raises:
+        InputError: no image is described by all of them.
+    """
+    several = [
+        replace(sources, captioner=c) for c in dict.fromkeys([sources.captioner, *captioners])
+    ]
+    common = sorted(set.intersection(*(set(one.gallery) for one in several)))
+    if not common:
+        raise InputError("no image is described by all captioners")
+    ranks = {one.captions.captioner: retrieve(method, one, 1, common)[0] for one in several}
+    return ranks, common
+
+
+def growing_gallery(method: str, sources: Sources) -> tuple[pd.DataFrame, int]:
+    """Text-to-image recall as the gallery grows: from two images to the whole split, and on, with
+    the images of other splits that the captioner described as distractors.
+
+    Returns:
+        ``images, R@1, R@5, R@10`` (percent), and the number of images of the split.
+    """
+    own, n = sources.gallery, len(sources.gallery)
+    wider = replace(sources, dataset=other_split(sources.dataset, "all"))
+    try:
+        grown = len(wider.gallery) > n
+        ranks = retrieve(method, wider, 1, queries=own)[0] if grown else None
+    except MissingError:  # the method needs training captions, which are in the gallery now
+        ranks = None
+    if ranks is None:
+        ranks = rank_dataset(method, sources).ranks
+    largest = int(ranks.loc[ranks["direction"] == "t2i", "n_items"].iloc[0])
+    sizes = sorted({*np.geomspace(min(2, largest), largest, 12).astype(int).tolist(), n, largest})
+    recalls = {f"R@{k}": by_gallery_size(ranks, sizes, k)["recall"] for k in KS}
+    return pd.DataFrame({"images": sizes, **recalls}), n

@@ -1,0 +1,340 @@
+"""Galleries of any size: captions and their vectors in partitions under one URL, embedded and
+searched a partition at a time, on this machine or on a Dask cluster.
+
+    part-000000-1f0c….parquet                                    rows of a text corpus
+    part-000000-1f0c….all-MiniLM-L6-v2-9e….float32.safetensors   the vectors of these rows
+
+An image scores the maximum over its texts, rule ``max``, which partitions can compute apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from trsllava_utils.artefacts import (
+    InputError,
+    MissingError,
+    check_choice,
+    fingerprint,
+    progress,
+    slug,
+)
+from trsllava_utils.cluster import in_threads, spread
+from trsllava_utils.embedding.encoders import MINILM, kept_encoder
+from trsllava_utils.embedding.vectors import Embeddings, unit_vectors
+from trsllava_utils.retrieval.partitions import PARTITION, Partitions, first_rows, names_of
+from trsllava_utils.retrieval.products import Side, blocks, cosine, one_each
+from trsllava_utils.retrieval.ranking import count_ahead, query_ids, top_items
+
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The partitions under a URL.
+
+    Attributes:
+        url: of the folder.
+        encoder: name of the text encoder.
+        dtype: how vectors are stored, "float32" or "float16"; products are float32 always.
+        scheduler: where partitions are computed, see ``cluster.py``.
+    """
+
+    url: str
+    encoder: str = MINILM
+    dtype: str = "float32"
+    scheduler: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, DTYPES)
+
+    @property
+    def store(self) -> Partitions:
+        """Where the files are."""
+        return Partitions(self.url)
+
+    def add(self, corpus: pd.DataFrame, texts_each: int = PARTITION) -> list[str]:
+        """Append a text corpus; see :meth:`trsllava_utils.partitions.Partitions.add`."""
+        return self.store.add(corpus, texts_each)
+
+    def embed(self) -> int:
+        """Make the vectors of every partition that has none.
+
+        Returns:
+            How many partitions that were.
+
+        Raises:
+            MissingError: the gallery is empty, or the encoder is not there.
+        """
+        names, todo = self._listed()
+        if not names:
+            raise MissingError(f"no captions in {self.url}; Gallery.add puts them there")
+        done = spread(_embed, todo, self.scheduler, (self,))
+        for _ in progress(done, total=len(todo), desc="embedding", unit="partition", delay=2):
+            pass
+        return len(todo)
+
+    def rank(self, queries: Embeddings, top_k: int = 100) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Text-to-image retrieval of human captions, exactly: the first k of all images are among
+        the first k of a partition, and the images ahead of a query's own are the sum of those in
+        each.
+
+        Args:
+            queries: captions, embedded as queries, of the images that they are to find.
+            top_k: results kept for every query.
+
+        Returns:
+            ``ranks`` and ``top``, as :class:`trsllava_utils.retrieval.Rankings` has them.
+
+        Raises:
+            InputError: ``top_k`` is not positive.
+            MissingError: vectors are missing.
+        """
+        if top_k < 1:
+            raise InputError(f"top_k={top_k}: give the number of results to keep, 1 or more")
+        names = self._embedded()
+        pieces = list(enumerate(names))
+        owner = queries.rows["image_id"].to_numpy(dtype=object)
+        best = np.full(len(owner), -np.inf, np.float32)
+        asked = (self, owner, queries.vectors)
+        for _, part in spread(_own_scores, pieces, self.scheduler, asked):
+            np.maximum(best, part, out=best)
+        counts, top, n_items = np.zeros((2, len(owner)), np.int64), Top.empty(len(owner)), 0
+        found = spread(_rank, pieces, self.scheduler, (self, queries.vectors, best, top_k))
+        bar = progress(found, total=len(pieces), desc="ranking", unit="partition", delay=2)
+        for _, (part_counts, part_top, part_items) in bar:
+            counts += part_counts
+            top = top.merge(part_top, top_k)
+            n_items += part_items
+        there = np.isfinite(best).astype(np.int64)
+        asked_by = {"direction": "t2i", "query_id": query_ids(queries.rows)}
+        ranks = pd.DataFrame(
+            {
+                **asked_by,
+                "image_id": owner,
+                "n_greater": counts[0],
+                "n_tied": counts[1],
+                "n_relevant_tied": there,
+                "n_relevant": there,
+                "n_items": n_items,
+            }
+        )
+        k = top.items.shape[1]
+        ids = self._image_ids(names, top.items.ravel())
+        table = pd.DataFrame(asked_by).loc[np.repeat(np.arange(len(owner)), k)]
+        table = table.reset_index(drop=True).assign(
+            rank=np.tile(np.arange(1, k + 1), len(owner)),
+            item_id=ids,
+            image_id=ids,
+            score=top.scores.ravel(),
+            hit=ids == np.repeat(owner, k),
+        )
+        return ranks, table
+
+    def find(self, query: str, k: int = 8) -> pd.DataFrame:
+        """The images for a sentence, on this machine; vectors are mapped, not read, into memory.
+
+        Returns:
+            ``rank, image_id, score, text``: ``text`` is the nearest of the image's.
+
+        Raises:
+            InputError: an empty query, or ``k`` is not positive.
+            MissingError: vectors are missing.
+        """
+        if not query.strip():
+            raise InputError("the query is empty; type what the image should show")
+        if k < 1:
+            raise InputError(f"k={k}: give the number of images to find, 1 or more")
+        names = self._embedded()
+        vector = kept_encoder(self.encoder).encode([query], "query")
+        asked = one_each(np.array([query]), vector)
+
+        def first(number: int) -> Top:
+            scores = cosine(asked, open_part(self, names[number]).side)(slice(0, 1))
+            return Top.of(scores, number, k)
+
+        top = Top.empty(1)
+        for part in in_threads(first, range(len(names))):
+            top = top.merge(part, k)
+        ids = self._image_ids(names, top.items[0])
+        texts = [self._nearest(names, item, vector[0]) for item in top.items[0]]
+        columns = {"image_id": ids, "score": top.scores[0].astype(float), "text": texts}
+        return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **columns})
+
+    def export(self, url: str) -> int:
+        """Write rows and vectors of each partition as one Parquet file, for a vector database:
+        ``id, image_id, source, variant, field, text, vector`` (list of float32).
+
+        Returns:
+            How many files that were.
+
+        Raises:
+            MissingError: vectors are missing.
+        """
+        names = self._embedded()
+        return len(list(spread(_export, names, self.scheduler, (self, Partitions(url)))))
+
+    def _listed(self) -> tuple[list[str], list[str]]:
+        """The partitions, and those of them that have no vectors."""
+        there = self.store.files
+        names = names_of(there)
+        return names, [name for name in names if self.vectors_name(name) not in there]
+
+    def _embedded(self) -> list[str]:
+        """The partitions.
+
+        Raises:
+            MissingError: there are none, or some have no vectors.
+        """
+        names, bare = self._listed()
+        if bare or not names:
+            raise MissingError(
+                f"{len(bare)} of {len(names)} partitions of {self.url} have no {self.dtype} "
+                f"vectors by {self.encoder}; make them: python -m trsllava_utils gallery {self.url}"
+            )
+        return names
+
+    def _image_ids(self, names: list[str], items: np.ndarray) -> np.ndarray:
+        """``(n,)`` items as Top numbers them -> ``(n,)`` str."""
+        numbers, local = np.divmod(items, Top.PART)
+        ids = np.empty(len(items), dtype=object)
+        for number in np.unique(numbers):
+            here = numbers == number
+            ids[here] = open_part(self, names[number]).ids[local[here]]
+        return ids
+
+    def _nearest(self, names: list[str], item: int, vector: np.ndarray) -> str:
+        """The text of an image with the greatest cosine to a query."""
+        number, image = divmod(int(item), Top.PART)
+        side = open_part(self, names[number]).side
+        first, last = np.searchsorted(side.groups, (image, image + 1))
+        row = first + int(np.argmax(side.vectors[first:last].astype(np.float32) @ vector))
+        return self.store.text(names[number], row)
+
+    def vectors_name(self, partition: str) -> str:
+        """Name of the file that holds the vectors of a partition."""
+        identity = fingerprint(kept_encoder(self.encoder).identity)[:8]
+        return f"{partition}.{slug(Path(self.encoder).name)}-{identity}.{self.dtype}.safetensors"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A partition made ready: its texts' vectors by image, mapped into memory, and image ids."""
+
+    side: Side
+    ids: np.ndarray
+
+
+@lru_cache(maxsize=256)
+def open_part(gallery: Gallery, name: str) -> Part:
+    """A partition with its vectors, kept from call to call.
+
+    Raises:
+        InputError: the file of vectors is not one for these rows.
+    """
+    image_ids = pd.Series(gallery.store.column(name, "image_id"))
+    starts = first_rows(image_ids)
+    groups = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(image_ids)))
+    path = gallery.store.local(gallery.vectors_name(name))
+    with safe_open(path, "pt") as file:  # unlike numpy's, a view of the file
+        vectors = file.get_tensor("vectors").numpy()
+    if len(vectors) != len(groups):
+        raise InputError(f"{path} holds {len(vectors)} vectors for {len(groups)} texts; delete it")
+    texts = np.broadcast_to(np.array("", dtype=object), len(groups))  # not needed for scores
+    side = Side(texts, groups, groups, np.ones(len(starts), np.float32), vectors)
+    return Part(side, image_ids.to_numpy()[starts])
+
+
+@dataclass(frozen=True)
+class Top:
+    """The first items of every query, best first; equal scores in the order of the gallery.
+
+    Attributes:
+        scores: ``(n_queries, k) float32``.
+        items: ``(n_queries, k) int64``: number of the partition times ``PART`` plus that of the
+            image in it.
+    """
+
+    PART = 1 << 32
+    scores: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def empty(cls, n: int) -> Top:
+        """No items for n queries."""
+        return cls(np.zeros((n, 0), np.float32), np.zeros((n, 0), np.int64))
+
+    @classmethod
+    def of(cls, scores: np.ndarray, number: int, k: int) -> Top:
+        """The first k of a partition, from ``scores (n_queries, n_images)``."""
+        best = top_items(scores, k)
+        return cls(np.take_along_axis(scores, best, axis=1), best + number * cls.PART)
+
+    def merge(self, other: Top, k: int) -> Top:
+        """The first k of both; in which order partitions come makes no difference."""
+        scores = np.concatenate([self.scores, other.scores], axis=1)
+        items = np.concatenate([self.items, other.items], axis=1)
+        order = np.lexsort((items, -scores), axis=1)[:, :k]
+        return Top(np.take_along_axis(scores, order, 1), np.take_along_axis(items, order, 1))
+
+
+# What is done to a partition, wherever that is. Each may run twice, when a worker dies.
+
+
+def _embed(name: str, gallery: Gallery) -> None:
+    number, distinct = pd.factorize(gallery.store.column(name, "text"))
+    vectors = unit_vectors(distinct.tolist(), gallery.encoder, "document")
+    stored = {"vectors": vectors.astype(gallery.dtype)[number]}
+    gallery.store.write(gallery.vectors_name(name), save(stored))
+
+
+def _export(name: str, gallery: Gallery, target: Partitions) -> None:
+    table = pq.read_table(gallery.store.local(f"{name}.parquet"))
+    rows = table.select(["image_id", "variant", "field"]).to_pandas().astype(str)
+    ids = rows["image_id"] + "#" + rows["variant"] + "#" + rows["field"]
+    vectors = open_part(gallery, name).side.vectors.astype(np.float32)
+    starts = np.arange(len(vectors) + 1) * vectors.shape[1]
+    lists = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(vectors.ravel()))
+    out = BytesIO()
+    pq.write_table(table.add_column(0, "id", pa.array(ids)).append_column("vector", lists), out)
+    target.write(f"{name}.parquet", out.getvalue())
+
+
+def _own_scores(
+    piece: tuple[int, str], gallery: Gallery, owner: np.ndarray, vectors: np.ndarray
+) -> np.ndarray:
+    """Scores ``(n_queries,)`` of the queries' own images; minus infinity for those elsewhere."""
+    part = open_part(gallery, piece[1])
+    image = pd.Index(part.ids).get_indexer(owner)
+    scores = np.full(len(owner), -np.inf, np.float32)
+    bounds = np.searchsorted(part.side.groups, np.arange(len(part.ids) + 1))
+    for query in np.flatnonzero(image >= 0):
+        texts = part.side.vectors[bounds[image[query]] : bounds[image[query] + 1]]
+        scores[query] = (texts.astype(np.float32) @ vectors[query]).max()
+    return scores
+
+
+def _rank(
+    piece: tuple[int, str], gallery: Gallery, vectors: np.ndarray, best: np.ndarray, k: int
+) -> tuple[np.ndarray, Top, int]:
+    """Images ahead of and level with ``best`` ``(2, n_queries)``, the first k, number of images."""
+    number, name = piece
+    side = open_part(gallery, name).side
+    score = cosine(one_each(np.broadcast_to("", len(vectors)), vectors), side)
+    counts, tops = [], []
+    for block in blocks(len(vectors), side.n):
+        scores = score(block)
+        counts.append(count_ahead(scores, best[block]))
+        tops.append(Top.of(scores, number, k))
+    top = Top(np.concatenate([t.scores for t in tops]), np.concatenate([t.items for t in tops]))
+    return np.concatenate(counts, axis=1), top, side.n

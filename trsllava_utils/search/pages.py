@@ -1,0 +1,179 @@
+"""Pages: results go in, HTML comes out, self-contained (pictures inside) and escaped throughout,
+so that a caption or a file name is shown as the text it is.
+
+The templates lie in ``templates/``; Jinja escapes what is put into them.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+from trsllava_utils.artefacts import InputError
+from trsllava_utils.captioning.records import Variant
+from trsllava_utils.datasets.imagery import thumbnail
+from trsllava_utils.figures import pictures as visualisation
+from trsllava_utils.retrieval.sources import Sources
+
+if TYPE_CHECKING:
+    from trsllava_utils.search.index import Found
+
+SMALL, LARGE = 192, 512  # sides of a picture in a gallery and on a card, in pixels
+EXCERPT = 180  # characters of a caption under a picture
+_PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "ss": "ss", "s": ""}
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("trsllava_utils.search"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+def render(template: str, **values: Any) -> str:
+    """A template filled in; everything but :class:`markupsafe.Markup` is escaped."""
+    return _TEMPLATES.get_template(template).render(**values)
+
+
+def gallery(found: Found) -> str:
+    """The images of a result as a fragment, for a notebook."""
+    return render("gallery.html", found=found, tiles=tiles(found))
+
+
+def search_page(found: Found) -> str:
+    """The same as a page by itself, with the captions of every image."""
+    where = None
+    if "lat" in found.table and found.table["lat"].notna().any():
+        figure = visualisation.place_map(found.table, f"Where the {len(found.table)} images are")
+        where = data_uri(visualisation.png(figure), "image/png")
+    cards = [
+        {"rank": row.rank, "html": Markup(card(found, row.image_id))}
+        for row in found.table.itertuples()
+    ]
+    return render(
+        "search.html", found=found, tiles=tiles(found), cards=cards, map=where, today=date.today()
+    )
+
+
+def tiles(found: Found) -> list[dict]:
+    """What a gallery says of each image."""
+    out = []
+    for row in found.table.itertuples():
+        variants = found.sources.captions.records[row.image_id].variants
+        text = _excerpt(variants[row.variant - 1], row.text, _asked(found))
+        out.append(
+            {
+                "rank": row.rank,
+                "image_id": row.image_id,
+                "score": f"{row.score:.3f}",
+                "label": row.label,
+                "variant": row.variant,
+                "of": len(variants),
+                "verdict": "" if row.hit is pd.NA else "hit" if row.hit else "miss",
+                "picture": picture_uri(found.sources, row.image_id, SMALL),
+                "said": variants[row.variant - 1].one_sentence or text,
+                "words": marked(text, _asked(found)),
+            }
+        )
+    return out
+
+
+def card(found: Found, image_id: str) -> str:
+    """Everything that is known of one image, as a fragment: its picture, all its captions with the
+    words of the query marked, what people wrote."""
+    sources = found.sources
+    record = sources.captions.records[image_id]
+    images = sources.dataset.images
+    captions = sources.dataset.captions
+    row = found.table[found.table["image_id"] == image_id].iloc[0]
+    variants = [
+        {
+            "number": number,
+            "nearest": number == row["variant"],
+            "fields": [
+                (field, marked(text, _asked(found))) for field, text in variant.fields.items()
+            ],
+        }
+        for number, variant in enumerate(record.variants, 1)
+    ]
+    return render(
+        "card.html",
+        image=images[images["image_id"] == image_id].iloc[0],
+        rank=row["rank"],
+        score=f"{row['score']:.3f}",
+        model=record.model,
+        picture=picture_uri(sources, image_id, LARGE),
+        variants=variants,
+        people=captions.loc[captions["image_id"] == image_id, "text"].tolist(),
+        place=place_name(row.get("lat"), row.get("lon")),
+    )
+
+
+def place_name(lat: float | None, lon: float | None) -> str:
+    """``48.1234° N, 11.5678° E``; empty where it is not known."""
+    if lat is None or lon is None or lat != lat or lon != lon:
+        return ""
+    return f"{abs(lat):.4f}° {'S' if lat < 0 else 'N'}, {abs(lon):.4f}° {'W' if lon < 0 else 'E'}"
+
+
+def _asked(found: Found) -> str:
+    """The words that are marked: the sentence asked for, or nothing."""
+    return "" if found.by_image else found.query
+
+
+def marked(text: str, query: str) -> list[tuple[str, bool]]:
+    """A text in pieces, each with whether it is a word of the query (in singular or plural; words
+    such as "the" and "with" do not count)."""
+    wanted = {_stem(word) for word in re.findall(r"\w+", query)} - {""}
+    pieces = [(piece, _stem(piece) in wanted) for piece in re.split(r"(\w+)", text) if piece]
+    joined: list[tuple[str, bool]] = []
+    for piece, hit in pieces:
+        if joined and joined[-1][1] == hit:
+            joined[-1] = (joined[-1][0] + piece, hit)
+        else:
+            joined.append((piece, hit))
+    return joined
+
+
+def _stem(word: str) -> str:
+    """A word in lower case and singular; "" for a stop word."""
+    word = word.lower()
+    if word in ENGLISH_STOP_WORDS:
+        return ""
+    for ending, singular in _PLURALS.items():
+        if len(word) > 3 and word.endswith(ending):
+            return word.removesuffix(ending) + singular
+    return word
+
+
+def _excerpt(variant: Variant, text: str, query: str) -> str:
+    """What fits under a picture: of a joined text, the field with most words of the query."""
+    fields = list(variant.fields.values())
+    if text not in fields:  # the fields joined
+        text = max(fields, key=lambda field: sum(hit for _, hit in marked(field, query)))
+    return text if len(text) <= EXCERPT else text[:EXCERPT].rsplit(" ", 1)[0] + " …"
+
+
+def picture_uri(sources: Sources, image_id: str, side: int) -> str:
+    """The picture of an image as a ``data:`` address; empty where there is no readable file."""
+    dataset = sources.dataset
+    path = dataset.path_of(image_id)
+    if not path:
+        return ""
+    try:
+        small = thumbnail(path, dataset.derived / "thumbnails", side, sources.bands)
+    except InputError:
+        return ""
+    return data_uri(small.read_bytes(), "image/jpeg")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Bytes as an address that a page can hold."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
