@@ -16,8 +16,7 @@ from tests.conftest import draw, write_captions
 from tests.retrieval.test_gallery import captions, questions
 from trsllava_utils import cluster
 from trsllava_utils.artefacts import InputError
-from trsllava_utils.captioning import Settings, caption_dataset, captions_path
-from trsllava_utils.captioning.shards import shard_files
+from trsllava_utils.captioning import Settings, caption_dataset, captions_file
 from trsllava_utils.cluster import ahead, connect, spread, threads, workers
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.embedding.vectors import embed_corpus
@@ -154,7 +153,7 @@ def test_captioning_on_workers(tmp_path):
     mine = caption_dataset(sets["here"], "pixels", settings)
     caption_dataset(sets["there"], "pixels", settings, shard="2/3")  # a run that was cut off
     theirs = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
-    assert theirs.records == mine.records and not shard_files(theirs.path)
+    assert theirs.records == mine.records and not theirs.file.shards()
     assert lines(theirs.path) == lines(mine.path)
     assert 0 < theirs.report.captioned < 14 == theirs.report.captioned + theirs.report.already
     again = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
@@ -163,6 +162,6 @@ def test_captioning_on_workers(tmp_path):
     changed = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
     assert changed.report.captioned == 1
     assert changed.records["scene_5"].image_sha256 != mine.records["scene_5"].image_sha256
-    assert len(lines(captions_path(sets["there"], "pixels"))) == 14
+    assert len(lines(captions_file(sets["there"], "pixels").path)) == 14
     with pytest.raises(InputError, match="a scheduler makes its own shards"):
         caption_dataset(sets["there"], "pixels", settings, shard="1/2", scheduler=HERE)

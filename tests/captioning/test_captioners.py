@@ -14,7 +14,7 @@ from tests import tiny_models
 from tests.conftest import draw
 from tests.openai_server import GERMAN, answer
 from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.captioning import Settings, caption_dataset, captions_path
+from trsllava_utils.captioning import Settings, caption_dataset, captions_file
 from trsllava_utils.captioning.captioner import Question
 from trsllava_utils.captioning.prompts import (
     LIMITS,
@@ -24,7 +24,6 @@ from trsllava_utils.captioning.prompts import (
 )
 from trsllava_utils.captioning.quality import check, measure, scene_words
 from trsllava_utils.captioning.records import Record, Variant
-from trsllava_utils.captioning.run import read_rejected
 from trsllava_utils.captioning.transformers_vlm import TransformersCaptioner
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.datasets.imagery import read_renderings
@@ -205,13 +204,13 @@ def test_ten_images_through_transformers(architecture, ten, request):
     folder = request.getfixturevalue(architecture)
     settings = Settings(variants=2, batch_size=10, language="")
     captions = caption_dataset(ten, f"transformers:{folder}", settings)
-    assert len(captions.records) == 10 and not read_rejected(captions.path)
+    assert len(captions.records) == 10 and not captions.file.read_rejected()
     for record in captions.records.values():
         assert len(record.variants) == 2 and all(v.structured for v in record.variants)
         assert all(len(getattr(v, f)) <= 1.25 * LIMITS[f] for v in record.variants for f in LIMITS)
     assert len({r.variants[0].caption for r in captions.records.values()}) == 10
     assert captions.report.usage["output tokens"] > 1000
-    assert json.loads(captions.manifest()["example"]["reply"], strict=False)["variants"]
+    assert json.loads(captions.file.manifest()["example"]["reply"], strict=False)["variants"]
 
 
 def test_words_do_not_depend_on_the_batch_nor_on_memory(llava, monkeypatch):
@@ -250,13 +249,13 @@ def test_two_pictures_of_an_image(llava, tmp_path):
 
 def test_no_such_model(ten, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(MissingError, match="Give the folder of a checkpoint or a hub id"):
+    with pytest.raises(MissingError, match="give the folder of a checkpoint or a hub id"):
         caption_dataset(ten, "transformers:nobody/has-this-model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingError, match="Give the folder of a checkpoint"):
         caption_dataset(ten, f"transformers:{tmp_path / 'empty'}")
     with pytest.raises(InputError, match="transformers:MODEL"):
-        captions_path(ten, "transformers:")
+        captions_file(ten, "transformers:")
 
 
 def test_quantisation_says_what_it_needs(llava):

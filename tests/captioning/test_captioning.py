@@ -13,7 +13,7 @@ from trsllava_utils import captioning
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.captioning import Settings
 from trsllava_utils.captioning.pixels import PixelCaptioner, observe
-from trsllava_utils.captioning.records import append_lines, parse_line, read_records
+from trsllava_utils.captioning.records import Record, Variant, parse_line, read_records
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.datasets.imagery import read_image
 
@@ -79,7 +79,7 @@ def test_run_resumes_and_equals_one_run(data_dir):
     assert captioning.load_captions(ds, "pixels").records == whole.records
     assert sorted(whole.path.read_bytes().splitlines()) == sorted(lines.splitlines())
     whole.path.write_bytes(lines[:-1])  # only the last line break is missing: nothing is lost
-    append_lines(whole.path, '{"image": "x.png", "caption": "added"}\n')
+    whole.file.append([Record(image="x.png", model="people", variants=[Variant(caption="added")])])
     assert len(read_records(whole.path)[0]) == 5 and whole.path.read_bytes().startswith(lines)
 
 

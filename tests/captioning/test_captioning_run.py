@@ -14,18 +14,17 @@ import pytest
 
 from tests.conftest import draw
 from tests.openai_server import Server
-from trsllava_utils import captioning
 from trsllava_utils.__main__ import main
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.captioning import (
     Settings,
     caption_dataset,
+    captions_file,
     load_captions,
     merge,
     openai_vlm,
 )
 from trsllava_utils.captioning.records import read_records
-from trsllava_utils.captioning.run import locked, read_rejected, rejected_path
 from trsllava_utils.datasets import load_dataset
 
 KEY = "sk-this-is-a-secret-0123456789"
@@ -59,7 +58,7 @@ def serve(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """Back-off in hundredths of seconds."""
-    monkeypatch.setattr(openai_vlm, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
 def everything_written(folder: Path) -> str:
@@ -68,12 +67,12 @@ def everything_written(folder: Path) -> str:
 
 def test_two_hundred_images_and_a_misbehaving_server(serve, tmp_path, impatient, monkeypatch):
     """Every image is captioned or set aside with a reason; none is lost, none done twice."""
-    monkeypatch.setattr(openai_vlm, "TRIES", 12)  # every fifth request fails: no such streak
+    monkeypatch.setattr(openai_vlm, "RETRIES", 12)  # every fifth request fails: no such streak
     names = MISBEHAVIOUR + ["good"] * len(MISBEHAVIOUR)
     server = serve(lambda n: random.Random(n).choice(names))
     ds = scenes(tmp_path, 200)
     captions = caption_dataset(ds, "openai:vlm", Settings(concurrency=32, timeout=1))
-    report, aside = captions.report, read_rejected(captions.path)
+    report, aside = captions.report, captions.file.read_rejected()
     assert set(server.done) >= set(names)  # each of these things happened
     lines = [json.loads(line)["image"] for line in captions.path.read_text().splitlines()]
     assert len(lines) == len(set(lines)) == report.captioned == len(captions.records)
@@ -91,7 +90,7 @@ def test_two_hundred_images_and_a_misbehaving_server(serve, tmp_path, impatient,
     # what failed is not asked about again; what was set aside can be tried again by hand
     assert caption_dataset(ds, "openai:vlm", Settings()).report.captioned == 0
     server.script = lambda n: "good"
-    rejected_path(captions.path).unlink(missing_ok=True)
+    captions.file.rejected_path.unlink(missing_ok=True)
     assert caption_dataset(ds, "openai:vlm", Settings()).report.captioned == len(aside)
 
 
@@ -148,7 +147,7 @@ def test_an_image_that_the_server_refuses_is_set_aside(serve, tmp_path):
     serve(lambda n: "safety" if n == 2 else "good")
     settings = Settings(concurrency=1, attempts=1)
     captions = caption_dataset(scenes(tmp_path, 5), "openai:vlm", settings)
-    (aside,) = read_rejected(captions.path).values()
+    (aside,) = captions.file.read_rejected().values()
     assert captions.report.captioned == 4 and aside["reason"] == "refused by the server"
 
 
@@ -170,9 +169,7 @@ def test_a_server_that_breaks_for_good_ends_the_run(serve, tmp_path, impatient, 
     with pytest.raises(InputError, match=words):
         caption_dataset(ds, "openai:vlm", Settings(concurrency=2))
     assert len(server.requests) < 80 and len(load_captions(ds, "openai:vlm").records) >= 4
-    assert not read_rejected(
-        captioning.captions_path(ds, "openai:vlm")
-    )  # nothing to blame images for
+    assert not captions_file(ds, "openai:vlm").read_rejected()  # nothing to blame images for
 
 
 def test_retry_after_is_honoured(serve, tmp_path):
@@ -201,7 +198,7 @@ def test_the_query_prompt_has_a_file_of_its_own(serve, tmp_path):
         len(r.variants) == 1 and not r.variants[0].structured for r in query.records.values()
     )
     assert load_captions(ds, "openai:vlm", "query").records == query.records
-    assert "Somebody wants to find" in query.manifest()["prompt"]
+    assert "Somebody wants to find" in query.file.manifest()["prompt"]
 
 
 def test_other_settings_never_share_a_file(serve, tmp_path):
@@ -220,7 +217,7 @@ def test_a_second_run_says_so_and_stops(serve, tmp_path):
     serve()
     ds = scenes(tmp_path, 2)
     with (
-        locked(captioning.captions_path(ds, "openai:vlm")),
+        captions_file(ds, "openai:vlm").held(),
         pytest.raises(InputError, match="another run is writing"),
     ):
         caption_dataset(ds, "openai:vlm")
@@ -288,7 +285,7 @@ def test_kills_at_random_instants(serve, tmp_path):
     """After every kill -9 the run goes on; the file is that of an uninterrupted run."""
     server = serve(latency=0.15)
     ds = scenes(tmp_path, 60)
-    path = captioning.captions_path(ds, "openai:vlm")
+    path = captions_file(ds, "openai:vlm").path
     assert kill_at_random(server, tmp_path, str(tmp_path / "scenes"), 3, seed=0) == 3
     path.write_bytes(path.read_bytes()[:-20])  # and a power cut: half a last line
     interrupted = caption_dataset(ds, "openai:vlm", Settings(concurrency=4))

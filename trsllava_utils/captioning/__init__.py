@@ -5,7 +5,7 @@ from trsllava_utils.captioning.captions import (
     Captions,
     caption_dataset,
     captioner_id,
-    captions_path,
+    captions_file,
     human_captions,
     load_captions,
     merge,

@@ -7,7 +7,8 @@ decided elsewhere (``prompts.parse_reply`` and ``quality.py``), in the same way 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -33,13 +34,14 @@ class Settings:
         temperature: of the sampling; 0 takes the likeliest word. Retries use at least 0.5.
         bands: band numbers shown as red, green, blue.
         false_colour: band numbers of a second, false-colour picture (see
-            :func:`trsllava_utils.imagery.read_renderings`).
+            :func:`trsllava_utils.datasets.read_renderings`).
         max_side: pictures are scaled down until no side is longer, in pixels.
         quantize: "4bit" or "8bit" weights by bitsandbytes, for ``transformers:`` captioners.
         attempts: how often an image is asked about before it is set aside. This and what follows
             shape the run, not the captions.
         concurrency: requests under way at once, for ``openai:`` captioners.
-        max_requests: stop after so many requests (0: no limit).
+        max_requests: stop after so many requests (0: no limit); one that is repeated because the
+            server was busy counts once.
         timeout: seconds a request may take.
         batch_size: images a batch, for ``transformers:`` captioners (0: as many as memory holds).
         price_in, price_out: US dollars for a million tokens in and out, to estimate the cost.
@@ -81,6 +83,11 @@ class Settings:
                 )
         if self.timeout <= 0:
             raise InputError(f"timeout={self.timeout}: give a number of seconds above 0")
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, object]) -> Settings:
+        """The settings among a notebook's variables, ``Settings.from_parameters(globals())``."""
+        return cls(**{f.name: parameters[f.name] for f in fields(cls) if f.name in parameters})
 
     @property
     def n(self) -> int:

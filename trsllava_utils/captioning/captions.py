@@ -16,38 +16,20 @@ import pandas as pd
 from trsllava_utils.artefacts import (
     InputError,
     MissingError,
-    atomic_path,
     check_choice,
     file_sha256,
     fingerprint,
-    read_json,
     resolve_data_dir,
     shown,
     slug,
 )
+from trsllava_utils.captioning.caption_file import CaptionFile, in_shard
 from trsllava_utils.captioning.captioner import Captioner, Settings
-from trsllava_utils.captioning.files import match_file
-from trsllava_utils.captioning.records import (
-    MAX_VARIANTS,
-    TEXTS,
-    Record,
-    Variant,
-    caption_corpus,
-    read_records,
-)
-from trsllava_utils.captioning.run import (
-    Job,
-    Report,
-    claim,
-    locked,
-    read_rejected,
-    rejected_path,
-    run,
-    total,
-)
-from trsllava_utils.captioning.shards import in_shard, merge_shards, shard_files, shard_path
+from trsllava_utils.captioning.imported import match_file
+from trsllava_utils.captioning.records import MAX_VARIANTS, Record, Variant, caption_corpus
+from trsllava_utils.captioning.run import Job, Report, run
 from trsllava_utils.cluster import spread, workers
-from trsllava_utils.datasets.dataset import Dataset
+from trsllava_utils.datasets import Dataset
 
 KINDS = ("pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
 
@@ -58,35 +40,26 @@ class Captions:
 
     Attributes:
         captioner: the captioner's id.
-        records: RSRT record by image id, only images of the dataset.
-        path: the JSONL file.
+        records: RSRT record by image id, only images of the dataset, in its order.
+        file: where they are kept.
         problems: images and lines that gave nothing, one sentence each.
         report: the run in numbers (None for captions that were only loaded).
     """
 
     captioner: str
     records: dict[str, Record]
-    path: Path
+    file: CaptionFile
     problems: tuple[str, ...]
     report: Report | None = None
 
+    @property
+    def path(self) -> Path:
+        """The JSONL file of the records."""
+        return self.file.path
+
     def corpus(self, texts: str = "joined") -> pd.DataFrame:
         """The text corpus of these captions; ``texts`` is "joined" or "fields"."""
-        check_choice("texts", texts, TEXTS)
         return caption_corpus(self.records.items(), self.captioner, texts)
-
-    @property
-    def rejected(self) -> Path:
-        """The JSONL file of the images set aside; there may be none."""
-        return rejected_path(self.path)
-
-    def aside(self) -> dict[str, dict]:
-        """The images that gave no usable captions, by file name, with the reason."""
-        return read_rejected(self.path)
-
-    def manifest(self) -> dict:
-        """What the file was made with: ``identity``, ``prompt``, ``versions``, ``example``."""
-        return read_json(self.path.with_suffix(".json")) or {}
 
 
 def captioner_id(captioner: str, prompt: str = "rsrt") -> str:
@@ -107,9 +80,10 @@ def captioner_id(captioner: str, prompt: str = "rsrt") -> str:
     return f"{kind}-{slug(rest)}{suffix}"
 
 
-def captions_path(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> Path:
+def captions_file(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> CaptionFile:
     """Where the captions of ``captioner`` for ``dataset`` are kept."""
-    return dataset.derived / "captions" / f"{captioner_id(captioner, prompt)}.jsonl"
+    name = f"{captioner_id(captioner, prompt)}.jsonl"
+    return CaptionFile(dataset.derived / "captions" / name)
 
 
 def open_captioner(captioner: str, settings: Settings) -> Captioner:
@@ -150,8 +124,8 @@ def caption_dataset(
         dataset: whose images.
         captioner: name of the captioner.
         settings: how it is asked.
-        shard: "i/n" captions only that part, into a file of its own (see ``shards.py``).
-        scheduler: where it runs (see ``cluster.py``): a shard a worker, merged at the end.
+        shard: "i/n" captions only that part of the images, into a file of its own.
+        scheduler: where it runs (see ``cluster.py``): one shard for each worker, merged at the end.
 
     Raises:
         InputError: unknown captioner, another run on the same file, a full disk, or a captions file
@@ -164,13 +138,27 @@ def caption_dataset(
     if dataset.with_pixels.empty:
         raise MissingError(
             f"{dataset.name} ({dataset.split}): no image files in {shown(dataset.root)}, so "
-            "nothing can be captioned. "
-            "Get the images (see data/README.md) or bring captions: -p captioner file:PATH.jsonl."
+            "nothing can be captioned. Get the images (see data/README.md) or bring captions: "
+            "-p captioner file:PATH.jsonl."
         )
     if scheduler:
         return _caption_on_cluster(dataset, captioner, settings, shard, scheduler)
     describer = open_captioner(captioner, settings)
-    identity = {
+    file = captions_file(dataset, captioner, settings.prompt).shard(shard)
+    with file.held():
+        file.claim(_identity(captioner, settings, describer), describer.prompt_text)
+        jobs, records, aside, problems = _to_do(dataset, file, shard)
+        report = Report(already=len(records), aside=aside)
+        report += run(jobs, describer, settings, file)
+        written = file.read()[0]
+    records |= {job.filename: written[job.filename] for job in jobs if job.filename in written}
+    name, problems = captioner_id(captioner, settings.prompt), (*problems, *report.problems)
+    return Captions(name, _by_image(dataset, records), file, problems, report)
+
+
+def _identity(captioner: str, settings: Settings, describer: Captioner) -> dict:
+    """What captions depend on beside the pictures."""
+    return {
         "captioner": captioner,
         "answer": f"{settings.prompt} x {settings.n}",
         "language": settings.language,
@@ -179,77 +167,61 @@ def caption_dataset(
         "max_side": settings.max_side,
         **describer.identity,
     }
-    whole = captions_path(dataset, captioner, settings.prompt)
-    path = shard_path(whole, shard)
-    with locked(path):
-        claim(path, identity, describer.prompt_text)
-        known = read_json(whole.with_suffix(".json")) or {}
-        merged = whole.is_file() and known.get("identity") == identity
-        records, jobs, aside, problems = _to_do(dataset, path, shard, whole if merged else path)
-        report = run(jobs, describer, settings, path, identity)
-        report.already, report.aside = len(records), aside
-        problems += report.problems
-        if report.captioned:
-            found, _ = read_records(path)
-            records |= {j.image_id: found[j.filename] for j in jobs if j.filename in found}
-    ordered = {i: records[i] for i in dataset.images["image_id"] if i in records}
-    name = captioner_id(captioner, settings.prompt)
-    return Captions(name, ordered, path, tuple(problems), report)
-
-
-def _caption_on_cluster(
-    dataset: Dataset, captioner: str, settings: Settings, shard: str, scheduler: str
-) -> Captions:
-    if shard:
-        raise InputError(
-            f"shard={shard!r}: a scheduler makes its own shards; give one or the other"
-        )
-    path = captions_path(dataset, captioner, settings.prompt)
-    if shard_files(path):  # of a run that was cut off
-        merge_shards(path)
-    n = workers(scheduler)
-    settings = replace(settings, max_requests=-(-settings.max_requests // n))
-    shards = [f"{i}/{n}" for i in range(1, n + 1)]
-    shared = (dataset, captioner, settings)
-    reports = [report for _, report in spread(_caption_shard, shards, scheduler, shared)]
-    if shard_files(path):
-        merge_shards(path)
-    found, problems = read_records(path)
-    report = total(reports)
-    name = captioner_id(captioner, settings.prompt)
-    return Captions(
-        name, _by_image(dataset, found), path, tuple(problems + report.problems), report
-    )
-
-
-def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Settings) -> Report:
-    return caption_dataset(dataset, captioner, settings, shard).report
 
 
 def _to_do(
-    dataset: Dataset, path: Path, shard: str, whole: Path
-) -> tuple[dict[str, Record], list[Job], int, list[str]]:
-    """The records that are right, in ``path`` or merged before into ``whole``; the images still to
-    caption; how many are set aside; and lines of the file that could not be read."""
-    own, problems = read_records(path)
-    done = own if path == whole else read_records(whole)[0] | own
-    rejected = read_rejected(whole) | read_rejected(path)
-    records, jobs, aside, stale = {}, [], 0, set()
+    dataset: Dataset, file: CaptionFile, shard: str
+) -> tuple[list[Job], dict[str, Record], int, list[str]]:
+    """The images still to caption, the records that are right (by file name), how many images are
+    set aside, and the lines that could not be read.
+
+    A record whose picture has changed since is removed from the file.
+    """
+    own, problems = file.read()
+    finished, rejected = file.finished()
+    jobs, records, aside, stale = [], {}, 0, set()
     for row in dataset.with_pixels.itertuples():
         if not in_shard(row.filename, shard):
             continue
         sha256 = file_sha256(row.path)
-        record = done.get(row.filename)
-        if record and record.image_sha256 == sha256:
-            records[row.image_id] = record
+        if row.filename in finished and finished[row.filename].image_sha256 == sha256:
+            records[row.filename] = finished[row.filename]
         elif rejected.get(row.filename, {}).get("image_sha256") == sha256:
             aside += 1
         else:
             jobs.append(Job(row.image_id, row.filename, row.path, sha256))
             stale |= {row.filename} & own.keys()
-    if stale:  # the picture behind a name changed: its old line goes first
-        _rewrite(path, {name: record for name, record in own.items() if name not in stale})
-    return records, jobs, aside, problems
+    if stale:
+        file.rewrite(record for name, record in own.items() if name not in stale)
+    return jobs, records, aside, problems
+
+
+def _caption_on_cluster(
+    dataset: Dataset, captioner: str, settings: Settings, shard: str, scheduler: str
+) -> Captions:
+    """One shard for each worker, merged at the end, and at the start if a run was cut off."""
+    if shard:
+        raise InputError(
+            f"shard={shard!r}: a scheduler makes its own shards; give one or the other"
+        )
+    file = captions_file(dataset, captioner, settings.prompt)
+    if file.shards():
+        file.merge_shards()
+    n = workers(scheduler)
+    settings = replace(settings, max_requests=-(-settings.max_requests // n))
+    shards = [f"{i}/{n}" for i in range(1, n + 1)]
+    shared = (dataset, captioner, settings)
+    reports = [report for _, report in spread(_caption_shard, shards, scheduler, shared)]
+    report = sum(reports, Report())
+    if file.shards():
+        file.merge_shards()
+    records, problems = file.read()
+    name, problems = captioner_id(captioner, settings.prompt), (*problems, *report.problems)
+    return Captions(name, _by_image(dataset, records), file, problems, report)
+
+
+def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Settings) -> Report:
+    return caption_dataset(dataset, captioner, settings, shard).report
 
 
 def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rsrt") -> Captions:
@@ -260,22 +232,22 @@ def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rs
     """
     if captioner.startswith("file:"):
         return _import_captions(dataset, captioner)
-    path = captions_path(dataset, captioner, prompt)
-    records, problems = read_records(path) if path.exists() else ({}, [])
-    matched = _by_image(dataset, records)
+    file = captions_file(dataset, captioner, prompt)
+    found, problems = file.read()
+    records = _by_image(dataset, found)
     where = f"{_parameters(dataset)} -p captioner {captioner}"
-    if not matched and shard_files(path):
+    if not records and file.shards():
         raise MissingError(
-            f"the captions by {captioner!r} are still in {len(shard_files(path))} shards; merge "
+            f"the captions by {captioner!r} are still in {len(file.shards())} shards; merge "
             f"them first: python -m trsllava_utils merge {where.removeprefix('-p dataset ')}"
         )
-    if not matched:
+    if not records:
         raise MissingError(
             f"no captions by {captioner!r} for {dataset.title} ({dataset.split}); make them first: "
             f"papermill 01_structured_captioning.ipynb out.ipynb {where}"
         )
-    problems += _stale(dataset, captioner, matched, read_json(path.with_suffix(".json")) or {})
-    return Captions(captioner_id(captioner, prompt), matched, path, tuple(problems))
+    problems += _stale(dataset, captioner, records, file.manifest())
+    return Captions(captioner_id(captioner, prompt), records, file, tuple(problems))
 
 
 def _by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
@@ -325,24 +297,22 @@ def _stale(
     return [f"{what}; run 01_structured_captioning again" for what in told]
 
 
-def _rewrite(path: Path, records: dict[str, Record]) -> None:
-    with atomic_path(path) as tmp:
-        tmp.write_text("".join(r.line() for r in records.values()), encoding="utf-8")
-
-
 def _import_captions(dataset: Dataset, captioner: str) -> Captions:
-    matched, problems = match_file(dataset, captioner)
-    path = captions_path(dataset, captioner)
-    _rewrite(path, {record.image: record for record in matched.values()})
-    report = Report(already=len(matched))
-    return Captions(captioner_id(captioner), matched, path, tuple(problems), report)
+    records, problems = match_file(dataset, captioner)
+    file = captions_file(dataset, captioner)
+    file.rewrite(records.values())
+    report = Report(already=len(records))
+    return Captions(captioner_id(captioner), records, file, tuple(problems), report)
 
 
 def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
-    """Merge the shards of a captioner (see ``shards.py``); returns a sentence on the outcome."""
-    path = captions_path(dataset, captioner, prompt)
-    count, merged = merge_shards(path)
-    have = read_records(path)[0].keys() | read_rejected(path).keys()
-    missing = [name for name in dataset.with_pixels["filename"] if name not in have]
+    """Merge the shards of a captioner; returns a sentence on the outcome."""
+    file = captions_file(dataset, captioner, prompt)
+    merged = file.merge_shards()
+    records, rejected = file.finished()
+    names = dataset.with_pixels["filename"]
+    missing = [name for name in names if name not in records and name not in rejected]
     rest = f"; {len(missing):,} images are still to do: {missing[:3]} …" if missing else ""
-    return f"merged {len(merged)} shards into {shown(path)}: {count:,} images captioned{rest}"
+    return (
+        f"merged {merged} shards into {shown(file.path)}: {len(records):,} images captioned{rest}"
+    )

@@ -1,26 +1,21 @@
 """Captioner ``openai:MODEL``: a vision-language model behind any server that speaks the OpenAI
-chat protocol (vLLM, SGLang, Ollama, LM Studio, OpenAI). Many requests are under way at once; each
-is tried again when the server is busy or breaks; the answer's form is asked for in the strictest
-way that the server understands.
+chat protocol (vLLM, SGLang, Ollama, LM Studio, OpenAI). Many requests are under way at once; the
+SDK repeats one when the server is busy or fails. The form of the answer is requested in the
+strictest way that the server understands.
 """
 
 from __future__ import annotations
 
 import base64
-import email.utils
 import io
 import json
-import random
 import re
 import threading
-import time
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import openai
-import tenacity
-from openai.types.chat import ChatCompletion
 from PIL import Image
 
 from trsllava_utils.artefacts import InputError
@@ -34,15 +29,12 @@ from trsllava_utils.captioning.captioner import (
 from trsllava_utils.captioning.prompts import LIMITS, make_prompt
 from trsllava_utils.openai_api import open_client, redact
 
-TRIES = 6  # of one request, when the connection or the server fails
-FIRST_WAIT = 0.5  # seconds before the second try, doubled every time
-LONGEST_WAIT = 600.0  # seconds; a server that asks for more is left alone until the next run
-_PASSING = (
+RETRIES = 6  # of one request, when the connection or the server fails; together about 25 s
+_FAILED = (
     openai.APIConnectionError,  # and timeouts
     openai.RateLimitError,
     openai.InternalServerError,
     openai.ConflictError,
-    json.JSONDecodeError,  # the answer is torn, or some proxy's page
 )
 _FINAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 _REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
@@ -56,8 +48,8 @@ class OpenAICaptioner:
     def __init__(self, name: str, settings: Settings) -> None:
         self._settings = settings
         self._client = open_client(
-            f"captioner {name!r}", timeout=settings.timeout, max_retries=0
-        )  # retries are ours: each one counts against max_requests
+            f"captioner {name!r}", timeout=settings.timeout, max_retries=RETRIES
+        )
         self._model = name.removeprefix("openai:")
         self._prompt = make_prompt(settings)
         self.prompt_text = self._prompt.text
@@ -107,24 +99,34 @@ class OpenAICaptioner:
                 form, request = self._form(), self._request(question, content)
             try:
                 completion = self._send(request)
-                break
             except _REFUSED as error:
                 if self._proven == form:  # it works, so it is this image that the server refuses
                     return Reply("", self._model, f"refused by the server: {redact(error)}")
                 self._loosen(form, error)
+                continue
             except _FINAL as error:
                 raise InputError(
                     f"the server refused model {self._model!r}: {redact(error)}. Check the model's "
                     "name, OPENAI_BASE_URL and OPENAI_API_KEY."
                 ) from None
-            except _PASSING as error:
+            except _FAILED as error:
                 if getattr(error, "code", None) == "insufficient_quota":
                     raise InputError(f"the server's quota is used up: {redact(error)}") from None
                 raise ServerError(
-                    f"no answer after {TRIES} tries ({type(error).__name__}: {redact(error)})"
+                    f"no answer after {RETRIES + 1} tries ({type(error).__name__}: {redact(error)})"
                 ) from None
-        self._proven = form
-        return self._read(completion)
+            except json.JSONDecodeError:
+                return Reply("", self._model, "broken answer: not the JSON of a completion")
+            self._proven = form
+            return self._read(completion)
+
+    def _send(self, request: dict[str, Any]):
+        with self._slots:
+            with self._lock:
+                if 0 < self._settings.max_requests <= self.usage["requests"]:
+                    raise BudgetSpentError(f"max_requests={self._settings.max_requests} are spent")
+                self.usage["requests"] += 1
+            return self._client.chat.completions.create(**request)
 
     def _content(self, question: Question) -> list[dict[str, Any]]:
         text = {"type": "text", "text": self._prompt.for_pictures(list(question.pictures))}
@@ -144,29 +146,6 @@ class OpenAICaptioner:
             **{k: v for k, v in options.items() if k not in self._dropped},
             **self._formats[0],
         }
-
-    def _send(self, request: dict[str, Any]):
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(TRIES),
-            wait=_wait,
-            retry=tenacity.retry_if_exception(_passes),
-            reraise=True,
-        )
-        return retrying(self._send_once, request)
-
-    def _send_once(self, request: dict[str, Any]):
-        with self._slots:
-            with self._lock:
-                if 0 < self._settings.max_requests <= self.usage["requests"]:
-                    raise BudgetSpentError(f"max_requests={self._settings.max_requests} are spent")
-                self.usage["requests"] += 1
-            # as chat.completions.create, which first walks through the whole request: 0.5 ms
-            completion = self._client.post(
-                "/chat/completions", cast_to=ChatCompletion, body=request
-            )
-        if isinstance(completion, str):
-            raise json.JSONDecodeError("the answer is not a completion", completion[:80], 0)
-        return completion
 
     def _loosen(self, form: tuple, error: openai.APIStatusError) -> None:
         """Take out of the request what this server does not understand."""
@@ -190,6 +169,8 @@ class OpenAICaptioner:
 
     def _read(self, completion) -> Reply:
         """The words of a completion; anything may be missing from it."""
+        if isinstance(completion, str):  # some proxy's page
+            return Reply(redact(completion[:200]), self._model, "broken answer")
         usage = getattr(completion, "usage", None)
         with self._lock:
             self.usage["input tokens"] += getattr(usage, "prompt_tokens", None) or 0
@@ -209,31 +190,3 @@ def _data_url(picture: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether trying again may help."""
-    if getattr(error, "code", None) == "insufficient_quota" or isinstance(error, InputError):
-        return False
-    return isinstance(error, _PASSING) and (_retry_after(error) or 0) <= LONGEST_WAIT
-
-
-def _retry_after(error: BaseException | None) -> float | None:
-    """Seconds the server asks to wait (``Retry-After``, a number or a date), if it does."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    value = headers.get("retry-after", "")
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    """What the server asks for, or else a random time that doubles; always with some jitter, so
-    that the requests do not come back all at once."""
-    asked = _retry_after(state.outcome.exception())
-    if asked is not None:
-        return asked + random.uniform(0, 0.25)
-    return tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=30)(state)

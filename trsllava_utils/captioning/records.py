@@ -8,20 +8,18 @@ Lines made elsewhere may also be flat RSRT (one variant a line) or plain ``{"ima
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from trsllava_utils.artefacts import InputError, shown
+from trsllava_utils.artefacts import InputError, check_choice
 from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, clean_text
 
 MAX_VARIANTS = 5
 FIELDS = ("one_sentence", "feature", "caption")
-LONGEST_LINE = 1 << 20  # bytes; far above what five variants take
 TEXTS = ("joined", "fields")
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -120,7 +118,7 @@ def parse_line(line: str) -> Record:
     return record
 
 
-def read_records(path: str | os.PathLike) -> tuple[dict[str, Record], list[str]]:
+def read_records(path: str | Path) -> tuple[dict[str, Record], list[str]]:
     """Read a captions file.
 
     Flat layouts are grouped by image. Of two whole records for one image the first is kept.
@@ -155,42 +153,10 @@ def read_records(path: str | os.PathLike) -> tuple[dict[str, Record], list[str]]
     return records, problems
 
 
-def append_lines(path: Path, lines: str) -> None:
-    """Add whole lines, on disk when this returns. What a power cut left of a last line goes first;
-    it costs only itself."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as f:
-            _mend_end(f)
-            f.write(lines.encode())
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as error:
-        raise InputError(
-            f"cannot write {shown(path)}: {error.strerror}; captions written before are safe, run "
-            "again to go on"
-        ) from error
-
-
-def _mend_end(f: BinaryIO) -> None:
-    """Cut off a last line that is torn; end one that only lacks its line break."""
-    end = f.seek(0, os.SEEK_END)
-    f.seek(max(0, end - 1))
-    if f.read() in (b"", b"\n"):
-        return
-    f.seek(max(0, end - LONGEST_LINE))
-    last = f.read().rpartition(b"\n")[2]
-    try:
-        json.loads(last)
-        f.write(b"\n")
-    except ValueError:
-        f.truncate(end - len(last))
-
-
 def caption_corpus(
     records: Iterable[tuple[str, Record]], source: str, texts: str = "joined"
 ) -> pd.DataFrame:
-    """Records as a text corpus (see DESIGN: ``image_id, source, variant, field, text``).
+    """Records as a text corpus: ``image_id, source, variant, field, text``, one row a text.
 
     Args:
         records: ``(image_id, record)`` pairs.
@@ -198,15 +164,11 @@ def caption_corpus(
         texts: "joined" gives one text a variant (field "full"; the paper's way), "fields" one
             text a field.
     """
+    check_choice("texts", texts, TEXTS)
     rows = []
     for image_id, record in records:
         for n, variant in enumerate(record.variants):
-            if texts == "joined" or not variant.structured:
-                field = "full" if variant.structured else "caption"
-                rows.append((image_id, source, n, field, clean_text(variant.joined())))
-            else:
-                rows += [
-                    (image_id, source, n, field, clean_text(getattr(variant, field)))
-                    for field in FIELDS
-                ]
+            parts = {"full": variant.joined()} if texts == "joined" else variant.fields
+            parts = parts if variant.structured else {"caption": variant.caption}
+            rows += [(image_id, source, n, f, clean_text(text)) for f, text in parts.items()]
     return pd.DataFrame(rows, columns=CORPUS_COLUMNS)

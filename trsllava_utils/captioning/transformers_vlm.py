@@ -24,9 +24,16 @@ from transformers import (
 )
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
-from trsllava_utils.artefacts import InputError, MissingError, file_sha256, fingerprint
+from trsllava_utils.artefacts import (
+    InputError,
+    MissingError,
+    file_sha256,
+    fingerprint,
+    not_here,
+)
 from trsllava_utils.captioning.captioner import Question, Reply, Settings
 from trsllava_utils.captioning.prompts import LIMITS, make_prompt
+from trsllava_utils.cluster import device
 
 LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"  # the paper's
 MAX_BATCH = 64
@@ -46,7 +53,7 @@ class TransformersCaptioner:
         self._prompt = make_prompt(settings)
         self._lock = threading.Lock()  # one batch computes while the next is read from disk
         self._ceiling = settings.batch_size or MAX_BATCH
-        self.device = _device()
+        self.device = device()
         self.batch_size = settings.batch_size or 1
         self.concurrency = 2 if self.device == "cuda" else 1
         self.attempts = settings.attempts
@@ -76,13 +83,8 @@ class TransformersCaptioner:
             raise self._missing(error) from None
 
     def _missing(self, error: Exception) -> MissingError:
-        there = Path(self._name).exists()
-        what = "that folder holds no model" if there else "no folder here, and no download"
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        return MissingError(
-            f"captioner 'transformers:{self._name}': {what} ({why}). Give the folder of a "
-            f"checkpoint or a hub id such as {LLAVA}."
-        )
+        hint = f"give the folder of a checkpoint or a hub id such as {LLAVA}"
+        return not_here(f"captioner 'transformers:{self._name}'", error, hint)
 
     def _revision(self) -> str:
         """The model's name, and the hub's commit or the content of the folder."""
@@ -247,9 +249,3 @@ class Draw(LogitsProcessor):
                 noise = torch.empty_like(row).exponential_(generator=generator).clamp_(min=1e-30)
                 row.div_(temperature).sub_(noise.log_())
         return scores
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

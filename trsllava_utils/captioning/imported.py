@@ -25,27 +25,27 @@ def match_file(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], lis
             f"captioner {captioner!r}: {source} not found (from {shown(Path.cwd())}); give the "
             "path of an RSRT JSONL file"
         )
-    found, problems = read_records(source)
-    if not found:
+    records, problems = read_records(source)
+    if not records:
         raise InputError(f"{source.name} holds no usable caption line. {' '.join(problems[:3])}")
-    by_stem = {record.image_id: record for record in found.values()}
+    by_stem = {record.image_id: record for record in records.values()}
     images = list(zip(dataset.images["image_id"], dataset.images["filename"], strict=True))
     matched = {}
     for image_id, filename in images:
         name = Path(filename)
-        record = found.get(filename) or found.get(name.name) or by_stem.get(name.stem)
+        record = records.get(filename) or records.get(name.name) or by_stem.get(name.stem)
         if record is not None:
             matched[image_id] = record.model_copy(update={"image": filename})
     here = f"{dataset.title} ({dataset.split})"
     if not matched:
         raise InputError(
-            f"{source.name}: none of its {len(found):,} images is in {here}; the file names "
-            f"{next(iter(found))!r} and {images[0][1]!r} are examples of the two sides. Is it "
+            f"{source.name}: none of its {len(records):,} images is in {here}; the file names "
+            f"{next(iter(records))!r} and {images[0][1]!r} are examples of the two sides. Is it "
             "another split?"
         )
     used = {record.image_id for record in matched.values()}
     bare = [image_id for image_id, _ in images if image_id not in matched]
-    foreign = [name for name, record in found.items() if record.image_id not in used]
+    foreign = [name for name, record in records.items() if record.image_id not in used]
     if bare:
         problems.append(
             f"{len(bare):,} images of {here} have no caption in {source.name}; the gallery is "
