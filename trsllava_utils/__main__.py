@@ -13,88 +13,210 @@ and parameters as ``-p NAME VALUE``, named as in the notebooks.
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import json
+import os
+import re
 import sys
+import time
+from pathlib import Path
 from textwrap import shorten
 
-from trsllava_utils import chain as pipeline
-from trsllava_utils.artefacts import InputError, MissingError, check_choice, shown
+from trsllava_utils.artefacts import (
+    PROJECT_ROOT,
+    InputError,
+    MissingError,
+    cannot_write,
+    check_choice,
+    shown,
+)
 from trsllava_utils.captioning import load_captions, merge
-from trsllava_utils.datasets.dataset import load_dataset
-from trsllava_utils.embedding.encoders import MINILM
-from trsllava_utils.evaluation.recall import recall_table
+from trsllava_utils.datasets import load_dataset
+from trsllava_utils.embedding import MINILM
+
+NOTEBOOKS = {
+    "00": "00_dataset_loading",
+    "01": "01_structured_captioning",
+    "02": "02_embedding",
+    "03": "03_retrieval",
+    "04": "04_evaluation_visualisation",
+}
+Parameters = dict[str, object]
+
+
+class NotebookError(InputError):
+    """A notebook of the chain failed; the message names it, the cell and the error."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trsllava_utils", description="Training-free retrieval, without a notebook."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    which = "sample, rsitmd, rsicd, ucm, sydney, or a folder of images"
-    run = commands.add_parser("run", help="run notebooks 00–04 over one or several datasets")
-    run.add_argument("datasets", nargs="+", metavar="DATASET", help=which)
-    run.add_argument(
-        "--from", dest="first", default="00", metavar="NN", help="first notebook (default 00)"
-    )
-    run.add_argument(
-        "--to", dest="last", default="04", metavar="NN", help="last notebook (default 04)"
-    )
-    run.set_defaults(action=_run)
-    find = commands.add_parser("search", help="find images by a sentence")
-    find.add_argument("dataset", metavar="DATASET", help=which)
-    find.add_argument("query", metavar="QUERY", help="what the image should show")
-    find.add_argument("--k", type=int, default=8, help="number of images (default 8)")
-    find.add_argument("--html", metavar="FILE", help="write a page with the images")
-    find.add_argument("--csv", metavar="FILE", help="write a table")
-    find.set_defaults(action=_search)
-    tell = commands.add_parser("report", help="write the results as one HTML page")
-    tell.add_argument("dataset", metavar="DATASET", help=which)
-    tell.add_argument("--html", metavar="FILE", help="where to (default: beside the results)")
-    tell.set_defaults(action=_report)
-    join = commands.add_parser("merge", help="merge the shards of a captioning run")
-    join.add_argument("dataset", metavar="DATASET", help=which)
-    join.set_defaults(action=_merge)
-    many = commands.add_parser("gallery", help="embed and search captions of any number")
-    many.add_argument("url", metavar="URL", help="a folder, or s3://bucket/folder and the like")
-    many.add_argument("--add", metavar="DATASET", help=f"put its captions there: {which}")
-    many.add_argument("--export", metavar="URL", help="write Parquet for a vector database there")
-    many.add_argument("--find", metavar="QUERY", help="what the images should show")
-    many.add_argument("--k", type=int, default=8, help="number of images (default 8)")
-    many.set_defaults(action=_gallery)
-    for command in (run, find, tell, join, many):
-        command.add_argument(
-            "-p",
-            dest="parameters",
-            nargs=2,
-            action="append",
-            default=[],
-            metavar=("NAME", "VALUE"),
-            help="a notebook parameter",
-        )
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     try:
-        given = {name: pipeline.parse_value(value) for name, value in args.parameters}
-        args.action(args, given)
+        args.action(args, {name: parse_value(value) for name, value in args.parameters})
     except (InputError, MissingError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _run(args: argparse.Namespace, given: dict[str, object]) -> None:
-    executed = pipeline.run_chain(args.datasets, given, args.first, args.last)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trsllava_utils", description="Training-free retrieval, without a notebook."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, action, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about)
+        sub.set_defaults(action=action)
+        parameter = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+        sub.add_argument("-p", dest="parameters", help="a notebook parameter", **parameter)
+        return sub
+
+    which = "sample, rsitmd, rsicd, ucm, sydney, or a folder of images"
+    run = command("run", _run, "run notebooks 00–04 over one or several datasets")
+    run.add_argument("datasets", nargs="+", metavar="DATASET", help=which)
+    number = {"metavar": "NN", "choices": NOTEBOOKS}
+    run.add_argument("--from", dest="first", default="00", help="first notebook (00)", **number)
+    run.add_argument("--to", dest="last", default="04", help="last notebook (04)", **number)
+    find = command("search", _search, "find images by a sentence")
+    find.add_argument("dataset", metavar="DATASET", help=which)
+    find.add_argument("query", metavar="QUERY", help="what the image should show")
+    find.add_argument("--k", type=int, default=8, help="number of images (default 8)")
+    find.add_argument("--html", metavar="FILE", help="write a page with the images")
+    find.add_argument("--csv", metavar="FILE", help="write a table")
+    tell = command("report", _report, "write the results as one HTML page")
+    tell.add_argument("dataset", metavar="DATASET", help=which)
+    tell.add_argument("--html", metavar="FILE", help="where to (default: beside the results)")
+    join = command("merge", _merge, "merge the shards of a captioning run")
+    join.add_argument("dataset", metavar="DATASET", help=which)
+    many = command("gallery", _gallery, "embed and search captions of any number")
+    many.add_argument("url", metavar="URL", help="a folder, or s3://bucket/folder and the like")
+    many.add_argument("--add", metavar="DATASET", help=f"put its captions there: {which}")
+    many.add_argument("--export", metavar="URL", help="write Parquet for a vector database there")
+    many.add_argument("--find", metavar="QUERY", help="what the images should show")
+    many.add_argument("--k", type=int, default=8, help="number of images (default 8)")
+    return parser
+
+
+def parse_value(text: str) -> object:
+    """A parameter from the shell as papermill's ``-p`` reads it: a Python literal where it is
+    one, else the text."""
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if text.startswith("[") and text.endswith("]"):  # [max, mean], as one types it in a shell
+            parts = re.split(r",(?![^(]*\))", text[1:-1])  # not the commas of fields(caption=2,…)
+            return [part.strip().strip("'\"") for part in parts if part.strip()]
+        return text
+    return value if isinstance(value, int | float | list | str) else text
+
+
+# — the chain of notebooks —
+
+
+def _run(args: argparse.Namespace, given: Parameters) -> None:
+    executed = run_chain(args.datasets, given, args.first, args.last)
     if args.last == "04":
         for name in args.datasets:
             _print_results(name, str(given.get("data_dir", "")))
     print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
 
 
-def _search(args: argparse.Namespace, given: dict[str, object]) -> None:
-    from trsllava_utils.search.index import search
+def run_chain(
+    datasets: list[str], parameters: Parameters, first: str = "00", last: str = "04"
+) -> list[Path]:
+    """Run notebooks ``first`` to ``last`` for each dataset, with a progress line for each.
 
-    known = set(inspect.signature(search).parameters) - {"query", "dataset", "k"}
+    A parameter is given to the notebooks that have it; one that none has is refused.
+
+    Returns:
+        The executed notebooks, copies under ``data/<dataset>/derived/notebooks/``.
+
+    Raises:
+        InputError: an unknown parameter or notebook number.
+        NotebookError: a notebook failed.
+    """
+    import papermill
+
+    if first > last:
+        raise InputError(f"--from {first} comes after --to {last}")
+    stems = [stem for number, stem in NOTEBOOKS.items() if first <= number <= last]
+    notebooks = [PROJECT_ROOT / "notebooks" / f"{stem}.ipynb" for stem in stems]
+    known = {path: set(papermill.inspect_notebook(str(path))) for path in notebooks}
+    for name in parameters:
+        check_choice("parameter", name, sorted(set().union(*known.values()) - {"dataset"}))
+    if "data_dir" in parameters:
+        folder = Path(str(parameters["data_dir"])).expanduser().resolve()
+        parameters = {**parameters, "data_dir": str(folder)}
+    executed = []
+    for dataset in datasets:
+        # a missing dataset stops here, at once
+        loaded = load_dataset(dataset, str(parameters.get("data_dir", "")), "all")
+        own = Path(dataset).is_dir() and dataset != loaded.name
+        values = {**parameters, "dataset": str(Path(dataset).resolve()) if own else dataset}
+        for path in notebooks:
+            output = loaded.derived / "notebooks" / path.name
+            given = {name: value for name, value in values.items() if name in known[path]}
+            _run_one(path, output, given, loaded.name)
+            executed.append(output)
+    return executed
+
+
+def _run_one(path: Path, output: Path, parameters: Parameters, dataset: str) -> None:
+    import papermill
+
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(output.parent, error) from error
+    print(f"{dataset}  {path.stem} …", end="", flush=True)
+    start = time.perf_counter()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options = {"progress_bar": False, "cwd": str(Path.cwd())}
+    try:
+        papermill.execute_notebook(
+            str(path), str(output), parameters, extra_arguments=["--log-level=ERROR"], **options
+        )
+    except papermill.PapermillExecutionError as error:
+        print(" failed")
+        raise NotebookError(
+            f"{path.name}, cell {error.exec_count}, failed on {dataset}: {error.ename}: "
+            f"{error.evalue} (executed copy: {shown(output)})"
+        ) from error
+    print(f" {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def _print_results(name: str, data_dir: str) -> None:
+    """The newest results of a dataset as a table, and its figures."""
+    from trsllava_utils.evaluation import recall_table
+
+    dataset = load_dataset(name, data_dir, "all")
+    results = sorted((dataset.derived / "results").glob("*.json"), key=lambda p: p.stat().st_mtime)
+    if not results:
+        print(f"\n{dataset.title}: no human captions, so no recall table")
+        return
+    result = json.loads(results[-1].read_text(encoding="utf-8"))
+    print(
+        f"\n{dataset.title} · {result['split']} · {result['n_images']:,} images, "
+        f"{result['n_captions']:,} captions · captioner {result['captioner']} · encoder "
+        f"{result['encoder']} (percent; MedR is a rank)\n"
+    )
+    print(recall_table({**result["methods"], "chance": result["chance"]}).to_string())
+    figures = (f"  {shown(path)}" for path in sorted(dataset.figures.glob("*.png")))
+    print("\nresults:", f"  {shown(results[-1])}", "figures:", *figures, sep="\n")
+
+
+# — single steps —
+
+
+def _search(args: argparse.Namespace, given: Parameters) -> None:
+    from trsllava_utils.search import search
+
+    known = {"method", "captioner", "encoder", "split", "data_dir"}
+    known |= {"clip", "reranker", "bands", "precision"}
     found = search(args.query, args.dataset, args.k, **_texts(given, known))
     print(found)
     for path, save in ((args.html, found.save_html), (args.csv, found.save_csv)):
@@ -102,33 +224,28 @@ def _search(args: argparse.Namespace, given: dict[str, object]) -> None:
             print("wrote", shown(save(path)))
 
 
-def _report(args: argparse.Namespace, given: dict[str, object]) -> None:
+def _report(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.report import report
 
     known = set(inspect.signature(report).parameters) - {"dataset", "path"}
     print("wrote", shown(report(args.dataset, args.html or "", **_texts(given, known))))
 
 
-def _texts(given: dict[str, object], known: set[str]) -> dict[str, str]:
-    """The parameters given, all of them known, as text."""
-    for name in given:
-        check_choice("parameter", name, sorted(known))
-    return {name: str(value) for name, value in given.items()}
-
-
-def _merge(args: argparse.Namespace, given: dict[str, object]) -> None:
+def _merge(args: argparse.Namespace, given: Parameters) -> None:
     """Merge the shards that notebook 01 wrote with these parameters."""
-    values = _values(given, data_dir="", split="test", captioner="pixels", prompt="rsrt")
+    defaults = {"data_dir": "", "split": "test", "captioner": "pixels", "prompt": "rsrt"}
+    values = defaults | _texts(given, set(defaults))
     dataset = load_dataset(args.dataset, values["data_dir"], values["split"])
     print(merge(dataset, values["captioner"], values["prompt"]))
 
 
-def _gallery(args: argparse.Namespace, given: dict[str, object]) -> None:
-    from trsllava_utils.retrieval.gallery import Gallery
+def _gallery(args: argparse.Namespace, given: Parameters) -> None:
+    from trsllava_utils.retrieval import Gallery
 
     source = {"data_dir": "", "split": "test", "captioner": "pixels"}
-    values = _values(given, **source, encoder=MINILM, dtype="float32", scheduler="")
-    gallery = Gallery(args.url, values["encoder"], values["dtype"], values["scheduler"])
+    how = {"encoder": MINILM, "dtype": "float32", "scheduler": "", "precision": "float32"}
+    values = source | how | _texts(given, {*source, *how})
+    gallery = Gallery(args.url, **{name: values[name] for name in how})
     if args.add:
         dataset = load_dataset(args.add, values["data_dir"], values["split"])
         corpus = load_captions(dataset, values["captioner"]).corpus()
@@ -140,37 +257,16 @@ def _gallery(args: argparse.Namespace, given: dict[str, object]) -> None:
     if args.export:
         print(f"{gallery.export(args.export)} files for a vector database are in {args.export}")
     if args.find:
-        found = gallery.find(args.find, args.k).round({"score": 3})
-        found["text"] = [shorten(text, 90) for text in found["text"]]
-        print(found.to_string(index=False))
+        table = gallery.find(args.find, args.k).round({"score": 3})
+        table["text"] = [shorten(text, 90) for text in table["text"]]
+        print(table.to_string(index=False))
 
 
-def _values(given: dict[str, object], **defaults: str) -> dict[str, str]:
-    return defaults | _texts(given, set(defaults))
-
-
-def _print_results(name: str, data_dir: str) -> None:
-    """The newest results of a dataset as a table, and its figures."""
-    dataset = load_dataset(name, data_dir, "all")
-    found = sorted((dataset.derived / "results").glob("*.json"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        print(f"\n{dataset.title}: no human captions, so no recall table")
-        return
-    result = json.loads(found[-1].read_text(encoding="utf-8"))
-    print(
-        f"\n{dataset.title} · {result['split']} · {result['n_images']:,} images, "
-        f"{result['n_captions']:,} captions"
-        f" · captioner {result['captioner']} · encoder {result['encoder']} (percent; MedR is a "
-        "rank)\n"
-    )
-    print(recall_table({**result["methods"], "chance": result["chance"]}).to_string())
-    print(
-        "\nresults:",
-        f"  {shown(found[-1])}",
-        "figures:",
-        *(f"  {shown(p)}" for p in sorted(dataset.figures.glob("*.png"))),
-        sep="\n",
-    )
+def _texts(given: Parameters, known: set[str]) -> dict[str, str]:
+    """The parameters given, all of them known, as text."""
+    for name in given:
+        check_choice("parameter", name, sorted(known))
+    return {name: str(value) for name, value in given.items()}
 
 
 if __name__ == "__main__":

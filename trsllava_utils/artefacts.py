@@ -110,6 +110,13 @@ def file_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def content_fingerprint(path: str | os.PathLike) -> str:
+    """Sixteen hex digits for a file, or for all files of a folder with their names."""
+    path = Path(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return fingerprint([(p.relative_to(path).as_posix(), file_sha256(p)) for p in files])
+
+
 def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
     """Size and time of change of a file, which tell that it is another without reading it."""
     stat = os.stat(path)

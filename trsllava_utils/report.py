@@ -14,11 +14,9 @@ from trsllava_utils.artefacts import MissingError, atomic_path, file_sha256, rea
 from trsllava_utils.captioning import captioner_id
 from trsllava_utils.datasets.dataset import Dataset, load_dataset
 from trsllava_utils.embedding.encoders import MINILM
-from trsllava_utils.evaluation import breakdown
-from trsllava_utils.evaluation.recall import published, recall_table, results_path
-from trsllava_utils.retrieval.ranking import Rankings, caption_texts, rank_dataset
-from trsllava_utils.retrieval.sources import Sources
-from trsllava_utils.search import pages
+from trsllava_utils.evaluation import breakdown, published, recall_table, results_path
+from trsllava_utils.retrieval import Rankings, Sources, caption_texts, rank_dataset
+from trsllava_utils.search.found import SMALL, data_uri, picture_uri, render
 
 FIGURES = {
     "04_methods": "Mean recall by scoring rule, with 95 % intervals",
@@ -36,17 +34,19 @@ EXAMPLES, SHOWN = 10, 3  # successes and failures each; images found for each
 def report(
     dataset: str = "sample",
     path: str | Path = "",
+    *,
     captioner: str = "pixels",
     encoder: str = MINILM,
     split: str = "test",
     data_dir: str = "",
+    precision: str = "float32",
 ) -> Path:
     """Write the page of one setting.
 
     Args:
         dataset: a name or a folder, as in the notebooks.
         path: where to; empty: beside the results.
-        captioner, encoder, split, data_dir: which results, as in the notebooks.
+        captioner, encoder, split, data_dir, precision: which results, as in the notebooks.
 
     Returns:
         Its path.
@@ -55,18 +55,19 @@ def report(
         MissingError: notebook 04 has not been run with this setting.
     """
     ds = load_dataset(dataset, data_dir, split)
-    kept = results_path(ds.derived, ds.split, captioner_id(captioner), encoder)
-    result = read_json(kept)
+    results = results_path(ds.derived, ds.split, captioner_id(captioner), encoder)
+    result = read_json(results)
     chain = ["python -m trsllava_utils run", shlex.quote(dataset)]
     given = {"split": ds.split, "captioner": captioner, "encoder": encoder}
     if not isinstance(result, dict) or "figures" not in result:
         command = _command(chain, {**({"data_dir": data_dir} if data_dir else {}), **given})
         raise MissingError(f"no results to report for this setting; make them first: {command}")
-    asked = result["parameters"]
-    sources = Sources(ds, captioner, encoder, *(asked[k] for k in ("clip", "reranker", "bands")))
-    ranking = rank_dataset(asked["method"], sources)
+    parameters = result["parameters"]
+    names = ("clip", "reranker", "bands", "precision")
+    sources = Sources(ds, captioner, encoder, **{name: parameters[name] for name in names})
+    ranking = rank_dataset(parameters["method"], sources)
     successes, failures = breakdown.extremes(ranking.ranks, ranking.top, EXAMPLES)
-    page = pages.render(
+    page = render(
         "report.html",
         ds=ds,
         result=result,
@@ -78,9 +79,9 @@ def report(
         figures=_figures(ds, result["figures"]),
         successes=_examples(successes, ranking, sources),
         failures=_examples(failures, ranking, sources),
-        command=_command(chain, {**given, **asked}),
+        command=_command(chain, {**given, **parameters}),
     )
-    target = Path(path) if str(path) else kept.with_suffix(".html")
+    target = Path(path) if str(path) else results.with_suffix(".html")
     with atomic_path(target) as tmp:
         tmp.write_text(page, encoding="utf-8")
     return target
@@ -113,16 +114,16 @@ def _figures(ds: Dataset, claimed: dict[str, str]) -> list[dict]:
     for name, title in FIGURES.items():
         path = ds.figures / f"{name}.png"
         if path.is_file() and claimed.get(path.name) == file_sha256(path):
-            picture = pages.data_uri(path.read_bytes(), "image/png")
+            picture = data_uri(path.read_bytes(), "image/png")
             out.append({"title": title, "picture": picture})
     return out
 
 
 def _examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources) -> list[dict]:
     """Queries with their own image, what was said of it, and the images found."""
-    texts = caption_texts(sources.human)
+    texts = caption_texts(sources.embed_human())
     top = ranking.top[(ranking.top["direction"] == "t2i") & (ranking.top["rank"] <= SHOWN)]
-    found = dict(iter(top.groupby("query_id")))
+    first = dict(iter(top.groupby("query_id")))
     return [
         {
             "query": texts[q.query_id],
@@ -130,7 +131,7 @@ def _examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources) -> lis
             "own": _picture(sources, q.image_id),
             "found": [
                 {**_picture(sources, row.image_id), "score": f"{row.score:.3f}", "hit": row.hit}
-                for row in found[q.query_id].itertuples()
+                for row in first[q.query_id].itertuples()
             ],
         }
         for q in queries.itertuples()
@@ -142,6 +143,6 @@ def _picture(sources: Sources, image_id: str) -> dict:
     first = sources.captions.records[image_id].variants[0]
     return {
         "image_id": image_id,
-        "picture": pages.picture_uri(sources, image_id, pages.SMALL),
+        "picture": picture_uri(sources, image_id, SMALL),
         "said": first.one_sentence or first.caption,
     }

@@ -24,13 +24,7 @@ from transformers import (
 )
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
-from trsllava_utils.artefacts import (
-    InputError,
-    MissingError,
-    file_sha256,
-    fingerprint,
-    not_here,
-)
+from trsllava_utils.artefacts import InputError, MissingError, content_fingerprint, not_here
 from trsllava_utils.captioning.captioner import Question, Reply, Settings
 from trsllava_utils.captioning.prompts import LIMITS, make_prompt
 from trsllava_utils.cluster import device
@@ -91,8 +85,7 @@ class TransformersCaptioner:
         folder = Path(self._name)
         if not folder.is_dir():
             return f"{self._name}@{getattr(self._config, '_commit_hash', None) or 'unknown'}"
-        files = sorted(p for p in folder.iterdir() if p.is_file())
-        return f"{folder.name}@{fingerprint([(p.name, file_sha256(p)) for p in files])}"
+        return f"{folder.name}@{content_fingerprint(folder)}"
 
     @cached_property
     def _loaded(self) -> SimpleNamespace:

@@ -9,15 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from trsllava_utils.artefacts import (
-    InputError,
-    atomic_path,
-    file_stamp,
-    fingerprint,
-    read_json,
-    shown,
-    write_json,
-)
+from trsllava_utils.artefacts import InputError, file_stamp, fingerprint, keep, shown
 from trsllava_utils.datasets.annotations import PLACES
 from trsllava_utils.datasets.dataset import Dataset
 
@@ -44,8 +36,8 @@ def locate(dataset: Dataset) -> pd.DataFrame:
     tiffs = dataset.with_pixels
     tiffs = tiffs[tiffs["path"].str.lower().str.endswith((".tif", ".tiff"))]
     tiffs = tiffs[~tiffs["image_id"].isin(named.index)]
-    found = pd.concat([named, _from_tiffs(dataset, tiffs)]) if len(tiffs) else named
-    return found.reindex(dataset.images["image_id"]).dropna()
+    places = pd.concat([named, _from_tiffs(dataset, tiffs)]) if len(tiffs) else named
+    return places.reindex(dataset.images["image_id"]).dropna()
 
 
 def _from_csv(dataset: Dataset, path: Path) -> pd.DataFrame:
@@ -81,18 +73,16 @@ def _from_csv(dataset: Dataset, path: Path) -> pd.DataFrame:
 
 def _from_tiffs(dataset: Dataset, tiffs: pd.DataFrame) -> pd.DataFrame:
     """Read the tags of every TIFF, or what is remembered of them."""
-    path = dataset.derived / "places" / f"{dataset.split}.parquet"
     stats = [(row.image_id, *file_stamp(row.path)) for row in tiffs.itertuples()]
-    made_from = fingerprint(stats)
-    if read_json(path.with_suffix(".json")) == made_from and path.is_file():
-        return pd.read_parquet(path)
-    centres = {row.image_id: centre(row.path) for row in tiffs.itertuples()}
-    known = {image_id: at for image_id, at in centres.items() if at}
-    table = pd.DataFrame.from_dict(known, orient="index", columns=["lat", "lon"], dtype=float)
-    with atomic_path(path) as tmp:
-        table.to_parquet(tmp)
-    write_json(path.with_suffix(".json"), made_from)
-    return table
+
+    def make() -> dict[str, pd.DataFrame]:
+        centres = {row.image_id: centre(row.path) for row in tiffs.itertuples()}
+        known = {image_id: place for image_id, place in centres.items() if place}
+        columns = {"orient": "index", "columns": ["lat", "lon"], "dtype": float}
+        return {"places": pd.DataFrame.from_dict(known, **columns)}
+
+    path = dataset.derived / "places" / dataset.split
+    return keep(path, {"files": fingerprint(stats)}, make)[0]["places"]
 
 
 def centre(path: str | Path) -> tuple[float, float] | None:

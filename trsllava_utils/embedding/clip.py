@@ -4,8 +4,8 @@ space come out.
 A model is named by a string: any CLIP or SigLIP of transformers by hub id or folder
 (``openai/clip-vit-base-patch32``), or ``open_clip:ARCHITECTURE:CHECKPOINT.pt`` for checkpoints of
 open_clip such as RemoteCLIP and GeoRSCLIP (needs ``pip install open_clip_torch``). Vectors are
-cached by :func:`trsllava_utils.embedding.embed_corpus` like all others; an image stands in its
-corpus as the sha256 of its file.
+cached by :func:`trsllava_utils.embedding.embed_corpus` like all others; the "text" of an image
+is the sha256 of its file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, MissingError, file_sha256, fingerprint, progress
+from trsllava_utils.artefacts import (
+    InputError,
+    MissingError,
+    content_fingerprint,
+    file_sha256,
+    not_here,
+    progress,
+)
+from trsllava_utils.cluster import device
 from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, Dataset
 from trsllava_utils.datasets.imagery import read_image
 from trsllava_utils.embedding.encoders import without_bars
@@ -36,9 +44,8 @@ class ClipEncoder:
     def __init__(self, name: str, paths: dict[str, str] | None = None, bands: str = "") -> None:
         self._name, self._paths, self._bands = name, paths or {}, bands
         place = _open_clip_parts(name)[1] if name.startswith("open_clip:") else Path(name)
-        files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
-        weights = [file_sha256(f) for f in files if f.is_file()]
-        self.identity = f"{name}@{fingerprint(weights)}" if weights else name
+        weights = f"@{content_fingerprint(place)}" if place.exists() else ""
+        self.identity = f"{name}{weights} float32 {bands}".rstrip()
         self._model = None
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
@@ -63,14 +70,11 @@ class _Transformers:
 
         without_bars()
         try:
-            self._model = AutoModel.from_pretrained(name).eval().to(_device())
+            self._model = AutoModel.from_pretrained(name).eval().to(device())
             self._processor = AutoProcessor.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise MissingError(
-                f"CLIP {name!r} is not on this machine and cannot be downloaded "
-                f"({str(error).splitlines()[0][:120]}); pass -p clip with a hub id, a folder, or "
-                "open_clip:ARCHITECTURE:CHECKPOINT.pt"
-            ) from error
+            hint = "pass -p clip with a hub id, a folder, or open_clip:ARCHITECTURE:CHECKPOINT.pt"
+            raise not_here(f"CLIP {name!r}", error, hint) from error
         if not hasattr(self._model, "get_image_features"):
             raise InputError(f"{name!r} is no CLIP: it has no image features")
         # SigLIP was trained on texts padded to the full length; for CLIP padding is masked out
@@ -87,7 +91,7 @@ class _Transformers:
     def _features(self, kind: str, **inputs) -> np.ndarray:
         import torch
 
-        batch = self._processor(return_tensors="pt", **inputs).to(_device())
+        batch = self._processor(return_tensors="pt", **inputs).to(device())
         with torch.inference_mode():
             out = getattr(self._model, f"get_{kind}_features")(**batch)
         return getattr(out, "pooler_output", out).float().cpu().numpy()
@@ -106,7 +110,7 @@ class _OpenClip:
             )
         try:  # open_clip reads checkpoints with weights_only: tensors, never pickled code
             self._model, _, self._transform = open_clip.create_model_and_transforms(
-                architecture, pretrained=str(checkpoint), device=_device()
+                architecture, pretrained=str(checkpoint), device=device()
             )
         except RuntimeError as error:
             raise InputError(f"{name!r}: {str(error).splitlines()[0][:160]}") from error
@@ -119,13 +123,13 @@ class _OpenClip:
 
         batch = torch.stack([self._transform(Image.fromarray(p)) for p in pictures])
         with torch.inference_mode():
-            return self._model.encode_image(batch.to(_device())).float().cpu().numpy()
+            return self._model.encode_image(batch.to(device())).float().cpu().numpy()
 
     def texts(self, texts: list[str]) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
-            batch = self._tokenizer(texts).to(_device())
+            batch = self._tokenizer(texts).to(device())
             return self._model.encode_text(batch).float().cpu().numpy()
 
 
@@ -135,28 +139,26 @@ def _open_clip_parts(name: str) -> tuple[str, Path]:
     return architecture, Path(checkpoint or "(none)").expanduser()
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def embed_images(dataset: Dataset, clip: str, bands: str = "") -> Embeddings:
     """A vector for every image with pixels.
 
     Raises:
         MissingError: there are no pixels, or no weights.
     """
-    shown = dataset.with_pixels
-    if shown.empty:
+    pixels = dataset.with_pixels
+    if pixels.empty:
         raise MissingError(f"{dataset.title} ({dataset.split}) has no pixels for CLIP to look at")
-    sha256 = [file_sha256(path) for path in shown["path"]]
-    rows = [(i, clip, 0, "image", s) for i, s in zip(shown["image_id"], sha256, strict=True)]
-    encoder = ClipEncoder(clip, dict(zip(sha256, shown["path"], strict=True)), bands)
+    sha256 = [file_sha256(path) for path in pixels["path"]]
+    rows = [(i, clip, 0, "image", s) for i, s in zip(pixels["image_id"], sha256, strict=True)]
+    encoder = ClipEncoder(clip, dict(zip(sha256, pixels["path"], strict=True)), bands)
     corpus = pd.DataFrame(rows, columns=CORPUS_COLUMNS)
-    return embed_corpus(corpus, encoder, dataset.derived, f"{dataset.split}.clip-images", "image")
+    return embed_corpus(
+        corpus, encoder, dataset.derived, f"{dataset.split}.clip-images", role="image"
+    )
 
 
 def embed_texts(dataset: Dataset, corpus: pd.DataFrame, clip: str, name: str) -> Embeddings:
     """A vector for every text of a corpus; texts longer than the model reads are cut."""
-    return embed_corpus(corpus, ClipEncoder(clip), dataset.derived, f"{name}.clip-texts", "text")
+    return embed_corpus(
+        corpus, ClipEncoder(clip), dataset.derived, f"{name}.clip-texts", role="text"
+    )

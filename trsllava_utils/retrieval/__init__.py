@@ -1,14 +1,15 @@
 """Notebook 03: vectors go in, rankings come out."""
 
-from trsllava_utils.retrieval.gallery import Gallery
-from trsllava_utils.retrieval.geometry import measure
 from trsllava_utils.retrieval.methods import Method
+from trsllava_utils.retrieval.sources import Sources
+from trsllava_utils.retrieval.geometry import Geometry, alignment, measure, uniformity
 from trsllava_utils.retrieval.ranking import (
     Rankings,
     caption_texts,
+    query_ids,
     rank_dataset,
     rank_methods,
     retrieve,
     sides,
 )
-from trsllava_utils.retrieval.sources import Sources
+from trsllava_utils.retrieval.gallery import Gallery

@@ -30,11 +30,12 @@ from trsllava_utils.artefacts import (
     slug,
 )
 from trsllava_utils.cluster import in_threads, spread
-from trsllava_utils.embedding.encoders import MINILM, kept_encoder
-from trsllava_utils.embedding.vectors import Embeddings, unit_vectors
+from trsllava_utils.embedding import MINILM, Embeddings, kept_encoder, unit_vectors
+from trsllava_utils.embedding.encoders import resolve_precision
 from trsllava_utils.retrieval.partitions import PARTITION, Partitions, first_rows, names_of
-from trsllava_utils.retrieval.products import Side, blocks, cosine, one_each
-from trsllava_utils.retrieval.ranking import count_ahead, query_ids, top_items
+from trsllava_utils.retrieval.products import blocks, cosine, count_ahead, top_items
+from trsllava_utils.retrieval.ranking import query_ids
+from trsllava_utils.retrieval.sides import Side, one_each
 
 DTYPES = ("float32", "float16")
 
@@ -48,15 +49,19 @@ class Gallery:
         encoder: name of the text encoder.
         dtype: how vectors are stored, "float32" or "float16"; products are float32 always.
         scheduler: where partitions are computed, see ``cluster.py``.
+        precision: of the encoder, see :func:`trsllava_utils.embedding.load_encoder`.
     """
 
     url: str
     encoder: str = MINILM
     dtype: str = "float32"
     scheduler: str = field(default="", compare=False)
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
+        # "auto" is decided here, once, and not by each worker
+        object.__setattr__(self, "precision", resolve_precision(self.precision))
 
     @property
     def store(self) -> Partitions:
@@ -64,7 +69,7 @@ class Gallery:
         return Partitions(self.url)
 
     def add(self, corpus: pd.DataFrame, texts_each: int = PARTITION) -> list[str]:
-        """Append a text corpus; see :meth:`trsllava_utils.partitions.Partitions.add`."""
+        """Append a text corpus; see :meth:`trsllava_utils.retrieval.partitions.Partitions.add`."""
         return self.store.add(corpus, texts_each)
 
     def embed(self) -> int:
@@ -106,40 +111,31 @@ class Gallery:
         pieces = list(enumerate(names))
         owner = queries.rows["image_id"].to_numpy(dtype=object)
         best = np.full(len(owner), -np.inf, np.float32)
-        asked = (self, owner, queries.vectors)
-        for _, part in spread(_own_scores, pieces, self.scheduler, asked):
-            np.maximum(best, part, out=best)
+        shared = (self, owner, queries.vectors)
+        for _, scores in spread(_own_scores, pieces, self.scheduler, shared):
+            np.maximum(best, scores, out=best)
         counts, top, n_items = np.zeros((2, len(owner)), np.int64), Top.empty(len(owner)), 0
-        found = spread(_rank, pieces, self.scheduler, (self, queries.vectors, best, top_k))
-        bar = progress(found, total=len(pieces), desc="ranking", unit="partition", delay=2)
+        parts = spread(_rank, pieces, self.scheduler, (self, queries.vectors, best, top_k))
+        bar = progress(parts, total=len(pieces), desc="ranking", unit="partition", delay=2)
         for _, (part_counts, part_top, part_items) in bar:
             counts += part_counts
             top = top.merge(part_top, top_k)
             n_items += part_items
-        there = np.isfinite(best).astype(np.int64)
-        asked_by = {"direction": "t2i", "query_id": query_ids(queries.rows)}
-        ranks = pd.DataFrame(
-            {
-                **asked_by,
-                "image_id": owner,
-                "n_greater": counts[0],
-                "n_tied": counts[1],
-                "n_relevant_tied": there,
-                "n_relevant": there,
-                "n_items": n_items,
-            }
-        )
+        here = np.isfinite(best).astype(np.int64)
+        ids = {"direction": "t2i", "query_id": query_ids(queries.rows)}
+        ranks = {**ids, "image_id": owner, "n_greater": counts[0], "n_tied": counts[1]}
+        ranks |= {"n_relevant_tied": here, "n_relevant": here, "n_items": n_items}
         k = top.items.shape[1]
-        ids = self._image_ids(names, top.items.ravel())
-        table = pd.DataFrame(asked_by).loc[np.repeat(np.arange(len(owner)), k)]
+        image_ids = self._image_ids(names, top.items.ravel())
+        table = pd.DataFrame(ids).loc[np.repeat(np.arange(len(owner)), k)]
         table = table.reset_index(drop=True).assign(
             rank=np.tile(np.arange(1, k + 1), len(owner)),
-            item_id=ids,
-            image_id=ids,
+            item_id=image_ids,
+            image_id=image_ids,
             score=top.scores.ravel(),
-            hit=ids == np.repeat(owner, k),
+            hit=image_ids == np.repeat(owner, k),
         )
-        return ranks, table
+        return pd.DataFrame(ranks), table
 
     def find(self, query: str, k: int = 8) -> pd.DataFrame:
         """The images for a sentence, on this machine; vectors are mapped, not read, into memory.
@@ -156,11 +152,11 @@ class Gallery:
         if k < 1:
             raise InputError(f"k={k}: give the number of images to find, 1 or more")
         names = self._embedded()
-        vector = kept_encoder(self.encoder).encode([query], "query")
-        asked = one_each(np.array([query]), vector)
+        vector = kept_encoder(self.encoder, self.precision).encode([query], "query")
+        side = one_each(np.array([query]), vector)
 
         def first(number: int) -> Top:
-            scores = cosine(asked, open_part(self, names[number]).side)(slice(0, 1))
+            scores = cosine(side, open_part(self, names[number]).side)(slice(0, 1))
             return Top.of(scores, number, k)
 
         top = Top.empty(1)
@@ -223,7 +219,7 @@ class Gallery:
 
     def vectors_name(self, partition: str) -> str:
         """Name of the file that holds the vectors of a partition."""
-        identity = fingerprint(kept_encoder(self.encoder).identity)[:8]
+        identity = fingerprint(kept_encoder(self.encoder, self.precision).identity)[:8]
         return f"{partition}.{slug(Path(self.encoder).name)}-{identity}.{self.dtype}.safetensors"
 
 
@@ -293,7 +289,7 @@ class Top:
 
 def _embed(name: str, gallery: Gallery) -> None:
     number, distinct = pd.factorize(gallery.store.column(name, "text"))
-    vectors = unit_vectors(distinct.tolist(), gallery.encoder, "document")
+    vectors = unit_vectors(distinct.tolist(), gallery.encoder, "document", gallery.precision)
     stored = {"vectors": vectors.astype(gallery.dtype)[number]}
     gallery.store.write(gallery.vectors_name(name), save(stored))
 

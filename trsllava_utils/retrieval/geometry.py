@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import skew
 
-from trsllava_utils.retrieval.products import blocks, cosine
-from trsllava_utils.retrieval.ranking import Labelled, top_items
+from trsllava_utils.retrieval.products import blocks, cosine, top_items
+from trsllava_utils.retrieval.ranking import Labelled
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A method is written as the steps it takes, in their order, joined by ``+``; settings stand in
 brackets: ``max``, ``fields(caption=2,feature=1)``, ``centred+hybrid+querybank(k=10)``. What each
-step computes is in ``scoring.py``.
+step computes is in ``formulas.py``, how steps follow each other in ``scoring.py``.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ class Step:
     Attributes:
         place: where it stands in the order; of each place a method has at most one step.
         settings: their defaults.
-        needs: what it draws on beside captions and queries (attributes of ``Sources``).
+        bank, clip, reranker: whether it needs training captions, CLIP's weights, a cross-encoder.
         transductive: the directions in which ranking one query looks at the other test queries.
     """
 
     place: int
     settings: dict[str, float]
-    needs: tuple[str, ...] = ()
+    bank: bool = False
+    clip: bool = False
+    reranker: bool = False
     transductive: tuple[str, ...] = ()
 
-
-_CLIP = ("clip_images", "clip_human")
 
 # 1 vectors, 2 which texts of an image count, 3 where scores come from (cosine unless another is
 # named), 4 late fusion, 5 hubs, 6 a second look
 STEPS = {
-    "centred": Step(1, {}, ("bank",), ("i2t",)),
+    "centred": Step(1, {}, bank=True, transductive=("i2t",)),
     "max": Step(2, {}),
     "mean": Step(2, {}),
     "fields": Step(2, dict.fromkeys(FIELDS, 0.0)),
     "lexical": Step(3, {"k1": 1.2, "b": 0.75}),
     "hybrid": Step(3, {"weight": 0.5, "k": 60.0}),
-    "clip": Step(3, {}, _CLIP),
+    "clip": Step(3, {}, clip=True),
     "human": Step(3, {}),
-    "fusion": Step(4, {"weight": 0.5}, _CLIP),
-    "querybank": Step(5, {"temperature": 0.05, "k": 10.0}, ("bank",)),
-    "csls": Step(5, {"k": 10.0}, (), ("t2i", "i2t")),
-    "dual_softmax": Step(5, {"temperature": 0.05}, (), ("t2i", "i2t")),
-    "rerank": Step(6, {"n": 20.0}, ("reranker_name",)),
+    "fusion": Step(4, {"weight": 0.5}, clip=True),
+    "querybank": Step(5, {"temperature": 0.05, "k": 10.0}, bank=True),
+    "csls": Step(5, {"k": 10.0}, transductive=("t2i", "i2t")),
+    "dual_softmax": Step(5, {"temperature": 0.05}, transductive=("t2i", "i2t")),
+    "rerank": Step(6, {"n": 20.0}, reranker=True),
 }
 # combinations in which a step would change nothing
 _IDLE = {
@@ -117,13 +117,24 @@ class Method:
         return setting in self._given.get(step, ())
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """What it draws on: names of attributes of ``Sources``."""
-        needs = {need for step in self.steps for need in STEPS[step].needs}
-        needs |= {"human", "fields" if "fields" in self.steps else "joined"}
-        if {"bank", "clip_images"} <= needs:
-            needs.add("clip_bank")
-        return tuple(sorted(needs))
+    def texts(self) -> str:
+        """Which texts of an image it compares: "joined", one a variant, or "fields", one a field."""
+        return "fields" if "fields" in self.steps else "joined"
+
+    @property
+    def needs_bank(self) -> bool:
+        """Whether it needs training captions."""
+        return any(STEPS[step].bank for step in self.steps)
+
+    @property
+    def needs_clip(self) -> bool:
+        """Whether it needs CLIP's vectors."""
+        return any(STEPS[step].clip for step in self.steps)
+
+    @property
+    def needs_reranker(self) -> bool:
+        """Whether it needs a cross-encoder."""
+        return any(STEPS[step].reranker for step in self.steps)
 
     def transductive(self, direction: str) -> bool:
         """Whether ranking a query looks at the other test queries."""

@@ -1,31 +1,46 @@
-"""What scoring rules draw on: a dataset, a captioner, an encoder go in; captions and vectors come
-out, each made when it is first asked for and from then on taken from disk.
+"""What scoring rules draw on: a dataset, a captioner and an encoder go in; captions and vectors
+come out, from disk where they are up to date.
 
-So a rule whose training captions, CLIP weights or reranker are not there stops by itself, with a
-sentence, and leaves the others alone. Another split, encoder or number of variants is
-``dataclasses.replace(sources, …)``.
+Encoding happens in the methods named ``embed_…``. A rule whose training captions, CLIP weights or
+reranker are not there stops with a sentence and leaves the others alone. Another split, encoder or
+number of variants is ``dataclasses.replace(sources, …)``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, wraps
 
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, MissingError, fingerprint, read_json
+from trsllava_utils.artefacts import InputError, MissingError, fingerprint, not_here
 from trsllava_utils.captioning import Captions, load_captions
-from trsllava_utils.datasets.dataset import Dataset, other_split
-from trsllava_utils.datasets.places import locate
-from trsllava_utils.embedding import clip
-from trsllava_utils.embedding.encoders import MINILM, Encoder, load_encoder, without_bars
-from trsllava_utils.embedding.vectors import Embeddings, embed_corpus
+from trsllava_utils.datasets import Dataset, locate, other_split
+from trsllava_utils.embedding import MINILM, ClipEncoder, Embeddings, embed_corpus, embed_texts
+from trsllava_utils.embedding.clip import embed_images
+from trsllava_utils.embedding.clip import embed_texts as embed_clip_texts
+from trsllava_utils.embedding.encoders import kept_encoder, without_bars
+from trsllava_utils.retrieval.methods import Method
+
+
+def _once(method: Callable) -> Callable:
+    """A method whose result stays with its object for the next call."""
+
+    @wraps(method)
+    def remembered(self, *args):
+        key = (method.__name__, *args)
+        if key not in self._results:
+            self._results[key] = method(self, *args)
+        return self._results[key]
+
+    return remembered
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Texts and vectors of one split, by name.
+    """Texts and vectors of one split.
 
     Attributes:
         dataset: the split.
@@ -36,6 +51,7 @@ class Sources:
         bands: of the images, for CLIP.
         variants: use only so many captions an image; 0: all.
         scheduler: where texts are encoded and queries ranked, see ``cluster.py``.
+        precision: of the text encoder, see :func:`trsllava_utils.embedding.load_encoder`.
     """
 
     dataset: Dataset
@@ -46,6 +62,8 @@ class Sources:
     bands: str = ""
     variants: int = 0
     scheduler: str = ""
+    precision: str = "float32"
+    _results: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def captions(self) -> Captions:
@@ -73,16 +91,14 @@ class Sources:
         return common
 
     @cached_property
-    def joined(self) -> Embeddings:
-        """The captioner's texts, one a variant (the paper's way)."""
-        return self._documents("joined")
+    def places(self) -> pd.DataFrame:
+        """Where the images are: ``image_id -> lat, lon``; empty where nobody knows."""
+        return locate(self.dataset)
 
-    @cached_property
-    def fields(self) -> Embeddings:
-        """The captioner's texts, one a field."""
-        return self._documents("fields")
-
-    def _documents(self, texts: str) -> Embeddings:
+    @_once
+    def embed_captions(self, texts: str = "joined") -> Embeddings:
+        """The captioner's texts: "joined", one a variant (the paper's way), or "fields", one a
+        field."""
         name = f"{self.dataset.split}.{self.captions.captioner}.{texts}"
         made = self._embed(self.captions.corpus(texts), name, "document")
         if not self.variants:
@@ -91,115 +107,115 @@ class Sources:
         rows = made.rows[first].reset_index(drop=True)
         return replace(made, rows=rows, vectors=made.vectors[first])
 
-    @cached_property
-    def human(self) -> Embeddings:
-        """The human captions."""
+    @_once
+    def embed_human(self) -> Embeddings:
+        """The human captions, as queries."""
         return self._embed(self.dataset.captions, f"{self.dataset.split}.human", "query")
 
-    @cached_property
-    def bank(self) -> Embeddings:
-        """The bank: distinct human captions of the *training* split.
+    @_once
+    def embed_bank(self) -> Embeddings:
+        """The bank: distinct human captions of the *training* split, as queries.
 
         Raises:
             MissingError: there are none.
         """
-        return self._embed(self._training, "train.bank", "query")
+        return self._embed(self._training_captions(), "train.bank", "query")
 
     def _embed(self, corpus: pd.DataFrame, name: str, role: str) -> Embeddings:
-        derived = self.dataset.derived
-        return embed_corpus(corpus, self.encoder, derived, name, role, self.scheduler)
+        how = {"role": role, "precision": self.precision, "scheduler": self.scheduler}
+        return embed_corpus(corpus, self.encoder, self.dataset.derived, name, **how)
 
-    @cached_property
-    def _training(self) -> pd.DataFrame:
+    @_once
+    def _training_captions(self) -> pd.DataFrame:
         try:
-            found = other_split(self.dataset, "train").captions.drop_duplicates("text")
+            captions = other_split(self.dataset, "train").captions.drop_duplicates("text")
         except InputError:
-            found = self.dataset.captions[:0]
-        if found.empty or self.dataset.split in ("train", "all"):
+            captions = self.dataset.captions[:0]
+        if captions.empty or self.dataset.split in ("train", "all"):
             raise MissingError(
                 f"needs a bank of training captions, and {self.dataset.title} "
                 f"({self.dataset.split}) has none apart from its queries"
             )
-        return found
+        return captions
 
-    @cached_property
-    def clip_images(self) -> Embeddings:
+    @_once
+    def embed_clip_images(self) -> Embeddings:
         """CLIP's vectors of the images."""
-        return clip.embed_images(self.dataset, self._clip_name, self.bands)
+        return embed_images(self.dataset, self._clip_name(), self.bands)
 
-    @cached_property
-    def clip_human(self) -> Embeddings:
+    @_once
+    def embed_clip_human(self) -> Embeddings:
         """CLIP's vectors of the human captions."""
-        name = f"{self.dataset.split}.human"
-        return clip.embed_texts(self.dataset, self.dataset.captions, self._clip_name, name)
+        captions, name = self.dataset.captions, f"{self.dataset.split}.human"
+        return embed_clip_texts(self.dataset, captions, self._clip_name(), name)
 
-    @cached_property
-    def clip_bank(self) -> Embeddings:
+    @_once
+    def embed_clip_bank(self) -> Embeddings:
         """CLIP's vectors of the bank."""
-        return clip.embed_texts(self.dataset, self._training, self._clip_name, "train.bank")
+        captions = self._training_captions()
+        return embed_clip_texts(self.dataset, captions, self._clip_name(), "train.bank")
 
-    @property
     def _clip_name(self) -> str:
         if not self.clip:
             raise MissingError("needs a CLIP; pass -p clip openai/clip-vit-base-patch32")
         return self.clip
 
-    @property
+    def embed_query(self, query: str) -> np.ndarray:
+        """A query of one's own as a unit row ``(1, dim) float32``, kept on disk for the next run."""
+        how = {"precision": self.precision}
+        vectors = embed_texts([query], self.encoder, self.dataset.derived, "query", **how).vectors
+        self._results["encode", query] = vectors
+        return vectors
+
+    @_once
+    def encode(self, query: str) -> np.ndarray:
+        """The same, without the disk."""
+        return kept_encoder(self.encoder, self.precision).encode([query], "query")
+
+    @_once
+    def encode_clip(self, query: str) -> np.ndarray:
+        """The same in CLIP's space."""
+        vector = self._clip_encoder().encode([query], "text")
+        return vector / np.linalg.norm(vector)
+
+    @_once
+    def _clip_encoder(self) -> ClipEncoder:
+        return ClipEncoder(self._clip_name())
+
+    def relevance(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        """The cross-encoder's score of each (query text, item text): ``(n,) float32``."""
+        return self._cross_encoder().predict(pairs, batch_size=64, show_progress_bar=False)
+
     def reranker_name(self) -> str:
-        """Name of the cross-encoder."""
+        """Name of the cross-encoder.
+
+        Raises:
+            MissingError: none was given.
+        """
         if not self.reranker:
             raise MissingError(
                 "needs a cross-encoder; pass -p reranker cross-encoder/ms-marco-MiniLM-L6-v2"
             )
         return self.reranker
 
-    @cached_property
+    @_once
     def _cross_encoder(self):
-        name = self.reranker_name
+        name = self.reranker_name()
         from sentence_transformers import CrossEncoder
 
         without_bars()
         try:
             return CrossEncoder(name)
         except (OSError, ValueError) as error:
-            raise MissingError(
-                f"cross-encoder {name!r} is not on this machine and cannot be "
-                f"downloaded ({str(error).splitlines()[0][:120]})"
-            ) from error
+            raise not_here(f"cross-encoder {name!r}", error, "pass a hub id or a folder") from error
 
-    def relevance(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        """The cross-encoder's score of each (query text, item text): ``(n,) float32``."""
-        return self._cross_encoder.predict(pairs, batch_size=64, show_progress_bar=False)
-
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return load_encoder(self.encoder)
-
-    def encode(self, query: str) -> np.ndarray:
-        """A query of one's own as a unit row ``(1, dim) float32``."""
-        return self._encoder.encode([query], "query")
-
-    def encode_clip(self, query: str) -> np.ndarray:
-        """The same in CLIP's space."""
-        vector = self._clip_encoder.encode([query], "text")
-        return vector / np.linalg.norm(vector)
-
-    @cached_property
-    def places(self) -> pd.DataFrame:
-        """Where the images are: ``image_id -> lat, lon``; empty where nobody knows."""
-        return locate(self.dataset)
-
-    @cached_property
-    def _clip_encoder(self) -> clip.ClipEncoder:
-        return clip.ClipEncoder(self._clip_name)
-
-    def identity(self, needs: tuple[str, ...]) -> str:
-        """Fingerprint of what these attributes hold, for manifests."""
-        return fingerprint([_identity(getattr(self, need)) for need in needs], self.variants)
-
-
-def _identity(source: Embeddings | str) -> list | str:
-    if isinstance(source, str):
-        return source
-    manifest = read_json(source.path.with_suffix(".json")) or {}
-    return [manifest.get(key) for key in ("rows", "encoder_identity", "files")]
+    def identity(self, method: Method) -> str:
+        """Fingerprint of all that a method draws on, for manifests; embeds what is missing."""
+        inputs = [self.embed_human(), self.embed_captions(method.texts)]
+        if method.needs_bank:
+            inputs.append(self.embed_bank())
+        if method.needs_clip:
+            inputs += [self.embed_clip_images(), self.embed_clip_human()]
+            inputs += [self.embed_clip_bank()] if method.needs_bank else []
+        reranker = self.reranker_name() if method.needs_reranker else ""
+        return fingerprint([e.identity for e in inputs], reranker, self.variants)

@@ -13,11 +13,18 @@ from importlib.util import find_spec
 from markupsafe import escape
 
 from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.figures import pictures as visualisation
-from trsllava_utils.retrieval.methods import Method
-from trsllava_utils.retrieval.sources import Sources
-from trsllava_utils.search import pages
-from trsllava_utils.search.index import Found, Index
+from trsllava_utils.figures import place_map, png
+from trsllava_utils.retrieval import Method, Sources
+from trsllava_utils.search.found import (
+    Found,
+    card,
+    data_uri,
+    render,
+    result_fragment,
+    result_page,
+    tiles,
+)
+from trsllava_utils.search.index import Index
 
 METHODS = ("max", "mean", "fields", "lexical", "hybrid")
 PAGE_SIZES = (4, 8, 12, 24, 48)
@@ -63,44 +70,10 @@ class Panel:
         self._tiles: list = []
         self._busy = False
         self.found: Found | None = None
-        labels = sorted(set(sources.dataset.images["label"]) - {""})
-        wide = w.Layout(width="auto")
-        self.query = w.Text(
-            query,
-            placeholder="what the image should show, then Enter",
-            description="query",
-            continuous_update=False,
-            layout=w.Layout(flex="1 1 320px"),
-        )
-        self.any_caption = w.Button(
-            description="a caption of the dataset",
-            tooltip="take a human caption as the query, so that hits can be told from misses",
-            layout=wide,
-        )
-        self.method = w.Dropdown(options=methods, description="method")
-        self.label = w.Dropdown(
-            options=[("all", ""), *((x, x) for x in labels)], description="class"
-        )
-        narrow = w.Layout(width="160px")
-        self.k = w.Dropdown(
-            options=sorted({*PAGE_SIZES, k}), value=k, description="images", layout=narrow
-        )
-        self.history = w.Dropdown(
-            options=[], description="history", layout=w.Layout(flex="1 1 320px")
-        )
-        self.status, self.card, self.map, self._style, self._links = (w.HTML() for _ in range(5))
-        self.gallery = w.Box(layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
-        self.previous = w.Button(description="‹ previous", layout=wide, disabled=True)
-        self.next = w.Button(description="next ›", layout=wide, disabled=True)
-        self.page = w.BoundedIntText(1, min=1, description="page", layout=narrow)
-        self.export = w.Button(
-            description="export", tooltip="this page of the result as CSV and HTML", layout=wide
-        )
-        self.like = w.Button(description="more like this", layout=wide)
-        self.close = w.Button(description="close", layout=wide)
-        self._detail = w.VBox([w.HBox([self.like, self.close]), self.card])
-        self._detail.layout.display = "none"
+        self._make_controls(query, methods, k)
+        self._make_result()
         row = w.Layout(flex_flow="row wrap", align_items="center")
+        steps = [self.previous, self.page, self.next, self.export, self._links]
         self.view = w.VBox(
             [
                 self._style,
@@ -108,7 +81,7 @@ class Panel:
                 w.HBox([self.method, self.label, self.k, self.history], layout=row),
                 self.status,
                 self.gallery,
-                w.HBox([self.previous, self.page, self.next, self.export, self._links], layout=row),
+                w.HBox(steps, layout=row),
                 self._detail,
                 self.map,
             ]
@@ -116,6 +89,41 @@ class Panel:
         self.view.add_class(self._name)
         self._wire()
         self._show(query)
+
+    def _make_controls(self, query: str, methods: list[str], k: int) -> None:
+        """What the user types and chooses."""
+        w = self._w
+        long, short = w.Layout(flex="1 1 320px"), w.Layout(width="160px")
+        labels = sorted(set(self._sources.dataset.images["label"]) - {""})
+        hint = "what the image should show, then Enter"
+        self.query = w.Text(
+            query, placeholder=hint, description="query", continuous_update=False, layout=long
+        )
+        tip = "take a human caption as the query, so that hits can be told from misses"
+        self.any_caption = self._button("a caption of the dataset", tooltip=tip)
+        self.method = w.Dropdown(options=methods, description="method")
+        classes = [("all", ""), *((label, label) for label in labels)]
+        self.label = w.Dropdown(options=classes, description="class")
+        sizes = sorted({*PAGE_SIZES, k})
+        self.k = w.Dropdown(options=sizes, value=k, description="images", layout=short)
+        self.history = w.Dropdown(options=[], description="history", layout=long)
+        self.previous = self._button("‹ previous", disabled=True)
+        self.next = self._button("next ›", disabled=True)
+        self.page = w.BoundedIntText(1, min=1, description="page", layout=short)
+        self.export = self._button("export", tooltip="this page of the result as CSV and HTML")
+
+    def _make_result(self) -> None:
+        """What is shown: tiles, the card of one image, a map."""
+        w = self._w
+        self.status, self.card, self.map, self._style, self._links = (w.HTML() for _ in range(5))
+        self.gallery = w.Box(layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
+        self.like, self.close = self._button("more like this"), self._button("close")
+        self._detail = w.VBox([w.HBox([self.like, self.close]), self.card])
+        self._detail.layout.display = "none"
+
+    def _button(self, description: str, **options):
+        layout = self._w.Layout(width="auto")
+        return self._w.Button(description=description, layout=layout, **options)
 
     @property
     def _name(self) -> str:
@@ -125,7 +133,7 @@ class Panel:
     def _repr_mimebundle_(self, **kwargs) -> dict:
         bundle = self.view._repr_mimebundle_(**kwargs)
         if self.found:  # for frontends without widgets, and for the saved notebook
-            bundle["text/html"] = pages.gallery(self.found)
+            bundle["text/html"] = result_fragment(self.found)
         return bundle
 
     def _wire(self) -> None:
@@ -156,15 +164,15 @@ class Panel:
             self._show(self.found.query, self.found.by_image, page)
 
     def _show(self, query: str, by_image: bool = False, page: int = 1) -> None:
-        """Ask and show; what is wrong is said where the result would be described."""
+        """Search and show the result; an error is shown in its place."""
         if self._busy:
             return
-        self._busy = True  # setting the widgets below must not ask again
+        self._busy = True  # setting the widgets below must not search again
         start = time.perf_counter()
         try:
             index = self._index(self.method.value)
-            ask = index.like if by_image else index.find
-            self.found = ask(query, self.k.value, page, self.label.value)
+            find = index.like if by_image else index.find
+            self.found = find(query, self.k.value, page, self.label.value)
             self._fill()
             self._remember(query, by_image)
             last = max(1, -(-self.found.total // self.k.value))
@@ -186,11 +194,11 @@ class Panel:
     def _fill(self) -> None:
         """The tiles of a page; an image is the background of a button, so that it can be clicked
         and reached by keyboard."""
-        tiles = pages.tiles(self.found)
-        while len(self._tiles) < len(tiles):
+        images = tiles(self.found)
+        while len(self._tiles) < len(images):
             self._tiles.append(self._tile(len(self._tiles)))
         rules = [_RULES.replace("PANEL", self._name)]
-        for number, (tile, box) in enumerate(zip(tiles, self._tiles, strict=False)):
+        for number, (tile, box) in enumerate(zip(images, self._tiles, strict=False)):
             button, text = box.children
             button.tooltip = f"{tile['image_id']}: {tile['said']}"
             button.description = "" if tile["picture"] else "no pixels on disk"
@@ -199,9 +207,9 @@ class Panel:
                 f".{self._name} .tile-{number} {{ background-image: url('{tile['picture']}'); "
                 f"border: 3px solid {colour}; }}"
             )
-            text.value = pages.render("caption.html", tile=tile)
+            text.value = render("caption.html", tile=tile)
         self._style.value = f"<style>{' '.join(rules)}</style>"
-        self.gallery.children = self._tiles[: len(tiles)]
+        self.gallery.children = self._tiles[: len(images)]
         self._detail.layout.display = "none"
         self._links.value = ""
 
@@ -216,7 +224,7 @@ class Panel:
     def open(self, image_id: str) -> None:
         """Show the card of an image of the page."""
         self._opened = image_id
-        self.card.value = pages.card(self.found, image_id)
+        self.card.value = card(self.found, image_id)
         self._detail.layout.display = ""
 
     def _remember(self, query: str, by_image: bool) -> None:
@@ -229,11 +237,11 @@ class Panel:
     def _describe(self, milliseconds: float, last: int) -> None:
         found = self.found
         what = f"images like {found.query}" if found.by_image else found.query
-        told = f"<b>{escape(what)}</b> · {found.total:,} images, {last:,} pages · "
-        told += f"{milliseconds:.0f} ms"
+        text = f"<b>{escape(what)}</b> · {found.total:,} images, {last:,} pages · "
+        text += f"{milliseconds:.0f} ms"
         if found.table["hit"].notna().any():
-            told += " · a human caption of this dataset: its own images are framed in green"
-        self._say(told, html=True)
+            text += " · a human caption of this dataset: its own images are framed in green"
+        self._say(text, html=True)
 
     def _say(self, text: str, error: bool = False, html: bool = False) -> None:
         colour = "color:#D55E00" if error else ""
@@ -244,15 +252,15 @@ class Panel:
         if not len(places):
             return
         title = f"Where they are: {self.found.query}"
-        figure = visualisation.place_map(self.found.table, title, places)
-        address = pages.data_uri(visualisation.png(figure), "image/png")
+        figure = place_map(self.found.table, title, places)
+        address = data_uri(png(figure), "image/png")
         self.map.value = f'<img src="{address}" alt="map of the images found" width="640">'
 
     def _export(self) -> None:
         """Links that hold the files: they can be saved wherever the browser runs."""
         files = {
-            "csv": pages.data_uri(self.found.csv().encode(), "text/csv"),
-            "html": pages.data_uri(pages.search_page(self.found).encode(), "text/html"),
+            "csv": data_uri(self.found.csv().encode(), "text/csv"),
+            "html": data_uri(result_page(self.found).encode(), "text/html"),
         }
         self._links.value = " · ".join(
             f'<a download="search.{kind}" href="{address}"><u>save as {kind.upper()}</u></a>'

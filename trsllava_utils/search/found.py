@@ -1,29 +1,28 @@
-"""Pages: results go in, HTML comes out, self-contained (pictures inside) and escaped throughout,
-so that a caption or a file name is shown as the text it is.
+"""What a search found: a table, to be looked at as a gallery or kept as a page or a file.
 
-The templates lie in ``templates/``; Jinja escapes what is put into them.
+Pages are self-contained (pictures inside) and escaped throughout, so that a caption or a file name
+is shown as the text it is. The templates lie in ``templates/``; Jinja escapes what is put into
+them.
 """
 
 from __future__ import annotations
 
 import base64
 import re
+from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from trsllava_utils.artefacts import InputError
+from trsllava_utils.artefacts import InputError, atomic_path
 from trsllava_utils.captioning.records import Variant
 from trsllava_utils.datasets.imagery import thumbnail
-from trsllava_utils.figures import pictures as visualisation
-from trsllava_utils.retrieval.sources import Sources
-
-if TYPE_CHECKING:
-    from trsllava_utils.search.index import Found
+from trsllava_utils.figures import place_map, png
+from trsllava_utils.retrieval import Sources
 
 SMALL, LARGE = 192, 512  # sides of a picture in a gallery and on a card, in pixels
 EXCERPT = 180  # characters of a caption under a picture
@@ -37,29 +36,77 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
+@dataclass(frozen=True, repr=False)
+class Found:
+    """One page of a result. Shown by Jupyter as a gallery.
+
+    Attributes:
+        query: the sentence, or the id of the image that others are to be like.
+        by_image: whether it is an image.
+        method: the scoring rule.
+        table: ``rank, image_id, score, label, variant, text, hit, lat, lon``: ``variant`` (from 1)
+            and ``text`` are the captioner's nearest to the query; ``hit`` says whether the query is
+            a human caption of this image (NA where it is nobody's); ``lat`` and ``lon`` are there
+            only where the dataset knows places.
+        total: images that were ranked.
+        sources: whose images and captions they are.
+    """
+
+    query: str
+    by_image: bool
+    method: str
+    table: pd.DataFrame
+    total: int
+    sources: Sources
+
+    def __repr__(self) -> str:
+        columns = ["rank", "image_id", "score", "label", "lat", "lon"]
+        table = self.table[[c for c in columns if c in self.table]]
+        return table.round({"score": 3, "lat": 4, "lon": 4}).to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        return result_fragment(self)
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write the gallery, with every image's captions, as one page that needs no network."""
+        with atomic_path(path) as tmp:
+            tmp.write_text(result_page(self), encoding="utf-8")
+        return Path(path)
+
+    def save_csv(self, path: str | Path) -> Path:
+        """Write the table."""
+        with atomic_path(path) as tmp:
+            tmp.write_text(self.csv(), encoding="utf-8")
+        return Path(path)
+
+    def csv(self) -> str:
+        """The table as CSV, headed by the query."""
+        first = {"query": self.query, "method": self.method}
+        return self.table.assign(**first)[[*first, *self.table]].to_csv(index=False)
+
+
 def render(template: str, **values: Any) -> str:
     """A template filled in; everything but :class:`markupsafe.Markup` is escaped."""
     return _TEMPLATES.get_template(template).render(**values)
 
 
-def gallery(found: Found) -> str:
+def result_fragment(found: Found) -> str:
     """The images of a result as a fragment, for a notebook."""
     return render("gallery.html", found=found, tiles=tiles(found))
 
 
-def search_page(found: Found) -> str:
+def result_page(found: Found) -> str:
     """The same as a page by itself, with the captions of every image."""
     where = None
     if "lat" in found.table and found.table["lat"].notna().any():
-        figure = visualisation.place_map(found.table, f"Where the {len(found.table)} images are")
-        where = data_uri(visualisation.png(figure), "image/png")
+        figure = place_map(found.table, f"Where the {len(found.table)} images are")
+        where = data_uri(png(figure), "image/png")
     cards = [
         {"rank": row.rank, "html": Markup(card(found, row.image_id))}
         for row in found.table.itertuples()
     ]
-    return render(
-        "search.html", found=found, tiles=tiles(found), cards=cards, map=where, today=date.today()
-    )
+    values = {"tiles": tiles(found), "cards": cards, "map": where, "today": date.today()}
+    return render("search.html", found=found, **values)
 
 
 def tiles(found: Found) -> list[dict]:
@@ -67,7 +114,7 @@ def tiles(found: Found) -> list[dict]:
     out = []
     for row in found.table.itertuples():
         variants = found.sources.captions.records[row.image_id].variants
-        text = _excerpt(variants[row.variant - 1], row.text, _asked(found))
+        text = _excerpt(variants[row.variant - 1], row.text, _query_words(found))
         out.append(
             {
                 "rank": row.rank,
@@ -79,7 +126,7 @@ def tiles(found: Found) -> list[dict]:
                 "verdict": "" if row.hit is pd.NA else "hit" if row.hit else "miss",
                 "picture": picture_uri(found.sources, row.image_id, SMALL),
                 "said": variants[row.variant - 1].one_sentence or text,
-                "words": marked(text, _asked(found)),
+                "words": marked(text, _query_words(found)),
             }
         )
     return out
@@ -98,7 +145,7 @@ def card(found: Found, image_id: str) -> str:
             "number": number,
             "nearest": number == row["variant"],
             "fields": [
-                (field, marked(text, _asked(found))) for field, text in variant.fields.items()
+                (field, marked(text, _query_words(found))) for field, text in variant.fields.items()
             ],
         }
         for number, variant in enumerate(record.variants, 1)
@@ -123,8 +170,8 @@ def place_name(lat: float | None, lon: float | None) -> str:
     return f"{abs(lat):.4f}° {'S' if lat < 0 else 'N'}, {abs(lon):.4f}° {'W' if lon < 0 else 'E'}"
 
 
-def _asked(found: Found) -> str:
-    """The words that are marked: the sentence asked for, or nothing."""
+def _query_words(found: Found) -> str:
+    """The words that are marked: those of the sentence; none if the query is an image."""
     return "" if found.by_image else found.query
 
 
@@ -144,6 +191,8 @@ def marked(text: str, query: str) -> list[tuple[str, bool]]:
 
 def _stem(word: str) -> str:
     """A word in lower case and singular; "" for a stop word."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # half a second to import
+
     word = word.lower()
     if word in ENGLISH_STOP_WORDS:
         return ""

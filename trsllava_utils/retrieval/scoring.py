@@ -1,0 +1,140 @@
+"""The one place where a method is applied: its steps, in their order, over items and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from trsllava_utils.retrieval.formulas import (
+    TIE_TOLERANCE,
+    above_the_rest,
+    half_mean_of_nearest,
+    inverted_softmax,
+    reciprocal_rank_fusion,
+    weighted_sum,
+)
+from trsllava_utils.retrieval.methods import STEPS, Method
+from trsllava_utils.retrieval.products import (
+    Score,
+    blocks,
+    clip_cosine,
+    cosine,
+    count_words,
+    leave_one_out,
+    lexical,
+)
+from trsllava_utils.retrieval.sides import Side, run_starts
+
+VERSION = 2  # of the rules: raised when a formula changes, so that old rankings are not used
+
+
+class Scorer:
+    """A method over a set of items. ``scorer(queries)`` gives the scoring function of these queries:
+    a slice of them -> ``(n_in_slice, n_items) float32``. What does not depend on the queries is
+    computed once, here.
+
+    Args:
+        method: the scoring rule.
+        items: what is ranked.
+        bank: training captions, which stand in for the queries where hubs are measured; None leaves
+            ``querybank`` without effect.
+        relevance: scores pairs of texts, for ``rerank``.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        items: Side,
+        bank: Side | None = None,
+        relevance: Callable | None = None,
+    ) -> None:
+        self.method, self.steps, self._relevance = method, method.steps, relevance
+        self.items = self.place(items)
+        if self.steps.keys() & {"lexical", "hybrid"}:
+            settings = self.steps.get("lexical", STEPS["lexical"].settings)
+            self._words, self._counted = count_words(self.items, **settings)
+        self._bank_loss = None
+        if "querybank" in self.steps and bank is not None:
+            self._bank_loss = self._querybank(self.place(bank))
+
+    def __call__(self, queries: Side) -> Score:
+        steps, queries = self.steps, self.place(queries)
+        if "human" in steps:
+            return leave_one_out(queries, self.items)
+        score, loss = self._compare(queries), self._bank_loss
+        if "csls" in steps:
+            loss = half_mean_of_nearest(self._blocks(score, queries), int(steps["csls"]["k"]))
+        elif "dual_softmax" in steps:
+            temperature = steps["dual_softmax"]["temperature"]
+            loss = inverted_softmax(self._blocks(score, queries), temperature) / 2
+        if loss is not None:
+            score = _less(score, loss.astype(np.float32))
+        if "rerank" in steps:
+            score = self._rerank(score, queries, int(steps["rerank"]["n"]))
+        return score
+
+    def place(self, side: Side) -> Side:
+        """Step 1: a side with its vectors as the method compares them."""
+        return side.centred() if "centred" in self.steps else side
+
+    def _compare(self, queries: Side) -> Score:
+        """Steps 2 to 4: cosine, words or CLIP, and their fusion."""
+        steps, items = self.steps, self.items
+        if "clip" in steps:
+            return clip_cosine(queries, items)
+        if "lexical" in steps:
+            return lexical(self._counted(queries), self._words)
+        score = cosine(queries, items)
+        if "hybrid" in steps:
+            words = lexical(self._counted(queries), self._words)
+            weight, k = steps["hybrid"]["weight"], steps["hybrid"]["k"]
+            if self.method.given("hybrid", "weight"):
+                score = _both(weighted_sum, score, words, weight)
+            else:
+                score = _both(reciprocal_rank_fusion, score, words, k)
+        if "fusion" in steps:
+            pixels = clip_cosine(queries, items)
+            score = _both(weighted_sum, score, pixels, steps["fusion"]["weight"])
+        return score
+
+    def _blocks(self, score: Score, queries: Side) -> Iterator[np.ndarray]:
+        return map(score, blocks(queries.n, self.items.n))
+
+    def _querybank(self, bank: Side) -> np.ndarray:
+        settings, scores = self.steps["querybank"], self._blocks(self._compare(bank), bank)
+        if self.method.given("querybank", "k"):
+            return half_mean_of_nearest(scores, int(settings["k"]))
+        return inverted_softmax(scores, settings["temperature"])
+
+    def _rerank(self, score: Score, queries: Side, n: int) -> Score:
+        """The first n items of a query, and those tied with the last, in the order of a
+        cross-encoder that reads both texts together; of several texts the best pair counts."""
+        query_texts, item_texts = (
+            np.split(side.texts, run_starts(side.groups)[1:]) for side in (queries, self.items)
+        )
+        relevance = self._relevance
+
+        def reranked(block: slice) -> np.ndarray:
+            scores = score(block).astype(np.float32)
+            last = min(n, scores.shape[1]) - 1
+            nth = -np.partition(-scores, last, axis=1)[:, [last]]
+            chosen = np.argwhere(scores >= nth - TIE_TOLERANCE)
+            pairs = [
+                [(a, b) for a in query_texts[block.start + q] for b in item_texts[i]]
+                for q, i in chosen
+            ]
+            distinct = list(dict.fromkeys(pair for several in pairs for pair in several))
+            value = dict(zip(distinct, relevance(distinct), strict=True))
+            best = np.array([max(value[pair] for pair in several) for several in pairs], np.float32)
+            return above_the_rest(scores, chosen, best)
+
+        return reranked
+
+
+def _both(formula: Callable, first: Score, second: Score, setting: float) -> Score:
+    return lambda block: formula(first(block), second(block), setting)
+
+
+def _less(score: Score, loss: np.ndarray) -> Score:
+    return lambda block: score(block) - loss
