@@ -22,12 +22,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from trsllava_utils import evaluation
 from trsllava_utils.captioning import load_captions
 from trsllava_utils.cluster import threads
 from trsllava_utils.datasets import Dataset, load_dataset
 from trsllava_utils.embedding.encoders import MINILM, computes_bfloat16, load_encoder
 from trsllava_utils.embedding.vectors import Embeddings, embed_corpus
-from trsllava_utils.evaluation import recall as evaluation
 from trsllava_utils.retrieval.ranking import retrieve
 
 PIECE = 2_000  # distinct captions of the side-by-side rounds

@@ -35,11 +35,12 @@ import psutil
 import torch
 from sentence_transformers.util import semantic_search
 
-from trsllava_utils.evaluation import recall as evaluation
+from trsllava_utils import evaluation
 from trsllava_utils.figures import charts
-from trsllava_utils.retrieval import ranking as retrieval
 from trsllava_utils.retrieval.methods import Method
-from trsllava_utils.retrieval.products import by_image, one_each, prepare
+from trsllava_utils.retrieval.ranking import Labelled, RankingTask
+from trsllava_utils.retrieval.scoring import Scorer
+from trsllava_utils.retrieval.sides import by_image, one_each
 
 ROUNDS = 3
 SIZES = (5_000, 50_000, 500_000, 1_000_000)
@@ -76,10 +77,11 @@ def this_project(texts: np.ndarray, queries: np.ndarray, owner: np.ndarray) -> d
     described = by_image(rows, texts, groups, Method("max"))
     asked = one_each(np.full(len(queries), "", dtype=object), queries)
     ids = np.arange(len(queries)).astype(str).astype(object)
-    left = retrieval.Labelled(asked, ids, owner)
-    right = retrieval.Labelled(described, np.array(images, dtype=object), np.arange(n))
-    score = prepare(Method("max"), described)(asked)
-    ranks, top = retrieval.rank_queries("t2i", score, left, right, images, len(queries), K)
+    left = Labelled(asked, ids, owner)
+    right = Labelled(described, np.array(images, dtype=object), np.arange(n))
+    score = Scorer(Method("max"), described)(asked)
+    names = np.array(images, dtype=object)
+    ranks, top = RankingTask("t2i", score, left, right, names, len(queries), K).run()
     recalls = {k: evaluation.recall_at_k(ranks, k) for k in evaluation.KS}
     return {"recalls": recalls, "top": top["item_id"].astype(int).to_numpy().reshape(-1, K)}
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from tests.conftest import draw
-from trsllava_utils import chain as pipeline
+from trsllava_utils import __main__ as command_line
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError
 from trsllava_utils.datasets import load_dataset
 
@@ -117,18 +117,18 @@ def test_every_parameter_is_typed_and_commented():
 
 
 def test_parameters_from_the_shell():
-    assert pipeline.parse_value("5") == 5 and pipeline.parse_value("true") is True
-    assert pipeline.parse_value("[max, mean]") == ["max", "mean"]
+    assert command_line.parse_value("5") == 5 and command_line.parse_value("true") is True
+    assert command_line.parse_value("[max, mean]") == ["max", "mean"]
     weighted = "fields(caption=2,feature=1)"
-    assert pipeline.parse_value(f"[{weighted}, csls(k=5)]") == [weighted, "csls(k=5)"]
-    assert pipeline.parse_value("__import__('os')") == "__import__('os')"
+    assert command_line.parse_value(f"[{weighted}, csls(k=5)]") == [weighted, "csls(k=5)"]
+    assert command_line.parse_value("__import__('os')") == "__import__('os')"
 
 
 def test_unknown_parameter_and_order_are_refused():
     with pytest.raises(InputError, match="Did you mean 'method'"):
-        pipeline.run_chain(["sample"], {"metod": "max"})
+        command_line.run_chain(["sample"], {"metod": "max"})
     with pytest.raises(InputError, match="comes after"):
-        pipeline.chain("03", "01")
+        command_line.run_chain(["sample"], {}, "03", "01")
 
 
 def run(*words: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess:

@@ -252,7 +252,7 @@ def test_no_such_model(ten, tmp_path, monkeypatch):
     with pytest.raises(MissingError, match="give the folder of a checkpoint or a hub id"):
         caption_dataset(ten, "transformers:nobody/has-this-model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingError, match="Give the folder of a checkpoint"):
+    with pytest.raises(MissingError, match="give the folder of a checkpoint"):
         caption_dataset(ten, f"transformers:{tmp_path / 'empty'}")
     with pytest.raises(InputError, match="transformers:MODEL"):
         captions_file(ten, "transformers:")

@@ -14,9 +14,8 @@ import torch
 from tests.conftest import HashEncoder
 from trsllava_utils import artefacts
 from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.embedding import encoders
+from trsllava_utils.embedding import embed_corpus, embed_texts, encoders
 from trsllava_utils.embedding.encoders import load_encoder
-from trsllava_utils.embedding.vectors import embed_corpus
 
 
 def corpus(*texts: str) -> pd.DataFrame:
@@ -55,7 +54,9 @@ def test_stale_vectors_are_not_used(tmp_path):
     assert embed_corpus(corpus("a", "b"), other, tmp_path, "x").encoded == 2
     path.write_bytes(path.read_bytes()[:-8])  # damaged
     assert embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, "x").encoded == 2
-    assert embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, "x", "query").encoded == 2
+    assert (
+        embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, "x", role="query").encoded == 2
+    )
 
 
 def test_full_disk_leaves_the_old_artefact(tmp_path, monkeypatch):
@@ -129,7 +130,7 @@ def test_openai_protocol(tmp_path, monkeypatch):
 
 
 def test_batches_hold_every_text_once_the_longest_first(monkeypatch):
-    monkeypatch.setattr(encoders, "PROBE", 2)
+    monkeypatch.setattr(encoders, "FIRST", 2)
     texts = ["x" * n for n in (3, 50, 7, 7, 900, 1, 0, 30, 600)]
     first, *batches = encoders._batches(texts, size=100)
     assert first == [4, 8]
@@ -153,16 +154,40 @@ def test_threads_and_batches_change_nothing(monkeypatch):
     assert encoder.encode([], "query").shape == (0, 384)
 
 
-@pytest.mark.parametrize("good_enough", [True, False])
-def test_bfloat16_only_where_it_gives_the_same(monkeypatch, good_enough):
-    encoder = load_encoder()
+def test_precision_is_part_of_every_identity(tmp_path, monkeypatch):
     texts = [f"{n} boats near a pier" for n in range(40)]
-    plain = encoder._model.encode(texts, normalize_embeddings=True)
-    monkeypatch.setattr(encoders, "CPU_BATCH", 200)
-    monkeypatch.setattr(encoders, "computes_bfloat16", lambda device: True)
-    monkeypatch.setattr(encoders, "MANY", 40)
-    monkeypatch.setattr(encoders, "SAME", 0.999 if good_enough else 1.1)
-    off = np.abs(encoder.encode(texts, "document") - plain).max(axis=1)
-    assert ((off > 1e-5) & (off < 0.02)).all() if good_enough else (off < 1e-6).all()
-    few = encoder.encode(texts[:39], "document")  # too few to be worth it
-    assert np.allclose(few, plain[:39], atol=1e-6)
+    exact, half = (load_encoder(precision=p) for p in ("float32", "bfloat16"))
+    assert exact.identity.endswith(" float32") and half.identity.endswith(" bfloat16")
+    off = np.abs(half.encode(texts, "document") - exact.encode(texts, "document")).max(axis=1)
+    assert ((off > 1e-5) & (off < 0.02)).all()
+    for units, meant in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(encoders, "computes_bfloat16", lambda units=units: units)
+        assert load_encoder(precision="auto").identity.endswith(" " + meant)
+    with pytest.raises(InputError, match="Did you mean 'bfloat16'"):
+        load_encoder(precision="float16")
+    for precision in ("float32", "bfloat16", "float32"):
+        made = embed_corpus(corpus(*texts), encoders.MINILM, tmp_path, "x", precision=precision)
+        mean = np.abs(made.vectors - exact.encode(texts, "document")).max()
+        assert mean < 1e-6 if precision == "float32" else mean > 1e-5
+    assert made.encoded == 0  # neither precision displaces the other's vectors
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_corpus_embedded_in_two_goes_has_the_vectors_of_one(tmp_path, precision, monkeypatch):
+    monkeypatch.setattr(encoders, "computes_bfloat16", lambda: True)
+    texts = [
+        f"{n} boats " + "near a pier " * (n % 9) for n in range(1100)
+    ]  # more than a chunk once
+    how = {"encoder": encoders.MINILM, "name": "x", "precision": precision}
+    whole = embed_corpus(corpus(*texts), derived=tmp_path / "a", **how)
+    embed_corpus(corpus(*texts[:20]), derived=tmp_path / "b", **how)
+    grown = embed_corpus(corpus(*texts), derived=tmp_path / "b", **how)
+    assert grown.encoded == 1080 and grown.identity == whole.identity
+    cosine = (grown.vectors * whole.vectors).sum(axis=1)
+    assert cosine.min() > (1 - 1e-6 if precision == "float32" else 0.9995)
+
+
+def test_texts_of_ones_own_are_kept(tmp_path):
+    made = embed_texts(["a boat", "a pier"], encoders.MINILM, tmp_path, "mine")
+    assert made.encoded == 2 and made.vectors.shape == (2, 384)
+    assert embed_texts(["a boat", "a pier"], encoders.MINILM, tmp_path, "mine").encoded == 0

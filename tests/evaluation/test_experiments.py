@@ -14,12 +14,11 @@ import torch
 
 from tests import tiny_models
 from tests.conftest import write_captions
+from trsllava_utils import evaluation, retrieval
 from trsllava_utils.artefacts import InputError, MissingError
 from trsllava_utils.datasets import load_dataset, other_split
 from trsllava_utils.embedding.clip import ClipEncoder
 from trsllava_utils.evaluation import breakdown, experiments
-from trsllava_utils.evaluation import recall as evaluation
-from trsllava_utils.retrieval import ranking as retrieval
 from trsllava_utils.retrieval.sources import Sources
 from trsllava_utils.search.index import Index
 
@@ -85,8 +84,13 @@ def test_rankings_are_reused_and_made_again(sources):
     assert not retrieval.rank_dataset("max", sources, 15).reused
     assert not retrieval.rank_dataset("max", replace(sources, variants=1), 3).reused
     assert retrieval.rank_dataset("max", sources, 3).reused
-    first.path.with_suffix(".json").write_text('{"inputs": "other"}')
+    manifest = first.path.with_name(first.path.name.replace(".ranks.parquet", ".json"))
+    manifest.write_text('{"made_from": "other"}')
     assert not retrieval.rank_dataset("max", sources, 3).reused
+    shorter = pd.read_parquet(first.path).iloc[1:]
+    shorter.to_parquet(first.path)  # somebody took a row out
+    assert not retrieval.rank_dataset("max", sources, 3).reused
+    assert len(retrieval.rank_dataset("max", sources, 3).ranks) == len(shorter) + 1
     names = {
         retrieval.rank_dataset(m, sources).path for m in ("fields", "mean", "fields(caption=1)")
     }
@@ -94,11 +98,13 @@ def test_rankings_are_reused_and_made_again(sources):
 
 
 def test_a_text_known_from_another_corpus_is_not_encoded_again(sources, data_dir):
-    assert len(sources.human.rows) and len(sources.bank.rows)
+    assert len(sources.embed_human().rows) and len(sources.embed_bank().rows)
     everything = replace(sources, dataset=load_dataset("sample", str(data_dir), "all"))
-    known = {*sources.human.rows["text"], *sources.bank.rows["text"]}
+    known = {*sources.embed_human().rows["text"], *sources.embed_bank().rows["text"]}
     new = set(everything.dataset.captions["text"]) - known
-    assert everything.human.encoded <= len(new) < len(set(everything.dataset.captions["text"]))
+    assert (
+        everything.embed_human().encoded <= len(new) < len(set(everything.dataset.captions["text"]))
+    )
 
 
 def test_settings_are_chosen_on_validation_queries_only(sources):
@@ -141,7 +147,7 @@ def test_ablation_is_each_setting_by_itself(sources):
     assert list(table.index.get_level_values("method")) == ["max", "csls†"]
     one = retrieval.retrieve("max", replace(sources, variants=1))[0]
     assert table.loc[("max", sources.encoder), 1] == pytest.approx(evaluation.metrics(one)["mR"])
-    assert set(replace(sources, variants=1).joined.rows["variant"]) == {0}
+    assert set(replace(sources, variants=1).embed_captions().rows["variant"]) == {0}
 
 
 def test_captioners_are_compared_on_the_images_of_all(sources, tmp_path):
@@ -173,7 +179,7 @@ def test_clip_of_real_architecture(kind, sources, models):
     from transformers import AutoModel, AutoProcessor
 
     seen = replace(sources, clip=models[kind])
-    images, human = seen.clip_images, seen.clip_human
+    images, human = seen.embed_clip_images(), seen.embed_clip_human()
     model, processor = (c.from_pretrained(models[kind]) for c in (AutoModel, AutoProcessor))
     inputs = processor(
         images=Image.open(seen.dataset.path_of(images.rows["image_id"][5])),
@@ -187,7 +193,10 @@ def test_clip_of_real_architecture(kind, sources, models):
         out = model(**inputs)
     assert images.vectors[5] == pytest.approx(out.image_embeds[0].numpy(), abs=1e-5)
     assert human.vectors[7] == pytest.approx(out.text_embeds[0].numpy(), abs=1e-5)
-    assert images.encoded == 16 and replace(sources, clip=models[kind]).clip_images.encoded == 0
+    assert (
+        images.encoded == 16
+        and replace(sources, clip=models[kind]).embed_clip_images().encoded == 0
+    )
     done, missing = retrieval.rank_methods(
         ["clip", "fusion", "clip+csls", "clip+querybank", "centred+fusion(weight=0.2)"], seen
     )
@@ -221,9 +230,9 @@ def test_rerank_by_a_cross_encoder(sources, models):
         assert (
             np.mean([x == y for x, y in zip(a, b, strict=True)]) > 0.9
         )  # the same three, but for ties
-    texts = retrieval.caption_texts(sources.human)
+    texts = retrieval.caption_texts(sources.embed_human())
     first = top.iloc[0]
-    own = sources.joined.rows.query("image_id == @first.item_id")["text"]
+    own = sources.embed_captions().rows.query("image_id == @first.item_id")["text"]
     value = reading.relevance([(texts[first.query_id], t) for t in own]).max()
     assert first.score == pytest.approx(value, abs=1e-5)
     assert evaluation.metrics(ranks)["mR"] > 0

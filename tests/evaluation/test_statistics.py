@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 from scipy import stats as scipy_stats
 
 from tests.retrieval.test_ranking import embeddings, random_sources, sources
+from trsllava_utils import evaluation, retrieval
 from trsllava_utils.captioning.records import Record, Variant
 from trsllava_utils.evaluation import breakdown
-from trsllava_utils.evaluation import recall as evaluation
 from trsllava_utils.evaluation import statistics as stats
+from trsllava_utils.evaluation.recall import hit_probability
 from trsllava_utils.retrieval import geometry
-from trsllava_utils.retrieval import ranking as retrieval
 from trsllava_utils.retrieval.methods import Method
+from trsllava_utils.retrieval.ranking import rank_relevant
 
 
 def ranks_of(t2i: dict[str, list[int]], i2t: dict[str, list[int]], n_items: int = 50):
@@ -147,15 +149,15 @@ def test_gallery_size_is_the_mean_over_all_galleries():
     scores = np.array([[0.9, 0.5, 0.5, 0.1, 0.7], [0.2, 0.2, 0.2, 0.9, 0.1]], np.float32)
     own = [1, 0]
     relevant = np.arange(5) == np.array(own)[:, None]
-    where = retrieval.rank_relevant(scores, *np.nonzero(relevant))
+    where = rank_relevant(scores, *np.nonzero(relevant))
     ranks = pd.DataFrame({**where, "direction": "t2i", "n_items": 5})
     for size, k in product((1, 2, 3, 5), (1, 2)):
         expected = []
         for s, o in zip(scores, own, strict=True):
             for rest in combinations([i for i in range(5) if i != o], size - 1):
                 part = np.array([o, *rest])
-                inside = retrieval.rank_relevant(s[None, part], np.array([0]), np.array([0]))
-                expected.append(evaluation.hit_probability(pd.DataFrame(inside), k)[0])
+                inside = rank_relevant(s[None, part], np.array([0]), np.array([0]))
+                expected.append(hit_probability(pd.DataFrame(inside), k)[0])
         found = breakdown.by_gallery_size(ranks, [size], k)["recall"][0]
         assert found == pytest.approx(100 * np.mean(expected), abs=1e-9)
 
@@ -247,10 +249,11 @@ def test_alignment_uniformity_and_gap_in_closed_form():
 
 def test_hubs_are_counted_and_centring_closes_the_gap():
     given = random_sources(0, images=30, variants=2, captions=3)
-    given.human = embeddings(
+    human = embeddings(
         given.human.rows["image_id"].tolist(), given.human.vectors + np.eye(8)[0] * 3
     )
-    given.bank = given.human
+    given = sources(given.joined, human)
+    given.embed_bank = given.embed_human
     described, captions, _ = retrieval.sides(Method("max"), given, given.gallery)
     found = geometry.measure(captions, described, k=5)
     scores = captions.side.vectors @ described.side.vectors.reshape(30, 2, -1).transpose(1, 2, 0)
@@ -260,7 +263,8 @@ def test_hubs_are_counted_and_centring_closes_the_gap():
     assert found.numbers["hubness (0 none, above 1 strong)"] == pytest.approx(
         scipy_stats.skew(by_hand)
     )
-    centred = geometry.measure(*retrieval.sides(Method("centred"), given, given.gallery)[1::-1])
+    both = retrieval.sides(Method("centred"), given, given.gallery)[1::-1]
+    centred = geometry.measure(*(replace(one, side=one.side.centred()) for one in both))
     gap = "modality gap (0 none, 2 largest)"
     assert centred.numbers[gap] < 0.25 * found.numbers[gap]
     flat = sources(embeddings(["a", "b"], np.ones((2, 3))), embeddings(["a", "b"], np.ones((2, 3))))

@@ -19,8 +19,9 @@ from trsllava_utils.evaluation.recall import recall_at_k
 from trsllava_utils.retrieval.gallery import Gallery, Top, open_part
 from trsllava_utils.retrieval.methods import Method
 from trsllava_utils.retrieval.partitions import ROW_GROUP
-from trsllava_utils.retrieval.products import by_image, one_each, prepare
-from trsllava_utils.retrieval.ranking import Labelled, query_ids, rank_queries
+from trsllava_utils.retrieval.ranking import Labelled, RankingTask, query_ids
+from trsllava_utils.retrieval.scoring import Scorer
+from trsllava_utils.retrieval.sides import by_image, one_each
 
 WORDS = [
     "river",
@@ -76,8 +77,9 @@ def in_one_piece(corpus: pd.DataFrame, queries: Embeddings, encoder: str, k: int
     names = query_ids(queries.rows).to_numpy()[:-1]
     left = Labelled(asked, names, owner)
     right = Labelled(described, np.array(ids, dtype=object), np.arange(len(ids)))
-    score = prepare(Method("max"), described)(asked)
-    return rank_queries("t2i", score, left, right, list(ids), len(names), k)
+    score = Scorer(Method("max"), described)(asked)
+    images = np.array(ids, dtype=object)
+    return RankingTask("t2i", score, left, right, images, len(names), k).run()
 
 
 @given(texts_each=st.integers(15, 300), k=st.integers(1, 30), seed=st.integers(0, 5))

@@ -16,11 +16,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
+from trsllava_utils import evaluation, retrieval
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.embedding.vectors import Embeddings
-from trsllava_utils.evaluation import recall as evaluation
+from trsllava_utils.evaluation.recall import hit_probability, mean_recall
 from trsllava_utils.retrieval import products as scoring
-from trsllava_utils.retrieval import ranking as retrieval
+from trsllava_utils.retrieval.ranking import rank_relevant
+from trsllava_utils.retrieval.sides import Side, one_each
 
 
 def embeddings(image_ids: list[str], vectors: np.ndarray) -> Embeddings:
@@ -33,10 +35,15 @@ def embeddings(image_ids: list[str], vectors: np.ndarray) -> Embeddings:
 
 
 def sources(joined: Embeddings, human: Embeddings) -> SimpleNamespace:
-    """What retrieval asks of ``Sources``, made of vectors."""
-    gallery = sorted(set(joined.rows["image_id"]) & set(human.rows["image_id"]))
+    """What retrieval needs of ``Sources``, made of vectors."""
     return SimpleNamespace(
-        joined=joined, human=human, gallery=gallery, relevance=None, scheduler=""
+        joined=joined,
+        human=human,
+        embed_captions=lambda texts: joined,
+        embed_human=lambda: human,
+        gallery=sorted(set(joined.rows["image_id"]) & set(human.rows["image_id"])),
+        relevance=None,
+        scheduler="",
     )
 
 
@@ -105,14 +112,14 @@ def test_recall_equals_brute_force_and_torchmetrics(method, levels):
 def test_tied_recall_is_the_mean_of_torchmetrics_over_all_orders():
     scores = np.array([0.9, 0.5, 0.5, 0.5, 0.1], np.float32)
     relevant = np.array([False, True, False, True, False])
-    where = pd.DataFrame(retrieval.rank_relevant(scores[None], *np.nonzero(relevant[None])))
+    where = pd.DataFrame(rank_relevant(scores[None], *np.nonzero(relevant[None])))
     for k in (1, 2, 3, 4, 5):
         rates = []
         for order in permutations(range(3)):  # nudge the tied items into every order
             nudged = scores + np.array([0, *(1e-3 * np.array(order)), 0], np.float32)
             rate = retrieval_hit_rate(torch.tensor(nudged), torch.tensor(relevant), top_k=k)
             rates.append(float(rate))
-        assert evaluation.hit_probability(where, k)[0] == pytest.approx(np.mean(rates), abs=1e-9)
+        assert hit_probability(where, k)[0] == pytest.approx(np.mean(rates), abs=1e-9)
 
 
 def test_top_items_are_the_best():
@@ -130,7 +137,7 @@ def test_long_lists_have_the_same_first_items_as_a_stable_sort(n, k, levels):
     """Whatever the ties: sets of items bound the k-th best from below."""
     scores = np.random.default_rng(n).integers(0, levels, (5, n)).astype(np.float32)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    assert (retrieval.top_items(scores, k) == expected).all()
+    assert (scoring.top_items(scores, k) == expected).all()
 
 
 def test_tiles_and_blocks_of_any_size_give_the_same(monkeypatch):
@@ -154,9 +161,9 @@ def test_scores_do_not_depend_on_where_arrays_lie():
 
     def scores(place):
         x, q = (place(part.astype(np.float32)) for part in (texts, queries))
-        asked, each = scoring.one_each(np.full(90, ""), q, q), np.repeat(np.arange(100), 3)
-        items = scoring.Side(np.full(300, ""), each, each, np.ones(100, np.float32), x, x[:100])
-        rules = (scoring.cosine, scoring.clip)
+        asked, each = one_each(np.full(90, ""), q, q), np.repeat(np.arange(100), 3)
+        items = Side(np.full(300, ""), each, each, np.ones(100, np.float32), x, x[:100])
+        rules = (scoring.cosine, scoring.clip_cosine)
         return np.stack([rule(asked, items)(slice(0, 90)) for rule in rules])
 
     def oddly(array):
@@ -176,19 +183,19 @@ def test_ties_count_as_the_mean_over_all_orders(levels, data):
     relevant = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n).filter(any)))
     k = data.draw(st.integers(1, n))
     scores = np.array([levels], np.float32)
-    where = pd.DataFrame(retrieval.rank_relevant(scores, *np.nonzero(relevant[None])))
+    where = pd.DataFrame(rank_relevant(scores, *np.nonzero(relevant[None])))
     hits, ranks = [], []
     for order in permutations(range(n)):  # every order of the file, then a stable sort
         ranking = sorted(order, key=lambda i: -levels[i])
         rank = 1 + next(p for p, i in enumerate(ranking) if relevant[i])
         hits.append(rank <= k)
         ranks.append(rank)
-    assert evaluation.hit_probability(where, k)[0] == pytest.approx(np.mean(hits), abs=1e-9)
+    assert hit_probability(where, k)[0] == pytest.approx(np.mean(hits), abs=1e-9)
     assert evaluation.expected_rank(where)[0] == pytest.approx(np.mean(ranks), abs=1e-9)
 
 
 def test_scores_within_the_tolerance_are_tied():
-    where = retrieval.rank_relevant(
+    where = rank_relevant(
         np.array([[0.5, 0.5 + 5e-7, 0.5 + 5e-6]], np.float32), np.array([0]), np.array([0])
     )
     assert (where["n_greater"][0], where["n_tied"][0]) == (1, 2)
@@ -221,7 +228,7 @@ def test_chance_is_exact_and_all_equal_scores_reach_just_it():
         assert found[direction] == pytest.approx(level[direction], abs=1e-9)
     assert level["t2i"]["R@1"] == pytest.approx(100 / 12)
     assert level["i2t"]["R@1"] == pytest.approx(100 * 2 / 24)
-    assert level["mR"] == pytest.approx(evaluation.mean_recall(level))
+    assert level["mR"] == pytest.approx(mean_recall(level))
 
 
 def test_distractors_make_the_gallery_larger_but_ask_nothing():

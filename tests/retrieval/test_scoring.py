@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import logsumexp
 
 from trsllava_utils.artefacts import InputError
-from trsllava_utils.retrieval import products as scoring
+from trsllava_utils.retrieval import formulas
 from trsllava_utils.retrieval.methods import GRIDS, STEPS, Method
+from trsllava_utils.retrieval.products import cosine
+from trsllava_utils.retrieval.scoring import Scorer
+from trsllava_utils.retrieval.sides import Side, by_image, one_each
 
 ALL = slice(0, 100)
 
@@ -19,21 +24,17 @@ def unit(*rows) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def side(vectors, texts=None, clip=None) -> scoring.Side:
+def side(vectors, texts=None, clip=None) -> Side:
     texts = texts or [f"text {i}" for i in range(len(vectors))]
-    return scoring.one_each(np.array(texts), np.asarray(vectors, np.float32), clip)
+    return one_each(np.array(texts), np.asarray(vectors, np.float32), clip)
 
 
-def images(method: str, rows: list[tuple[int, str, str]], vectors=None, clip=None) -> scoring.Side:
+def images(method: str, rows: list[tuple[int, str, str]], vectors=None, clip=None) -> Side:
     """``rows``: (image, field, text)."""
     groups = np.array([image for image, _, _ in rows])
     table = pd.DataFrame({"field": [f for _, f, _ in rows], "text": [t for _, _, t in rows]})
     vectors = np.eye(len(rows), dtype=np.float32) if vectors is None else vectors
-    return scoring.by_image(table, vectors, groups, Method(method), clip)
-
-
-def fixed(matrix) -> scoring.Score:
-    return lambda block: np.asarray(matrix, np.float64)[block]
+    return by_image(table, vectors, groups, Method(method), clip)
 
 
 # — methods as text —
@@ -46,7 +47,8 @@ def test_a_method_is_its_steps_in_order_with_all_settings():
     assert method.steps["fields"] == {"one_sentence": 0, "feature": 1, "caption": 2}
     assert method.steps["querybank"]["temperature"] == 0.05
     assert method.given("hybrid", "weight") and not method.given("hybrid", "k")
-    assert method.needs == ("bank", "fields", "human")
+    assert method.texts == "fields" and method.needs_bank
+    assert not method.needs_clip and not method.needs_reranker
 
 
 @pytest.mark.parametrize(
@@ -136,8 +138,8 @@ def test_a_block_scores_like_the_whole():
         "mean", [(i // 3, "full", str(i)) for i in range(12)], unit(*rng.normal(size=(12, 5)))
     )
     items = side(unit(*rng.normal(size=(7, 5))))
-    whole = scoring.cosine(asked, items)(slice(0, 4))
-    parts = [scoring.cosine(asked, items)(slice(i, i + 2)) for i in (0, 2)]
+    whole = cosine(asked, items)(slice(0, 4))
+    parts = [cosine(asked, items)(slice(i, i + 2)) for i in (0, 2)]
     assert np.concatenate(parts) == pytest.approx(whole, abs=1e-6)
     by_hand = (asked.vectors @ items.vectors.T).reshape(4, 3, 7).mean(axis=1)
     assert whole == pytest.approx(by_hand, abs=1e-6)
@@ -147,9 +149,21 @@ def test_a_block_scores_like_the_whole():
 
 
 def test_centred_takes_out_the_mean_and_keeps_unit_length():
-    moved = scoring.centre(side([[1, 0], [0, 1]]), np.array([0.5, 0.5]))
-    assert moved.vectors == pytest.approx(unit([1, -1], [-1, 1]))
-    assert np.isfinite(scoring.centre(side([[1, 0]]), np.array([1, 0])).vectors).all()
+    moved = formulas.centre(np.eye(2), np.array([0.5, 0.5]))
+    assert moved == pytest.approx(unit([1, -1], [-1, 1]))
+    assert np.isfinite(formulas.centre(np.array([[1, 0]]), np.array([1, 0]))).all()
+
+
+def test_centred_is_applied_to_items_queries_and_bank():
+    rng = np.random.default_rng(5)
+    means = rng.normal(size=(2, 6)).astype(np.float32) / 9
+    queries, items = side(unit(*rng.normal(size=(4, 6)))), side(unit(*rng.normal(size=(3, 6))))
+    queries, items = replace(queries, mean=means[0]), replace(items, mean=means[1])
+    moved = [formulas.centre(one.vectors, one.mean) for one in (queries, items)]
+    assert Scorer(Method("centred"), items)(queries)(ALL) == pytest.approx(moved[0] @ moved[1].T)
+    banked = Scorer(Method("centred+querybank(k=1)"), items, queries)(queries)(ALL)
+    plain = moved[0] @ moved[1].T
+    assert banked == pytest.approx(plain - plain.max(axis=0) / 2, abs=1e-6)
 
 
 def test_lexical_is_bm25_by_hand():
@@ -157,7 +171,7 @@ def test_lexical_is_bm25_by_hand():
         side(np.eye(2), ["river bridge", "sea"]),
         side(np.eye(3), ["a bridge over a river", "a river", "a forest"]),
     )
-    score = scoring.prepare(Method("lexical"), items)(queries)(ALL)
+    score = Scorer(Method("lexical"), items)(queries)(ALL)
     mean_length = (5 + 2 + 2) / 3
 
     def weight(count, length, holding):
@@ -169,14 +183,14 @@ def test_lexical_is_bm25_by_hand():
 
 
 def test_weighted_sum_scales_each_score_to_the_unit_interval():
-    fused = scoring.weighted_sum(fixed([[2, 4, 3]]), fixed([[0, 10, 30]]), 0.25)(ALL)
+    fused = formulas.weighted_sum(np.array([[2, 4, 3]]), np.array([[0, 10, 30]]), 0.25)
     assert fused == pytest.approx(np.array([[0, 0.75 + 0.25 / 3, 0.375 + 0.25]]))
-    flat = scoring.weighted_sum(fixed([[1, 1]]), fixed([[0, 1]]), 0.5)(ALL)
+    flat = formulas.weighted_sum(np.array([[1, 1]]), np.array([[0, 1]]), 0.5)
     assert flat == pytest.approx(np.array([[0, 0.5]]))
 
 
 def test_reciprocal_rank_fusion_shares_the_rank_of_ties():
-    fused = scoring.reciprocal_rank_fusion(fixed([[3, 2, 1]]), fixed([[5, 5, 1]]), 60)(ALL)
+    fused = formulas.reciprocal_rank_fusion(np.array([[3, 2, 1]]), np.array([[5, 5, 1]]), 60)
     expected = [60 / 61 + 60 / 61.5, 60 / 62 + 60 / 61.5, 60 / 63 + 60 / 63]
     assert fused == pytest.approx(np.array([expected]))
 
@@ -186,19 +200,17 @@ def test_reciprocal_rank_fusion_shares_the_rank_of_ties():
 SCORES = np.array([[0.9, 0.8, 0.1], [0.8, 0.2, 0.3], [0.7, 0.1, 0.6]])
 
 
-def test_inverted_softmax_by_hand_and_in_blocks(monkeypatch):
+def test_inverted_softmax_by_hand_and_in_blocks():
     by_hand = 0.1 * np.log(np.mean(np.exp(SCORES / 0.1), axis=0))
-    assert scoring.inverted_softmax(fixed(SCORES), 3, 0.1) == pytest.approx(by_hand)
-    monkeypatch.setattr(scoring, "BLOCK", 2)
-    assert scoring.inverted_softmax(fixed(SCORES), 3, 0.1) == pytest.approx(by_hand)
+    assert formulas.inverted_softmax([SCORES], 0.1) == pytest.approx(by_hand)
+    assert formulas.inverted_softmax([SCORES[:2], SCORES[2:]], 0.1) == pytest.approx(by_hand)
 
 
-def test_csls_by_hand_and_in_blocks(monkeypatch):
+def test_csls_by_hand_and_in_blocks():
     by_hand = np.array([0.85, 0.5, 0.45]) / 2
-    assert scoring.half_mean_of_nearest(fixed(SCORES), 3, 2) == pytest.approx(by_hand)
-    assert scoring.half_mean_of_nearest(fixed(SCORES), 3, 9) == pytest.approx(SCORES.mean(0) / 2)
-    monkeypatch.setattr(scoring, "BLOCK", 1)
-    assert scoring.half_mean_of_nearest(fixed(SCORES), 3, 2) == pytest.approx(by_hand)
+    assert formulas.half_mean_of_nearest([SCORES], 2) == pytest.approx(by_hand)
+    assert formulas.half_mean_of_nearest([SCORES], 9) == pytest.approx(SCORES.mean(0) / 2)
+    assert formulas.half_mean_of_nearest(SCORES[:, None], 2) == pytest.approx(by_hand)
 
 
 def test_dual_softmax_orders_like_the_product_of_two_softmaxes():
@@ -208,7 +220,7 @@ def test_dual_softmax_orders_like_the_product_of_two_softmaxes():
     t = 0.05
     log_product = 2 * cosines / t - logsumexp(cosines / t, axis=1, keepdims=True)
     log_product -= logsumexp(cosines / t, axis=0, keepdims=True)
-    found = scoring.prepare(Method("dual_softmax"), items)(queries)(ALL)
+    found = Scorer(Method("dual_softmax"), items)(queries)(ALL)
     assert (found.argsort(axis=1) == log_product.argsort(axis=1)).all()
 
 
@@ -217,16 +229,16 @@ def test_a_hub_loses_its_lead_by_the_bank():
     queries = side(unit([1, 0.9, 0.3]))
     items = side(unit([1, 1, 1], [1, 0.2, 0]))
     bank = side(unit([0, 1, 1], [0, 1, 0.5], [0.2, 1, 1]))
-    plain = scoring.prepare(Method("max"), items)(queries)(ALL)
+    plain = Scorer(Method("max"), items)(queries)(ALL)
     bank_scores = (bank.vectors @ items.vectors.T).astype(np.float64)
     for name, loss in {
         "querybank(k=2)": np.sort(bank_scores, axis=0)[-2:].mean(axis=0) / 2,
         "querybank(temperature=0.1)": 0.1 * np.log(np.mean(np.exp(bank_scores / 0.1), axis=0)),
     }.items():
-        found = scoring.prepare(Method(name), items, bank)(queries)(ALL)
+        found = Scorer(Method(name), items, bank)(queries)(ALL)
         assert found == pytest.approx(plain - loss, abs=1e-6)
         assert (plain.argmax(), found.argmax()) == (0, 1)
-    assert scoring.prepare(Method("querybank"), items, None)(queries)(ALL) == pytest.approx(plain)
+    assert Scorer(Method("querybank"), items, None)(queries)(ALL) == pytest.approx(plain)
 
 
 # — a second look —
@@ -236,9 +248,9 @@ def test_fusion_with_clip_by_hand():
     clip_q, clip_i = unit([1, 0]), unit([0, 1], [1, 0], [1, 1])
     queries = side(unit([1, 0, 0]), clip=clip_q)
     items = side(unit([1, 0, 0], [0, 1, 0], [1, 1, 0]), clip=clip_i)
-    alone = scoring.prepare(Method("clip"), items)(queries)(ALL)
+    alone = Scorer(Method("clip"), items)(queries)(ALL)
     assert alone == pytest.approx(np.array([[0, 1, 0.5**0.5]]), abs=1e-6)
-    fused = scoring.prepare(Method("fusion(weight=0.25)"), items)(queries)(ALL)
+    fused = Scorer(Method("fusion(weight=0.25)"), items)(queries)(ALL)
     root = 0.5**0.5
     assert fused == pytest.approx(np.array([[0.75, 0.25, root]]), abs=1e-6)
 
@@ -257,7 +269,7 @@ def test_rerank_orders_the_first_n_and_keeps_the_rest_below():
         asked.extend(pairs)
         return [said[pair] for pair in pairs]
 
-    scores = scoring.prepare(Method("rerank(n=2)"), items, relevance=relevance)(queries)(ALL)
+    scores = Scorer(Method("rerank(n=2)"), items, relevance=relevance)(queries)(ALL)
     assert sorted(asked) == sorted(said)  # only the first two images are read
     assert scores[0].argsort()[::-1].tolist() == [1, 0, 2, 3]
     assert scores[0, :2] == pytest.approx([0.2, 0.9])
@@ -267,8 +279,8 @@ def test_leave_one_out_never_finds_the_query_itself():
     texts = unit([1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1])
     asked = side(texts)
     described = images("max", [(i // 2, "caption", str(i)) for i in range(4)], texts)
-    scores = scoring.prepare(Method("human"), described)(asked)(slice(0, 4))
+    scores = Scorer(Method("human"), described)(asked)(slice(0, 4))
     assert scores[0, 0] == pytest.approx(texts[0] @ texts[1], abs=1e-6)
     assert (scores.argmax(axis=1) == [0, 0, 1, 1]).all()
-    one = scoring.prepare(Method("human"), asked)(asked)(slice(0, 4))
+    one = Scorer(Method("human"), asked)(asked)(slice(0, 4))
     assert (np.diag(one) < -1).all()

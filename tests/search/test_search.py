@@ -16,13 +16,13 @@ import pytest
 import tifffile
 
 from tests.conftest import draw, write_captions
+from trsllava_utils import figures
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.datasets import load_dataset, places
-from trsllava_utils.figures import pictures as visualisation
 from trsllava_utils.retrieval.sources import Sources
+from trsllava_utils.search import Found, Index
+from trsllava_utils.search import found as pages
 from trsllava_utils.search import index as search
-from trsllava_utils.search import pages
-from trsllava_utils.search.index import Found, Index
 from trsllava_utils.search.panel import Panel, search_panel
 
 
@@ -87,7 +87,7 @@ def test_pages_are_the_ranking_in_pieces(index):
 def test_more_like_this_leaves_the_image_out_and_stays_near(index, sources):
     found = index.like("port_5", 95)
     assert "port_5" not in set(found.table["image_id"]) and found.by_image
-    vectors, rows = sources.joined.vectors, sources.joined.rows
+    vectors, rows = sources.embed_captions().vectors, sources.embed_captions().rows
     mine = vectors[(rows["image_id"] == "port_5").to_numpy()]
     best = pd.Series((vectors @ mine.T).max(axis=1)).groupby(rows["image_id"]).max()
     assert found.table.set_index("image_id")["score"].to_dict() == pytest.approx(
@@ -142,7 +142,7 @@ def test_hostile_captions_and_names_show_as_text(tmp_path):
     assert len(found.table) == 2
     for page in (
         found._repr_html_(),
-        pages.search_page(found),
+        pages.result_page(found),
         pages.card(found, found.table["image_id"].iloc[0]),
     ):
         read = Tags(page)
@@ -224,8 +224,8 @@ def test_geotiffs_know_where_they_are(tmp_path):
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = Index(Sources(dataset, f"file:{tmp_path / 'c.jsonl'}")).find("a field")
     assert found.table["lat"].notna().sum() == 2
-    page = pages.search_page(found)
-    visualisation.place_map(found.table, "between $ and $\\x", places.locate(dataset)).canvas.draw()
+    page = pages.result_page(found)
+    figures.place_map(found.table, "between $ and $\\x", places.locate(dataset)).canvas.draw()
     assert "Where they are" in page and "47.8000° N, 11.1000° E" in page
 
 

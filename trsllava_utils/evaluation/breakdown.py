@@ -60,8 +60,8 @@ def by_scene(ranks: pd.DataFrame, texts: dict[str, str], k: int = 10) -> pd.Data
 
 
 def confusion(top: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
-    """Classes confused at rank 1 of text-to-image: row the class of the query's image,
-    column the class of the image found, percent of the row's captions. Results tied with the first share its place.
+    """Classes confused at rank 1 of text-to-image: row the class of the query's image, column that
+    of the first image, percent of the row's captions. Images tied with the first share its place.
 
     Args:
         labels: class by image id.

@@ -118,7 +118,7 @@ class Method:
 
     @property
     def texts(self) -> str:
-        """Which texts of an image it compares: "joined", one a variant, or "fields", one a field."""
+        """Which texts of an image it compares: "joined" (one a variant) or "fields"."""
         return "fields" if "fields" in self.steps else "joined"
 
     @property

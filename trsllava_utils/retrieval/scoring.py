@@ -30,9 +30,9 @@ VERSION = 2  # of the rules: raised when a formula changes, so that old rankings
 
 
 class Scorer:
-    """A method over a set of items. ``scorer(queries)`` gives the scoring function of these queries:
-    a slice of them -> ``(n_in_slice, n_items) float32``. What does not depend on the queries is
-    computed once, here.
+    """A method over a set of items; what does not depend on the queries is computed once, here.
+
+    ``scorer(queries)`` gives their scoring function: a slice -> ``(n_in_slice, n_items) float32``.
 
     Args:
         method: the scoring rule.

@@ -161,7 +161,7 @@ class Sources:
         return self.clip
 
     def embed_query(self, query: str) -> np.ndarray:
-        """A query of one's own as a unit row ``(1, dim) float32``, kept on disk for the next run."""
+        """A query of one's own as a unit row ``(1, dim) float32``, kept on disk for another run."""
         how = {"precision": self.precision}
         vectors = embed_texts([query], self.encoder, self.dataset.derived, "query", **how).vectors
         self._results["encode", query] = vectors
