@@ -72,7 +72,7 @@ def report(
         ds=ds,
         result=result,
         captions=sources.captions,
-        identity=sources.captions.manifest().get("identity", {}),
+        identity=sources.captions.file.manifest().get("identity", {}),
         recall=_table(recall_table({**result["methods"], "chance": result["chance"]})),
         compared=_table(pd.DataFrame.from_dict(result["compared"], orient="index")),
         published=_published(ds, result),
