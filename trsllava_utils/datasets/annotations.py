@@ -2,9 +2,8 @@
 :class:`Annotation` an image.
 
 Layouts (see ``data/README.md``): nested JSON ``{"images": [{"filename", "split", "sentences":
-[{"raw"}]}]}``; a flat
-JSON or JSONL list of ``{"image", "caption"}``; ``<split>_caps.txt`` + ``<split>_filename.txt``; CSV
-``filename,title[,split]``; Parquet ``filename, captions[, split]``.
+[{"raw"}]}]}``; a flat JSON or JSONL list of ``{"image", "caption"}``; ``<split>_caps.txt`` with
+``<split>_filename.txt``; CSV ``filename,title[,split]``; Parquet ``filename, captions[, split]``.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ import pandas as pd
 from trsllava_utils.artefacts import InputError, shown
 
 PLACES = "coordinates.csv"  # says where images were taken, and nothing of what they show
-SPLIT_NAMES = {
-    "train": "train",
-    "restval": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
+SPLIT_NAMES = {name: name for name in ("train", "val", "test")}
+SPLIT_NAMES |= {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
+_LAYOUTS = (  # the best first
+    ("dataset*.json",),
+    ("*_caps.txt",),
+    ("captions*.jsonl", "captions*.json"),
+    ("*.csv",),
+    ("*.parquet", "data/*.parquet"),
+    ("*.json",),
+)
 _FILE_KEYS = ("filename", "file_name", "image", "image_name", "name")
 _TEXT_KEYS = ("captions", "caption", "title", "sentences", "text", "raw")
 
@@ -39,30 +39,14 @@ class Annotation(NamedTuple):
     captions: list[str]
 
 
-def find(root: Path) -> list[Path] | None:
-    """The annotation files of the dataset in ``root``, best layout first; None if there are
-    none."""
-    for patterns in (
-        ("dataset*.json",),
-        ("*_caps.txt",),
-        ("captions*.jsonl", "captions*.json"),
-        ("*.csv",),
-        ("*.parquet", "data/*.parquet"),
-        ("*.json",),
-    ):
-        found = sorted(
-            p
-            for pattern in patterns
-            for p in root.glob(pattern)
-            if not p.name.startswith(".") and p.name != PLACES
-        )
-        if found:
-            return (
-                found[:1]
-                if found[0].suffix == ".json" and found[0].name.startswith("dataset")
-                else found
-            )
-    return None
+def find(root: Path) -> list[Path]:
+    """The annotation files of the dataset in ``root``, of the best layout that is there."""
+    for patterns in _LAYOUTS:
+        paths = sorted(path for pattern in patterns for path in root.glob(pattern))
+        paths = [p for p in paths if not p.name.startswith(".") and p.name != PLACES]
+        if paths:
+            return paths[:1] if patterns == _LAYOUTS[0] else paths
+    return []
 
 
 def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
@@ -72,16 +56,8 @@ def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
         InputError: a file is broken or of a schema that is not known: which file, where, and what
             was expected.
     """
-    records: list[Annotation] = []
-    for path in paths:
-        reader = {
-            ".json": _read_json,
-            ".jsonl": _read_jsonl,
-            ".txt": _read_text_pair,
-            ".csv": _read_table,
-            ".parquet": _read_table,
-        }
-        records += reader[path.suffix.lower()](path)
+    readers = {".json": _read_json, ".jsonl": _read_jsonl, ".txt": _read_text_pair}
+    records = [r for path in paths for r in readers.get(path.suffix.lower(), _read_table)(path)]
     if not records:
         problems.append(f"{', '.join(p.name for p in paths)}: no annotation found in it")
     return records
@@ -104,15 +80,19 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _read_json(path: Path) -> list[Annotation]:
+def _parsed(text: str, where: str) -> Any:
     try:
-        content = json.loads(_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
         raise InputError(
-            f"{shown(path)} is broken JSON: {error.msg} at line {error.lineno}, column "
-            f"{error.colno}; "
-            "it may be a partial download, get it again"
+            f"{where}: broken JSON ({error.msg} at {place}); it may be a partial download, get it "
+            "again"
         ) from error
+
+
+def _read_json(path: Path) -> list[Annotation]:
+    content = _parsed(_text(path), shown(path))
     entries = content.get("images") if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise InputError(
@@ -123,58 +103,35 @@ def _read_json(path: Path) -> list[Annotation]:
 
 
 def _read_jsonl(path: Path) -> list[Annotation]:
-    records = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        if line.strip():
-            try:
-                records.append(_entry(json.loads(line), path, f"line {number}"))
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{shown(path)}, line {number}: broken JSON ({error.msg})"
-                ) from error
-    return _grouped(records)
+    lines = ((n, line) for n, line in enumerate(_text(path).splitlines(), 1) if line.strip())
+    values = ((n, _parsed(line, f"{shown(path)}, line {n}")) for n, line in lines)
+    return _grouped([_entry(value, path, f"line {n}") for n, value in values])
 
 
 def _entry(entry: Any, path: Path, where: str) -> Annotation:
-    """One image of any JSON layout."""
-    filename = (
-        next((entry[k] for k in _FILE_KEYS if isinstance(entry.get(k), str)), None)
-        if isinstance(entry, dict)
-        else None
-    )
-    key = next((k for k in _TEXT_KEYS if k in entry), None) if filename else None
+    """One image of any JSON layout, or one row of a table."""
+    known = entry if isinstance(entry, dict) else {}
+    filename = next((known[k] for k in _FILE_KEYS if isinstance(known.get(k), str)), None)
+    key = next((k for k in _TEXT_KEYS if k in known), None)
     if filename is None or key is None:
         raise InputError(
             f"{shown(path)}, {where}: expected an image name ({', '.join(_FILE_KEYS[:3])}) and "
-            "captions "
-            f"({', '.join(_TEXT_KEYS[:4])}), found {_describe(entry)}"
+            f"captions ({', '.join(_TEXT_KEYS[:4])}), found {_describe(entry)}"
         )
     texts = entry[key] if isinstance(entry[key], list) else [entry[key]]
     texts = [t.get("raw", t.get("text", "")) if isinstance(t, dict) else t for t in texts]
-    first = PurePosixPath(filename).parts[0] if "/" in filename else ""
-    split = str(entry.get("split") or (first if first in SPLIT_NAMES else ""))
-    return Annotation(
-        filename,
-        SPLIT_NAMES.get(split.lower(), split),
-        [t if isinstance(t, str) else "" for t in texts],
-    )
+    folder = PurePosixPath(filename).parts[0] if "/" in filename else ""
+    split = str(entry.get("split") or (folder if folder in SPLIT_NAMES else ""))
+    captions = [t if isinstance(t, str) else "" for t in texts]
+    return Annotation(filename, SPLIT_NAMES.get(split.lower(), split), captions)
 
 
 def _read_text_pair(path: Path) -> list[Annotation]:
     """``test_caps.txt`` + ``test_filename.txt``: one name a caption, or one name an image (then
     equal shares)."""
     split = path.name.removesuffix("_caps.txt")
-    names_path = next(
-        (
-            p
-            for p in (
-                path.with_name(f"{split}_filename.txt"),
-                path.with_name(f"{split}_filenames.txt"),
-            )
-            if p.is_file()
-        ),
-        None,
-    )
+    candidates = (path.with_name(f"{split}_filename{s}.txt") for s in ("", "s"))
+    names_path = next((p for p in candidates if p.is_file()), None)
     if names_path is None:
         raise InputError(
             f"{shown(path)} has no {split}_filename.txt beside it, the file names that go with "
@@ -189,7 +146,7 @@ def _read_text_pair(path: Path) -> list[Annotation]:
         )
     split = SPLIT_NAMES.get(split, split)
     return [
-        Annotation(name.strip(), split, [captions[i * share + j] for j in range(share)])
+        Annotation(name.strip(), split, captions[i * share : (i + 1) * share])
         for i, name in enumerate(names)
     ]
 
@@ -201,18 +158,17 @@ def _read_table(path: Path) -> list[Annotation]:
         else:
             import pyarrow.parquet as pq
 
-            names = [
-                n for n in pq.read_schema(path).names if n != "image"
-            ]  # pixels inside Parquet are not read here
-            table = pd.read_parquet(path, columns=names)
+            # pixels inside Parquet are not read here
+            columns = [name for name in pq.read_schema(path).names if name != "image"]
+            table = pd.read_parquet(path, columns=columns)
     except (ValueError, OSError) as error:
         raise InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}") from error
-    default_split = next((s for s in SPLIT_NAMES if path.stem.lower().startswith(s)), "")
+    default = next((s for s in SPLIT_NAMES if path.stem.lower().startswith(s)), "")
     records = []
-    for i, row in enumerate(table.to_dict("records")):
+    for i, row in enumerate(table.to_dict("records"), 1):
         row = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()}
-        record = _entry(row, path, f"row {i + 1}")
-        records.append(record._replace(split=record.split or default_split))
+        record = _entry(row, path, f"row {i}")
+        records.append(record._replace(split=record.split or default))
     return _grouped(records)
 
 
