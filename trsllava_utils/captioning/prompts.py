@@ -1,6 +1,8 @@
-"""What a vision-language model is asked, and how its answer is read: the prompts, the JSON schema
-of the answer, and the parser. A prompt has a version and a fingerprint; the fingerprint is part of
-the identity of every caption made with it.
+"""The prompts, the JSON schema of the answer, and the parser that reads it.
+
+The prompts lie beside this module as text: ``prompt_rsrt.txt`` (structured captions),
+``prompt_query.txt`` (one description to search with) and ``prompt_renderings.txt`` (a note where an
+image has two pictures). The fingerprint of a prompt is part of the identity of its captions.
 """
 
 from __future__ import annotations
@@ -21,44 +23,6 @@ from trsllava_utils.captioning.records import FIELDS, Variant
 VERSION = 1
 LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters
 
-RSRT = """\
-You see an overhead image, taken from a satellite or an aircraft. The top of the image is north.
-Describe it {n} times in {language}, as JSON:
-
-{"variants": [{"one_sentence": "…", "feature": "…", "caption": "…"}, …]}
-
-Each of the {n} variants has three fields:
-- "one_sentence": one sentence that goes from the general to the particular: first the kind of
-  scene, then its main objects, then how they lie to one another. At most 30 words.
-- "feature": the visible features as short phrases separated by semicolons, each with colour, shape
-  or number where it can be seen, and with its compass position (north, south-east, centre …). At
-  most 60 words.
-- "caption": one detailed paragraph: land cover, objects, their number and arrangement, roads and
-  water, what borders what. At most 120 words.
-
-Rules:
-- Only what is visible. No place names, no dates, no guesses about purpose, weather or people.
-- Numbers in words or digits, never percentages.
-- The variants describe the same image but differ in focus and in wording, as different people
-  would describe it.
-- Answer with the JSON object and nothing else."""
-
-QUERY = """\
-You see an overhead image, taken from a satellite or an aircraft. The top of the image is north.
-Somebody wants to find this image among thousands of others by a description. Write that
-description in {language}, as JSON:
-
-{"caption": "…"}
-
-Name the kind of scene, the main objects with colour and number, and how they lie to one another,
-in one or two plain sentences, at most 50 words. Only what is visible: no place names, no guesses,
-no percentages. Answer with the JSON object and nothing else."""
-
-RENDERINGS = """\
-You get {count} pictures of the same place: {names}. In false colour, near infrared is shown as
-red, so that vegetation looks red; use it to tell vegetation, water and built-up land apart, but
-describe the colours of the true-colour picture."""
-
 LANGUAGES = {
     "ar": "Arabic",
     "de": "German",
@@ -73,6 +37,11 @@ LANGUAGES = {
     "ru": "Russian",
     "zh": "Chinese",
 }
+
+
+def _template(name: str) -> str:
+    path = Path(__file__).with_name(f"prompt_{name}.txt")
+    return path.read_text(encoding="utf-8").rstrip("\n")
 
 
 class ReplyError(ValueError):
@@ -100,13 +69,13 @@ class Prompt:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(VERSION, self.text, self.kind, self.n, LIMITS, RENDERINGS)
+        return fingerprint(VERSION, self.text, self.kind, self.n, LIMITS, _template("renderings"))
 
     def for_pictures(self, names: list[str]) -> str:
         """The text for these renderings of the image."""
         if len(names) < 2:
             return self.text
-        note = _fill(RENDERINGS, count=len(names), names=", ".join(names))
+        note = _fill(_template("renderings"), count=len(names), names=", ".join(names))
         return f"{self.text}\n\n{note}"
 
     def schema(self, lengths: bool = True) -> dict[str, Any]:
@@ -144,7 +113,7 @@ def make_prompt(settings: Settings) -> Prompt:
         MissingError: ``prompt_file`` is not there.
         InputError: it is empty or not text.
     """
-    template = RSRT if settings.prompt == "rsrt" else QUERY
+    template = _template(settings.prompt)
     if settings.prompt_file:
         path = Path(settings.prompt_file).expanduser()
         if not path.is_file():
@@ -170,30 +139,31 @@ def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
     """
     if not text.strip():
         raise ReplyError("empty reply")
-    found = False
-    failure = ReplyError("not JSON", f"{text.strip()[:80]!r} …")
+    failure = None
     for value in _json_values(text):
         entries = _entries(value, prompt)
-        if entries is None:
-            if not found:
-                failure = ReplyError("wrong schema", f"{json.dumps(value)[:80]} …")
-            continue
-        found = True
         try:
-            variants = [Variant.model_validate(entry) for entry in entries[: prompt.n]]
-        except ValidationError as error:
-            first = error.errors()[0]
-            failure = ReplyError(
-                "wrong schema", f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            )
-            continue
-        if len(variants) < prompt.n:
-            failure = ReplyError("wrong schema", f"{len(variants)} of {prompt.n} variants")
-        elif prompt.kind == "rsrt" and not all(v.structured for v in variants):
-            failure = ReplyError("wrong schema", f"a variant lacks one of {', '.join(FIELDS)}")
-        else:
-            return variants
-    raise failure
+            if entries is None:
+                raise ReplyError("wrong schema", f"{json.dumps(value)[:80]} …")
+            return _variants(entries[: prompt.n], prompt)
+        except ReplyError as error:
+            failure = failure if failure and entries is None else error
+    raise failure or ReplyError("not JSON", f"{text.strip()[:80]!r} …")
+
+
+def _variants(entries: list, prompt: Prompt) -> list[Variant]:
+    """The descriptions, checked."""
+    try:
+        variants = [Variant.model_validate(entry) for entry in entries]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ReplyError("wrong schema", f"{where}: {first['msg']}") from error
+    if len(variants) < prompt.n:
+        raise ReplyError("wrong schema", f"{len(variants)} of {prompt.n} variants")
+    if prompt.kind == "rsrt" and not all(v.structured for v in variants):
+        raise ReplyError("wrong schema", f"a variant lacks one of {', '.join(FIELDS)}")
+    return variants
 
 
 def _json_values(text: str) -> Iterator[Any]:

@@ -132,20 +132,9 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
             f"{without:,} of {len(images):,} images of this split have no file on disk: retrieval "
             "from captions made elsewhere works, captioning and galleries need the pixels"
         )
-    figures = PROJECT_ROOT / "figures" / name
-    columns = ["image_id", "filename", "split", "label", "path"]
-    return Dataset(
-        name,
-        title,
-        split,
-        root,
-        derived=home / "derived",
-        figures=figures,
-        images=images[columns],
-        captions=captions,
-        problems=tuple(problems),
-        split_sizes=sizes,
-    )
+    images = images[["image_id", "filename", "split", "label", "path"]]
+    folders = root, home / "derived", PROJECT_ROOT / "figures" / name
+    return Dataset(name, title, split, *folders, images, captions, tuple(problems), sizes)
 
 
 def _locate(dataset: str, data_dir: str) -> tuple[str, str, Path, Path]:

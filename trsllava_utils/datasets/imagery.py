@@ -144,11 +144,7 @@ def _scaled(picture: np.ndarray, max_side: int) -> np.ndarray:
 def parse_bands(bands: str | Sequence[int]) -> tuple[int, ...]:
     """``"4,3,2"`` -> ``(4, 3, 2)``; empty -> ``()``. Raises InputError unless there are three
     numbers from 1 up."""
-    parts = (
-        [p for p in bands.replace(" ", "").split(",") if p]
-        if isinstance(bands, str)
-        else list(bands)
-    )
+    parts = [p for p in bands.split(",") if p.strip()] if isinstance(bands, str) else bands
     try:
         numbers = tuple(int(p) for p in parts)
     except ValueError:
@@ -164,8 +160,7 @@ def _check_size(path: Path, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise InputError(
             f"{path.name} is {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} "
-            "megapixels; "
-            "cut it into tiles first"
+            "megapixels; cut it into tiles first"
         )
 
 
