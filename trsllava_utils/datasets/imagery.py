@@ -1,9 +1,8 @@
 """Reading overhead images as they come: a file goes in, an ``(H, W, 3) uint8`` RGB array comes out.
 
-JPEG, PNG and ordinary TIFFs go through Pillow; 16-bit, float and multi-band (Geo)TIFFs through
-tifffile, with a
-2–98 % percentile stretch a band. Anything that cannot be read raises :class:`InputError` with the
-file's name.
+JPEG, PNG and ordinary TIFFs are read by Pillow; 16-bit, float and multi-band (Geo)TIFFs by
+tifffile, with a 2–98 % percentile stretch of each band. Anything that cannot be read raises
+:class:`InputError` with the file's name.
 """
 
 from __future__ import annotations
@@ -40,29 +39,27 @@ def read_image(path: str | Path, bands: str | Sequence[int] = "") -> np.ndarray:
     path = Path(path)
     chosen = parse_bands(bands)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below
-            try:
-                with Image.open(path) as image:
-                    _check_size(path, image.height, image.width)
-                    if image.mode in _PLAIN_MODES and not chosen and not _is_multiband(image):
-                        return _rgb(image)
-                    if image.format != "TIFF":
-                        return _stretch(np.atleast_3d(np.asarray(image)), chosen, path)
-            except Image.DecompressionBombError as error:
-                raise InputError(f"{path.name}: {error}; cut it into tiles first") from error
-            except (
-                Image.UnidentifiedImageError
-            ):  # e.g. float64 or 7-band TIFF: tifffile reads more kinds
-                if path.suffix.lower() not in {".tif", ".tiff"}:
-                    raise
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see MAX_PIXELS
+                image = Image.open(path)
+            with image:
+                _check_size(path, image.height, image.width)
+                if image.mode in _PLAIN_MODES and not chosen and not _is_multiband(image):
+                    return _rgb(image)
+                if image.format != "TIFF":
+                    return _stretch(np.atleast_3d(np.asarray(image)), chosen, path)
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{path.name}: {error}; cut it into tiles first") from error
+        except Image.UnidentifiedImageError:  # tifffile reads more kinds of TIFF, such as float64
+            if path.suffix.lower() not in {".tif", ".tiff"}:
+                raise
         return _stretch(_read_raster(path), chosen, path)
     except InputError:
         raise
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError) as error:
-        what = (
-            "is empty" if path.is_file() and path.stat().st_size == 0 else "is not a readable image"
-        )
+        empty = path.is_file() and path.stat().st_size == 0
+        what = "is empty" if empty else "is not a readable image"
         raise InputError(
             f"{path.name} {what} ({type(error).__name__}); replace or remove the file"
         ) from error
