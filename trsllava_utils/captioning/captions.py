@@ -158,15 +158,9 @@ def caption_dataset(
 
 def _identity(captioner: str, settings: Settings, describer: Captioner) -> dict:
     """What captions depend on beside the pictures."""
-    return {
-        "captioner": captioner,
-        "answer": f"{settings.prompt} x {settings.n}",
-        "language": settings.language,
-        "bands": settings.bands,
-        "false_colour": settings.false_colour,
-        "max_side": settings.max_side,
-        **describer.identity,
-    }
+    names = ("language", "bands", "false_colour", "max_side")
+    answer = {"captioner": captioner, "answer": f"{settings.prompt} x {settings.n}"}
+    return answer | {n: getattr(settings, n) for n in names} | describer.identity
 
 
 def _to_do(
@@ -233,8 +227,8 @@ def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rs
     if captioner.startswith("file:"):
         return _import_captions(dataset, captioner)
     file = captions_file(dataset, captioner, prompt)
-    found, problems = file.read()
-    records = _by_image(dataset, found)
+    by_name, problems = file.read()
+    records = _by_image(dataset, by_name)
     where = f"{_parameters(dataset)} -p captioner {captioner}"
     if not records and file.shards():
         raise MissingError(
@@ -258,17 +252,12 @@ def _by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]
 
 def human_captions(dataset: Dataset) -> dict[str, Record]:
     """The dataset's own captions as records (the first five an image), to compare with."""
-    texts = dataset.captions.groupby("image_id", sort=False)["text"].agg(list)
     names = dataset.images.set_index("image_id")["filename"]
-    return {
-        i: Record(
-            image=names[i],
-            model="human",
-            variants=[Variant(caption=text) for text in texts[i][:MAX_VARIANTS]],
-        )
-        for i in dataset.images["image_id"]
-        if i in texts.index
-    }
+    records = {}
+    for image_id, texts in dataset.captions.groupby("image_id", sort=False)["text"]:
+        variants = [Variant(caption=text) for text in texts[:MAX_VARIANTS]]
+        records[image_id] = Record(image=names[image_id], model="human", variants=variants)
+    return records
 
 
 def _parameters(dataset: Dataset) -> str:
@@ -284,17 +273,16 @@ def _stale(
 ) -> list[str]:
     """What no longer fits: pictures that changed since, or an earlier version of ``pixels``."""
     paths = dict(zip(dataset.images["image_id"], dataset.images["path"], strict=True))
-    changed = [
-        i for i, r in records.items() if paths[i] and file_sha256(paths[i]) != r.image_sha256
-    ]
-    told = []
+    pixels = {i: file_sha256(paths[i]) for i in records if paths[i]}
+    changed = [i for i, sha256 in pixels.items() if sha256 != records[i].image_sha256]
+    reasons = []
     if changed:
-        told.append(f"{len(changed):,} images changed after they were captioned: {changed[:3]}")
+        reasons.append(f"{len(changed):,} images changed after they were captioned: {changed[:3]}")
     if captioner == "pixels":
         now = open_captioner(captioner, Settings()).identity
         if {**manifest.get("identity", {}), **now} != manifest.get("identity"):
-            told.append("the captions come from another version of the captioner")
-    return [f"{what}; run 01_structured_captioning again" for what in told]
+            reasons.append("the captions come from another version of the captioner")
+    return [f"{reason}; run 01_structured_captioning again" for reason in reasons]
 
 
 def _import_captions(dataset: Dataset, captioner: str) -> Captions:
@@ -313,6 +301,5 @@ def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
     names = dataset.with_pixels["filename"]
     missing = [name for name in names if name not in records and name not in rejected]
     rest = f"; {len(missing):,} images are still to do: {missing[:3]} …" if missing else ""
-    return (
-        f"merged {merged} shards into {shown(file.path)}: {len(records):,} images captioned{rest}"
-    )
+    path, n = shown(file.path), f"{len(records):,}"
+    return f"merged {merged} shards into {path}: {n} images captioned{rest}"

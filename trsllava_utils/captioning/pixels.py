@@ -28,41 +28,25 @@ COVERS = ("water", "trees", "grass", "sand", "soil", "pavement", "roofs", "shado
 
 @dataclass(frozen=True)
 class Observation:
-    """What was measured on one picture.
+    """What was measured on one picture."""
 
-    Attributes:
-        cover: share of the picture by cover type (sums to 1).
-        where: compass place of each cover type, e.g. "north-west" or "centre"; "" where it lies
-            all over.
-        tanks, roofs, boats, vehicles, courts: counts of objects found.
-        red_ring: share of the picture in reddish ground that encloses green (a running track).
-        line_share: share of edge pixels that lie on long straight lines.
-        n_directions: how many directions (of 12) the long lines take, 0 if there are none.
-        water_elongation: length over width of the largest water body, 0 if there is none.
-        water_crossed: whether a narrow strip of another cover splits the water in two.
-        water_touches: how many picture sides the largest water body touches.
-        texture: mean local contrast, 0–1; ripple: how regular its stripes are, 0–1.
-        field_edges: number of large even-toned plots.
-        colours: two dominant colour names; roof_colour: the roofs' colour name.
-    """
-
-    cover: dict[str, float]
-    where: dict[str, str]
-    tanks: int
+    cover: dict[str, float]  # share of the picture by cover type; sums to 1
+    where: dict[str, str]  # compass place of each cover type; "" where it lies all over
+    tanks: int  # objects found
     roofs: int
     boats: int
     vehicles: int
     courts: int
-    red_ring: float
-    line_share: float
-    n_directions: int
-    water_elongation: float
-    water_crossed: bool
-    water_touches: int
-    texture: float
-    ripple: float
-    field_edges: int
-    colours: tuple[str, str]
+    red_ring: float  # share of the picture in reddish ground around green (a running track)
+    line_share: float  # share of edge pixels on long straight lines
+    n_directions: int  # directions (of 12) that the long lines take
+    water_elongation: float  # length over width of the largest water body
+    water_crossed: bool  # whether a narrow strip of another cover splits the water
+    water_touches: int  # picture sides that the largest water body touches
+    texture: float  # mean local contrast, 0 to 1
+    ripple: float  # how regular its stripes are, 0 to 1
+    field_edges: int  # large even-toned plots
+    colours: tuple[str, str]  # the two commonest
     roof_colour: str
 
 

@@ -107,14 +107,10 @@ def parse_line(line: str) -> Record:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{where}: {first['msg']}") from error
-    partial = [
-        v
-        for v in record.variants
-        if not v.structured and (not plain or v.one_sentence or v.feature)
-    ]
-    if partial:
-        absent = [f for f in FIELDS if getattr(partial[0], f) is None]
-        raise InputError(f"a variant lacks {' and '.join(absent)}")
+    for variant in record.variants:
+        if not variant.structured and (not plain or len(variant.fields) > 1):
+            absent = [name for name in FIELDS if name not in variant.fields]
+            raise InputError(f"a variant lacks {' and '.join(absent)}")
     return record
 
 
@@ -135,21 +131,14 @@ def read_records(path: str | Path) -> tuple[dict[str, Record], list[str]]:
                 continue
             try:
                 record = parse_line(line)
+                known = records.setdefault(record.image, record)
+                if known is not record:
+                    if "variants" in json.loads(line) or len(known.variants) >= MAX_VARIANTS:
+                        raise InputError(f"{record.image} has enough captions")
+                    variants = [*known.variants, *record.variants]
+                    records[record.image] = known.model_copy(update={"variants": variants})
             except InputError as error:
                 problems.append(f"{Path(path).name}, line {number}: {error}; the line was left out")
-                continue
-            known = records.get(record.image)
-            if known is None:
-                records[record.image] = record
-            elif "variants" not in json.loads(line) and len(known.variants) < MAX_VARIANTS:
-                records[record.image] = known.model_copy(
-                    update={"variants": [*known.variants, *record.variants]}
-                )
-            else:
-                problems.append(
-                    f"{Path(path).name}, line {number}: {record.image} has enough captions; the "
-                    "line was left out"
-                )
     return records, problems
 
 

@@ -53,34 +53,21 @@ class Outcome:
 
 @dataclass
 class Report:
-    """A run in numbers. ``a + b`` is two runs side by side.
+    """A run in numbers. ``a + b`` is two runs side by side."""
 
-    Attributes:
-        already, aside: images captioned, and images set aside, by an earlier run.
-        captioned: images captioned by this run; retried: how many of them took several attempts.
-        unreadable: images whose file cannot be read; failed: images that got no answer.
-        left: images not tried (the budget is spent, or the run was stopped).
-        retries: refused replies that were asked for again, by reason.
-        rejected: images set aside by this run, by reason.
-        usage: requests and tokens.
-        problems: unreadable and failed images, one sentence each.
-        seconds: time the run took; of two runs, that of the longer.
-        stopped: why the run ended early, if it did.
-    """
-
-    already: int = 0
-    aside: int = 0
-    captioned: int = 0
-    retried: int = 0
-    unreadable: int = 0
-    failed: int = 0
-    left: int = 0
-    retries: Counter = field(default_factory=Counter)
-    rejected: Counter = field(default_factory=Counter)
-    usage: Counter = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    stopped: Exception | None = None
+    already: int = 0  # images captioned by an earlier run
+    aside: int = 0  # images set aside by an earlier run
+    captioned: int = 0  # images captioned by this run
+    retried: int = 0  # of these, after more than one attempt
+    unreadable: int = 0  # images whose file cannot be read
+    failed: int = 0  # images that got no answer
+    left: int = 0  # images not tried: the budget is spent, or the run was stopped
+    retries: Counter = field(default_factory=Counter)  # refused replies, by reason
+    rejected: Counter = field(default_factory=Counter)  # images set aside, by reason
+    usage: Counter = field(default_factory=Counter)  # requests and tokens
+    problems: list[str] = field(default_factory=list)  # unreadable and failed images
+    seconds: float = 0.0  # of two runs, those of the longer
+    stopped: Exception | None = None  # why the run ended early, if it did
 
     def __add__(self, other: Report) -> Report:
         names = [f.name for f in fields(self) if f.name not in ("seconds", "stopped")]

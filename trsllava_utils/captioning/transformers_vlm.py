@@ -138,13 +138,9 @@ class TransformersCaptioner:
                     "pip install bitsandbytes accelerate"
                 )
             flag = f"load_in_{self._settings.quantize}"
-            return {
-                "quantization_config": BitsAndBytesConfig(
-                    **{flag: True},
-                    **({"bnb_4bit_compute_dtype": torch.bfloat16} if "4" in flag else {}),
-                ),
-                "device_map": "auto",
-            }
+            half = {"bnb_4bit_compute_dtype": torch.bfloat16} if "4" in flag else {}
+            config = BitsAndBytesConfig(**{flag: True}, **half)
+            return {"quantization_config": config, "device_map": "auto"}
         if self.device == "cuda":
             return {"dtype": torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16}
         if self.device == "mps":
@@ -186,11 +182,10 @@ class TransformersCaptioner:
         return self.describe(questions[:half]) + self.describe(questions[half:])
 
     def _conversation(self, question: Question) -> list[dict]:
-        pictures = [
-            {"type": "image", "image": Image.fromarray(p)} for p in question.pictures.values()
-        ]
+        pictures = map(Image.fromarray, question.pictures.values())
+        images = [{"type": "image", "image": picture} for picture in pictures]
         text = self._prompt.for_pictures(list(question.pictures))
-        return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+        return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
     @torch.inference_mode()
     def _generate(self, loaded: SimpleNamespace, inputs, questions: list[Question]) -> list[str]:

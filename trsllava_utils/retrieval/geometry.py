@@ -15,23 +15,13 @@ from trsllava_utils.retrieval.ranking import Labelled
 
 @dataclass(frozen=True)
 class Geometry:
-    """What :func:`measure` found.
+    """The measures, and samples to plot them."""
 
-    Attributes:
-        numbers: the measures by name.
-        pairs: squared distances of a human caption and a machine text: of the same image, and of
-            different ones.
-        within: squared distances of two texts of one side.
-        along: positions of human and machine texts along the line that joins their means.
-        occurrences: ``(n_images,) int64``, how many captions have the image in their top ``k``.
-        k: see there.
-    """
-
-    numbers: pd.Series
-    pairs: dict[str, np.ndarray]
-    within: dict[str, np.ndarray]
-    along: dict[str, np.ndarray]
-    occurrences: np.ndarray
+    numbers: pd.Series  # the measures by name
+    pairs: dict[str, np.ndarray]  # squared distances of a human and a machine text
+    within: dict[str, np.ndarray]  # squared distances of two texts of one side
+    along: dict[str, np.ndarray]  # positions along the line that joins the two means
+    occurrences: np.ndarray  # (n_images,) int64: captions that have the image in their top k
     k: int
 
 
@@ -101,20 +91,12 @@ def measure(captions: Labelled, images: Labelled, k: int = 10, limit: int = 4000
         "hubness (0 none, above 1 strong)": float(skew(counts)) if counts.std() else 0.0,
         f"images in the top {k} of no caption (%)": 100 * float(np.mean(counts == 0)),
     }
-    return Geometry(
-        pd.Series(numbers, name="value"),
-        {
-            "same image": _squared(human[h], machine[first[h]]),
-            "another image": _squared(human[h], machine[other]),
-        },
-        {
-            "two human captions": _squared(human[h], np.roll(human[h], 1, axis=0)),
-            "two machine texts": _squared(machine[m], np.roll(machine[m], 1, axis=0)),
-        },
-        {"human captions": human[h] @ direction, "machine texts": machine[m] @ direction},
-        counts,
-        k,
-    )
+    pairs = {"same image": _squared(human[h], machine[first[h]])}
+    pairs["another image"] = _squared(human[h], machine[other])
+    within = {"two human captions": _squared(human[h], np.roll(human[h], 1, axis=0))}
+    within["two machine texts"] = _squared(machine[m], np.roll(machine[m], 1, axis=0))
+    along = {"human captions": human[h] @ direction, "machine texts": machine[m] @ direction}
+    return Geometry(pd.Series(numbers, name="value"), pairs, within, along, counts, k)
 
 
 def _squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -16,21 +16,14 @@ from trsllava_utils.captioning.records import FIELDS
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a method.
+    """One step of a method."""
 
-    Attributes:
-        place: where it stands in the order; of each place a method has at most one step.
-        settings: their defaults.
-        bank, clip, reranker: whether it needs training captions, CLIP's weights, a cross-encoder.
-        transductive: the directions in which ranking one query looks at the other test queries.
-    """
-
-    place: int
-    settings: dict[str, float]
-    bank: bool = False
-    clip: bool = False
-    reranker: bool = False
-    transductive: tuple[str, ...] = ()
+    place: int  # where it stands in the order; of each place a method has at most one step
+    settings: dict[str, float]  # their defaults
+    bank: bool = False  # whether it needs training captions
+    clip: bool = False  # whether it needs CLIP's weights
+    reranker: bool = False  # whether it needs a cross-encoder
+    transductive: tuple[str, ...] = ()  # directions in which it looks at the other test queries
 
 
 # 1 vectors, 2 which texts of an image count, 3 where scores come from (cosine unless another is

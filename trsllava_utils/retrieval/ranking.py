@@ -91,11 +91,8 @@ def sides(
         human = replace(human, mean=mean)
         machine = replace(machine, mean=machine.vectors.mean(axis=0))
     names = np.array(images, dtype=object)
-    return (
-        Labelled(machine, names, np.arange(len(images))),
-        Labelled(human, query_ids(human_rows).to_numpy(), owner),
-        bank,
-    )
+    described = Labelled(machine, names, np.arange(len(images)))
+    return described, Labelled(human, query_ids(human_rows).to_numpy(), owner), bank
 
 
 def _rows(
@@ -184,24 +181,15 @@ def retrieve(
 
 @dataclass(frozen=True)
 class RankingTask:
-    """The queries of one direction, to be ranked against all items.
+    """The queries of one direction, to be ranked against all items."""
 
-    Attributes:
-        direction: "t2i" or "i2t", for the tables.
-        score: of the first ``n`` queries against the items.
-        queries, items: the sides; the same object where queries are items.
-        images: ``(n_images,)`` str: the gallery, to which ``owner`` of both sides refers.
-        n: how many of the queries are ranked.
-        top_k: results kept for each.
-    """
-
-    direction: str
-    score: Score
+    direction: str  # "t2i" or "i2t"
+    score: Score  # of the first n queries against the items
     queries: Labelled
-    items: Labelled
-    images: np.ndarray
-    n: int
-    top_k: int
+    items: Labelled  # the same object where queries are items
+    images: np.ndarray  # (n_images,) str: the gallery, to which owner of both sides refers
+    n: int  # how many of the queries are ranked
+    top_k: int  # results kept for each
 
     def run(self, scheduler: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
         """The ``ranks`` and ``top`` tables of :class:`Rankings`, a block of queries at a time."""
@@ -277,11 +265,8 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     setting += [f"first{sources.variants}"] if sources.variants else []
     stem = ".".join([*setting, f"{slug(parsed.name)}-{fingerprint(parsed.name)[:6]}"])
     path = sources.dataset.derived / "rankings" / stem
-    made_from = {
-        "inputs": sources.identity(parsed),
-        "method": parsed.name,
-        "rules": VERSION,
-    }
+    inputs = sources.identity(parsed)
+    made_from = {"inputs": inputs, "method": parsed.name, "rules": VERSION}
 
     def make() -> dict[str, pd.DataFrame]:
         ranks, top = retrieve(method, sources, top_k)

@@ -27,21 +27,13 @@ from trsllava_utils.search.found import Found
 
 @dataclass(frozen=True)
 class _Answer:
-    """One query against all images.
+    """One query against all images."""
 
-    Attributes:
-        query: the sentence, or the id of an image.
-        side: its texts, with their vectors as the method compares them.
-        scores: ``(n_images,)``.
-        own: the images that it is a human caption of; None if the query is an image.
-        left_out: index of an image that is not listed, or None.
-    """
-
-    query: str
-    side: Side
-    scores: np.ndarray
-    own: set[str] | None
-    left_out: int | None = None
+    query: str  # the sentence, or the id of an image
+    side: Side  # its texts, with their vectors as the method compares them
+    scores: np.ndarray  # (n_images,)
+    own: set[str] | None  # images that have it as a human caption; None if it is an image
+    left_out: int | None = None  # index of an image that is not listed
 
 
 class Index:
