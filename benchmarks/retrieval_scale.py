@@ -203,7 +203,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ax.set(xscale="log", yscale="log", xlabel="captions in the gallery")
         ax.grid(alpha=0.3)
     axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.suptitle("Exact retrieval as the gallery grows: five captions an image, 384 dimensions")
+    figure.suptitle("Exact retrieval as the gallery grows: five captions per image, 384 dimensions")
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 

@@ -73,7 +73,7 @@ def check_choice(what: str, value: str, valid: Iterable[str], hint: str = "") ->
 
 
 def resolve_data_dir(data_dir: str | os.PathLike = "") -> Path:
-    """The folder that holds one folder a dataset; empty means the repository's ``data/``."""
+    """The folder that holds one folder per dataset; empty means the repository's ``data/``."""
     return Path(data_dir).expanduser().resolve() if str(data_dir) else PROJECT_ROOT / "data"
 
 

@@ -104,7 +104,7 @@ def spread(
         raise InputError(
             f"piece {number + 1} of {len(pieces)}, or one waiting beside it, killed its worker "
             f"{error.allowed_failures + 1} times (out of memory? the worker's log says); what was "
-            "finished is on disk: run again with more memory a worker, or fewer workers a machine"
+            "finished is on disk: run again with more memory per worker, or with fewer workers"
         ) from error
     except CancelledError as error:
         raise InputError(

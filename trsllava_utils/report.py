@@ -22,7 +22,7 @@ FIGURES = {
     "04_methods": "Mean recall by scoring rule, with 95 % intervals",
     "04_recall_curves": "Recall as the list grows",
     "04_gallery_size": "Recall as the gallery grows",
-    "04_variants": "Mean recall by the number of captions an image",
+    "04_variants": "Mean recall by the number of captions per image",
     "04_class_recall": "Recall at 10 by class",
     "04_confusion": "Class of the query's image against that of the image found first",
     "04_difficulty": "Mean recall from easy to hard images",

@@ -42,7 +42,7 @@ WORDS = [
 
 
 def captions(n_images: int, seed: int = 0, start: int = 0) -> pd.DataFrame:
-    """One to four captions an image, some of them equal."""
+    """One to four captions per image, some of them equal."""
     rng = np.random.default_rng(seed)
     rows = [
         {

@@ -229,7 +229,7 @@ def test_geotiffs_know_where_they_are(tmp_path):
     assert "Where they are" in page and "47.8000° N, 11.1000° E" in page
 
 
-def test_without_a_person_the_panel_is_a_gallery(sources, monkeypatch):
+def test_without_a_person_the_panel_shows_the_first_result(sources, monkeypatch):
     for name in ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"):
         monkeypatch.delenv(name, raising=False)
     found = search_panel(sources, "boats", "csls", 4)
@@ -241,7 +241,7 @@ def test_panel(sources, monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", "03_retrieval.ipynb")
     panel = search_panel(sources, "boats", k=4)
     panel.method.options = ["max", "lexical", "rerank"]
-    assert isinstance(panel, Panel) and len(panel.gallery.children) == 4
+    assert isinstance(panel, Panel) and len(panel.pictures.children) == 4
     bundle = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle and "<img" in bundle["text/html"]
     panel.query.value = "a green river"
@@ -249,7 +249,7 @@ def test_panel(sources, monkeypatch):
     panel.next.click()
     assert panel.page.value == 2 and panel.found.table["rank"].iloc[0] == 5
     panel.k.value = 8
-    assert panel.page.value == 1 and len(panel.gallery.children) == 8
+    assert panel.page.value == 1 and len(panel.pictures.children) == 8
     panel.label.value = "port"
     assert panel.found.total == 6 and panel.next.disabled
     panel.label.value = ""
@@ -259,7 +259,7 @@ def test_panel(sources, monkeypatch):
     assert "needs a cross-encoder" in panel.status.value and panel.found.method == "lexical"
     panel.method.value = "max"
     opened = panel.found.table["image_id"].iloc[2]
-    panel.gallery.children[2].children[0].click()
+    panel.pictures.children[2].children[0].click()
     assert opened in panel.card.value and "<mark>river</mark>" in panel.card.value
     panel.like.click()
     assert panel.found.by_image and panel.found.query == opened
@@ -267,7 +267,7 @@ def test_panel(sources, monkeypatch):
     assert not panel.found.by_image and panel.found.table["hit"].notna().all()
     panel.query.value = sources.dataset.captions["text"].iloc[3]
     own = panel.found.table["hit"].sum()
-    shown = [box.children[1].value for box in panel.gallery.children]
+    shown = [box.children[1].value for box in panel.pictures.children]
     assert own and sum("✓ hit" in text for text in shown) == own
     assert panel._style.value.count("#009E73") == own
     panel.history.value = ("boats", False)

@@ -1,4 +1,4 @@
-"""Notebook 01: images go in, structured captions (RSRT) come out, one JSON line an image."""
+"""Notebook 01: images go in, structured captions (RSRT) come out, one JSON line per image."""
 
 from trsllava_utils.captioning.captioner import Settings
 from trsllava_utils.captioning.captions import (

@@ -2,7 +2,7 @@
 
 In ``data/<dataset>/derived/captions/`` lie
 
-    <captioner>.jsonl                  the records, one line an image, appended during a run
+    <captioner>.jsonl                  the records, one line per image, appended during a run
     <captioner>.json                   the manifest: identity, prompt, versions, an example reply
     <captioner>.rejected.jsonl         images without usable captions, each with the reason
     <captioner>.shard-2-of-8.*         the same three files of a shard, until shards are merged

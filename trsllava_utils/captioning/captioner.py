@@ -28,7 +28,7 @@ class Settings:
     Attributes:
         prompt: "rsrt" (structured captions) or "query" (one description, an image-to-text query).
         prompt_file: a text file that replaces the prompt; ``{n}`` and ``{language}`` are filled in.
-        variants: structured captions an image, 1 to 5.
+        variants: structured captions per image, 1 to 5.
         language: two-letter code of the language asked for; the quality gate checks it.
         seed: of the sampling; every image and every retry has its own, derived from it.
         temperature: of the sampling; 0 takes the likeliest word. Retries use at least 0.5.
@@ -43,7 +43,7 @@ class Settings:
         max_requests: stop after so many requests (0: no limit); one that is repeated because the
             server was busy counts once.
         timeout: seconds a request may take.
-        batch_size: images a batch, for ``transformers:`` captioners (0: as many as memory holds).
+        batch_size: images per batch, for ``transformers:`` captioners (0: as many as memory holds).
         price_in, price_out: US dollars for a million tokens in and out, to estimate the cost.
     """
 

@@ -1,4 +1,4 @@
-"""Structured captioning: images go in, RSRT records come out, one JSON line an image.
+"""Structured captioning: images go in, RSRT records come out, one JSON line per image.
 
 A captioner is named by a string: ``pixels`` (reads the picture, no weights),
 ``transformers:MODEL`` (a vision-language model on this machine), ``openai:MODEL`` (one behind a

@@ -158,8 +158,8 @@ def land_cover(
     white_roof = rest & (light > 74)
     roofs = red_roof | blue_roof | white_roof
     pavement = rest & ~shadow & ~white_roof
-    found = (water, trees, grass, sand, soil, pavement, roofs, shadow)
-    return dict(zip(COVERS, found, strict=True))
+    masks = (water, trees, grass, sand, soil, pavement, roofs, shadow)
+    return dict(zip(COVERS, masks, strict=True))
 
 
 def compass(mask: np.ndarray) -> str:

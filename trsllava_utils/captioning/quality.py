@@ -49,7 +49,7 @@ def check(variants: list[Variant], language: str = "en", prompt_text: str = "") 
         ReplyError: with the first reason found: "no words", "too short", "too long", "refusal",
             "loop", "copied from the prompt", "wrong language", or "equal variants".
     """
-    asked = _asked(prompt_text)
+    prompt_runs = _prompt_runs(prompt_text)
     for n, variant in enumerate(variants, 1):
         for field, text in variant.fields.items():
             where = f"variant {n}, {field}: {text[:60]!r}"
@@ -64,11 +64,11 @@ def check(variants: list[Variant], language: str = "en", prompt_text: str = "") 
                 raise ReplyError("refusal", where)
             if _loops(text, tokens):
                 raise ReplyError("loop", where)
-            if asked & _runs(tokens, COPIED_WORDS):
+            if prompt_runs & _runs(tokens, COPIED_WORDS):
                 raise ReplyError("copied from the prompt", where)
-        found = language_of(" ".join(variant.fields.values()), language)
-        if found != language:
-            raise ReplyError("wrong language", f"variant {n} is in {found!r}, not {language!r}")
+        spoken = language_of(" ".join(variant.fields.values()), language)
+        if spoken != language:
+            raise ReplyError("wrong language", f"variant {n} is in {spoken!r}, not {language!r}")
     if len({tuple(words(v.joined())) for v in variants}) < len(variants):
         raise ReplyError("equal variants", f"{variants[0].caption[:60]!r}")
     similar = sum(s >= NEAR_DUPLICATE for s in similarities(variants))
@@ -95,7 +95,7 @@ def _loops(text: str, tokens: list[str]) -> bool:
 
 
 @cache
-def _asked(prompt_text: str) -> frozenset[tuple[str, ...]]:
+def _prompt_runs(prompt_text: str) -> frozenset[tuple[str, ...]]:
     return frozenset(_runs(words(prompt_text), COPIED_WORDS))
 
 
@@ -137,7 +137,7 @@ def similarities(variants: list[Variant]) -> list[float]:
 
 
 def measure(records: Iterable[Record]) -> pd.DataFrame:
-    """Captions in numbers, a row for each field and one for all ("joined").
+    """Captions in numbers, one row for each field and one for all ("joined").
 
     Columns: ``texts, distinct, words (median), words (95 %), vocabulary, near-duplicates (%)``
     (pairs of variants of an image, row "joined" only) and ``at the limit (%)`` (texts as long as
@@ -146,11 +146,8 @@ def measure(records: Iterable[Record]) -> pd.DataFrame:
     records = list(records)
     table = {}
     for field in (*FIELDS, "joined"):
-        texts = [
-            v.joined() if field == "joined" else getattr(v, field)
-            for record in records
-            for v in record.variants
-        ]
+        variants = [v for record in records for v in record.variants]
+        texts = [v.joined() if field == "joined" else getattr(v, field) for v in variants]
         texts = [text for text in texts if text]
         if not texts:
             continue

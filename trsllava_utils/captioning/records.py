@@ -1,8 +1,8 @@
 """The RSRT record, its JSONL file, and the text corpus made of it.
 
-One line an image: ``{"image": "port_3.jpg", "model": "…", "variants": [{"one_sentence",
+One line per image: ``{"image": "port_3.jpg", "model": "…", "variants": [{"one_sentence",
 "feature", "caption"}, …]}``.
-Lines made elsewhere may also be flat RSRT (one variant a line) or plain ``{"image", "caption"}``.
+Lines made elsewhere may also be flat RSRT (one variant per line) or plain ``{"image", "caption"}``.
 """
 
 from __future__ import annotations
@@ -145,13 +145,13 @@ def read_records(path: str | Path) -> tuple[dict[str, Record], list[str]]:
 def caption_corpus(
     records: Iterable[tuple[str, Record]], source: str, texts: str = "joined"
 ) -> pd.DataFrame:
-    """Records as a text corpus: ``image_id, source, variant, field, text``, one row a text.
+    """Records as a text corpus: ``image_id, source, variant, field, text``, one row per text.
 
     Args:
         records: ``(image_id, record)`` pairs.
         source: the captioner's id.
-        texts: "joined" gives one text a variant (field "full"; the paper's way), "fields" one
-            text a field.
+        texts: "joined" gives one text per variant (field "full"; the paper's way), "fields" one
+            text per field.
     """
     check_choice("texts", texts, TEXTS)
     rows = []

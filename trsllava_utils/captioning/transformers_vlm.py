@@ -222,8 +222,8 @@ class Draw(LogitsProcessor):
 
     The Gumbel-max trick: for independent :math:`g_k = -\log E_k`, :math:`E_k \sim \mathrm{Exp}(1)`,
     :math:`\arg\max_k (\ell_k / T + g_k)` is a draw from :math:`\mathrm{softmax}(\ell / T)` (Gumbel
-    1954; Maddison et al. 2014, arXiv 1411.0030). With one generator a row, the words of an image do
-    not depend on which images share its batch.
+    1954; Maddison et al. 2014, arXiv 1411.0030). With one generator per row, the words of an image
+    do not depend on which images share its batch.
     """
 
     def __init__(self, questions: list[Question], device: torch.device) -> None:

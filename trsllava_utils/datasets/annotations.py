@@ -127,7 +127,7 @@ def _entry(entry: Any, path: Path, where: str) -> Annotation:
 
 
 def _read_text_pair(path: Path) -> list[Annotation]:
-    """``test_caps.txt`` + ``test_filename.txt``: one name a caption, or one name an image (then
+    """``test_caps.txt`` + ``test_filename.txt``: one name per caption, or one name per image (then
     equal shares)."""
     split = path.name.removesuffix("_caps.txt")
     candidates = (path.with_name(f"{split}_filename{s}.txt") for s in ("", "s"))

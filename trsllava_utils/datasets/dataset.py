@@ -2,7 +2,7 @@
 
 Knows the sample set, RSITMD, RSICD, UCM-captions and Sydney-captions, and any folder of images.
 The layout on disk is recognised (see ``annotations.py``); everything odd is listed in
-``Dataset.problems``. Human captions come out as a text corpus, one row a caption:
+``Dataset.problems``. Human captions come out as a text corpus, one row per caption:
 ``image_id, source, variant, field, text``.
 """
 
@@ -59,7 +59,7 @@ class Dataset:
         root: the folder it was read from.
         derived: the folder its artefacts go to.
         figures: the folder its figures go to.
-        images: one row an image: ``image_id, filename, split, label, path`` (path is "" where
+        images: one row per image: ``image_id, filename, split, label, path`` (path is "" where
             there are no pixels).
         captions: human captions as a text corpus (may be empty).
         problems: what was found odd on loading, one sentence each.
@@ -106,7 +106,7 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
 
     Args:
         dataset: "sample", "rsitmd", "rsicd", "ucm", "sydney", or the path of a folder of images.
-        data_dir: folder that holds one folder a dataset; empty means the repository's ``data/``.
+        data_dir: folder that holds one folder per dataset; empty means the repository's ``data/``.
         split: "train", "val", "test" or "all". A folder without splits is always "all".
         limit: keep only the first ``limit`` images (0: all of them), for a quick look.
 
@@ -346,7 +346,7 @@ def _label_from_name(filename: PurePosixPath, name: str) -> str:
 
 
 def statistics(dataset: Dataset) -> pd.Series:
-    """The dataset in numbers: images, captions, words a caption, repeats, classes."""
+    """The dataset in numbers: images, captions, words per caption, repeats, classes."""
     texts = dataset.captions["text"]
     words = texts.str.split().str.len()
     images_with = dataset.captions.groupby("text")["image_id"].nunique()
@@ -357,6 +357,6 @@ def statistics(dataset: Dataset) -> pd.Series:
         "human captions": len(texts),
         "distinct captions": texts.nunique(),
         "captions shared by several images": int((images_with > 1).sum()),
-        "words a caption (median)": float(words.median()) if len(words) else 0.0,
+        "words per caption (median)": float(words.median()) if len(words) else 0.0,
     }
     return pd.Series(numbers, name=f"{dataset.title} · {dataset.split}")

@@ -28,7 +28,7 @@ from trsllava_utils.openai_api import open_client, redact
 MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 PRECISIONS = ("float32", "bfloat16", "auto")
-CPU_BATCH = 4096  # characters a batch: fits the cache of a core
+CPU_BATCH = 4096  # characters per batch: fits the cache of a core
 GPU_BATCH = 1 << 18
 FIRST = 16  # texts of the first batch
 

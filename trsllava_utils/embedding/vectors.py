@@ -35,7 +35,7 @@ class Embeddings:
     """Vectors and the corpus rows they belong to.
 
     Attributes:
-        rows: the text corpus, one row a vector.
+        rows: the text corpus, one row per vector.
         vectors: ``(len(rows), dim) float32``, unit rows.
         path: the safetensors file.
         encoded: how many distinct texts had to be encoded in this run (0: all were on disk).

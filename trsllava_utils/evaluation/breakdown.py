@@ -101,7 +101,7 @@ def strata(twins: pd.Series) -> pd.Series:
 
 
 def by_stratum(rankings: dict[str, pd.DataFrame], groups: pd.Series) -> pd.DataFrame:
-    """mR of each method within each group of images (the gallery stays whole): a column a method,
+    """mR of each method within each group of images (the gallery stays whole): a column per method,
     and ``images``."""
     out = {}
     for method, ranks in rankings.items():
@@ -115,7 +115,7 @@ def by_stratum(rankings: dict[str, pd.DataFrame], groups: pd.Series) -> pd.DataF
 def caption_traits(records: dict[str, Record]) -> pd.DataFrame:
     """What the machine's texts of an image are like, by image id:
 
-    ``words``: mean words a variant. ``specificity``: mean over its words of
+    ``words``: mean words per variant. ``specificity``: mean over its words of
     :math:`\\ln N / n_w`, :math:`n_w` of N images saying the word. ``likeness``: mean Jaccard
     similarity of its variants' word pairs (none for a single variant). ``repeats``: other images
     whose first variant has the very same words.

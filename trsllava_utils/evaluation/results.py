@@ -69,7 +69,7 @@ def results_path(derived: Path, split: str, captioner: str, encoder: str) -> Pat
 
 
 def summary(data_dir: Path) -> pd.DataFrame:
-    """All results below a data folder in one table: a row for each dataset, split, captioner,
+    """All results below a data folder in one table: one row for each dataset, split, captioner,
     encoder and method, chance included (percent)."""
     tables = []
     for path in sorted(data_dir.glob("*/derived/results/*.json")):
@@ -116,14 +116,9 @@ def published(dataset: str, measured: dict[str, dict] | None = None) -> pd.DataF
     table = table[table["dataset"] == dataset].drop(columns="dataset")
     if table.empty:
         return table
-    own = [
-        {
-            "method": name,
-            "kind": "measured here",
-            **{f"{d}_R@{k}": result[d][f"R@{k}"] for d in TITLES for k in KS},
-            "mR": result["mR"],
-        }
-        for name, result in (measured or {}).items()
-    ]
+    own = []
+    for name, result in (measured or {}).items():
+        recalls = {f"{d}_R@{k}": result[d][f"R@{k}"] for d in TITLES for k in KS}
+        own.append({"method": name, "kind": "measured here", **recalls, "mR": result["mR"]})
     table = pd.DataFrame([*table.to_dict("records"), *own], columns=table.columns)
     return table.sort_values("mR", ascending=False, ignore_index=True).round(2)

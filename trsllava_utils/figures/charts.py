@@ -93,7 +93,7 @@ def _densities(ax: Axes, samples: dict[str, np.ndarray], label: str, title: str)
 
 
 def grid(table: pd.DataFrame, chosen: dict[str, str], title: str) -> Figure:
-    """mR on the validation split for every setting tried, a row a rule; the chosen one filled and
+    """mR on the validation split for every setting tried, a row per rule; the chosen one filled and
     named.
 
     Args:
@@ -137,7 +137,7 @@ def methods(results: dict[str, dict], reference: str, chance: float, title: str)
 
 
 def recall_curves(curves: dict[str, pd.DataFrame], title: str) -> Figure:
-    """R@K against K for each method, chance dashed; one panel a direction."""
+    """R@K against K for each method, chance dashed; one panel per direction."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for ax, (direction, name) in zip(axes, TITLES.items(), strict=True):
         first = next(iter(curves.values()))["k"]
@@ -154,7 +154,7 @@ def strata(table: pd.DataFrame, label: str, title: str) -> Figure:
     """mR of methods by group of images, from easy to hard.
 
     Args:
-        table: index the groups, column ``images``, then a column a method.
+        table: index the groups, column ``images``, then a column per method.
     """
     figure, ax = plt.subplots(figsize=(8, 4))
     x = np.arange(len(table))

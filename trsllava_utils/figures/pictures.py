@@ -121,7 +121,7 @@ def dataset_overview(dataset: Dataset) -> Figure:
         right.axvline(words.median(), color="black", linestyle="--", label=label)
         right.legend()
         right.set_ylim(top=1.15 * right.get_ylim()[1])
-    right.set(xlabel="words a caption", ylabel="human captions", title="Caption length")
+    right.set(xlabel="words per caption", ylabel="human captions", title="Caption length")
     return figure
 
 
@@ -156,8 +156,8 @@ def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "
 
 
 def caption_distributions(records: list[Record], title: str) -> Figure:
-    """Captions as a whole: words a field, vocabulary as images come in, likeness of the variants of
-    an image, and the share of images that mention a kind of scene."""
+    """Captions as a whole: words per field, growth of the vocabulary, likeness of the variants, and
+    the share of images that mention a kind of scene."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.4))
     _lengths(axes[0, 0], records)
     _vocabulary(axes[0, 1], records)
@@ -215,7 +215,7 @@ def _likeness(ax: Axes, records: list[Record]) -> None:
 def compare_captions(
     dataset: Dataset, image_ids: list[str], sides: dict[str, dict[str, Record]], bands: str = ""
 ) -> Figure:
-    """The same images as several captioners put them: a row an image, a column a captioner.
+    """The same images as several captioners put them: a row per image, a column per captioner.
 
     Args:
         dataset: whose images.

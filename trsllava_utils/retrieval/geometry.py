@@ -71,7 +71,7 @@ def measure(captions: Labelled, images: Labelled, k: int = 10, limit: int = 4000
     Args:
         captions, images: the two sides, see :func:`trsllava_utils.retrieval.sides`.
         k: of the k-occurrence.
-        limit: so many texts a side, drawn at random, stand for all of them in the pairs.
+        limit: so many texts per side, drawn at random, stand for all of them in the pairs.
     """
     rng = np.random.default_rng(0)
     human, machine = captions.side.vectors, images.side.vectors

@@ -111,7 +111,7 @@ class Method:
 
     @property
     def texts(self) -> str:
-        """Which texts of an image it compares: "joined" (one a variant) or "fields"."""
+        """Which texts of an image it compares: "joined" (one per variant) or "fields"."""
         return "fields" if "fields" in self.steps else "joined"
 
     @property

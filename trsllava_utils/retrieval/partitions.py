@@ -46,7 +46,7 @@ class Partitions:
 
         Args:
             corpus: ``image_id, source, variant, field, text``, the rows of an image together.
-            texts_each: texts a partition, about.
+            texts_each: texts per partition, about.
 
         Returns:
             Names of the partitions that hold it.
@@ -65,17 +65,16 @@ class Partitions:
         cuts = starts[np.flatnonzero(np.diff(starts // texts_each, prepend=-1))]
         pieces = np.split(np.arange(len(corpus)), cuts[1:]) if len(corpus) else []
         known = {name.rpartition("-")[2]: name for name in self.names}
-        content = [fingerprint(corpus.iloc[rows].astype(str).values.tolist()) for rows in pieces]
-        new = [rows for rows, its in zip(pieces, content, strict=True) if its not in known]
+        prints = [fingerprint(corpus.iloc[rows].astype(str).values.tolist()) for rows in pieces]
+        new = {p: rows for p, rows in zip(prints, pieces, strict=True) if p not in known}
         if new:
-            self._refuse_known(corpus["image_id"].iloc[np.concatenate(new)])
-        for rows, its in zip(pieces, content, strict=True):
-            if its not in known:
-                known[its] = f"part-{len(known):06d}-{its}"
-                out = BytesIO()
-                corpus.iloc[rows].to_parquet(out, index=False, row_group_size=ROW_GROUP)
-                self.write(f"{known[its]}.parquet", out.getvalue())
-        return [known[its] for its in content]
+            self._refuse_known(corpus["image_id"].iloc[np.concatenate(list(new.values()))])
+        for content, rows in new.items():
+            known[content] = f"part-{len(known):06d}-{content}"
+            out = BytesIO()
+            corpus.iloc[rows].to_parquet(out, index=False, row_group_size=ROW_GROUP)
+            self.write(f"{known[content]}.parquet", out.getvalue())
+        return [known[content] for content in prints]
 
     def _refuse_known(self, ids: pd.Series) -> None:
         new = ids.unique().astype(str)

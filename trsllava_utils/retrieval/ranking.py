@@ -31,7 +31,7 @@ class Rankings:
     """The outcome of retrieval in both directions.
 
     Attributes:
-        ranks: one row a query: ``direction, query_id, image_id, n_greater, n_tied,
+        ranks: one row per query: ``direction, query_id, image_id, n_greater, n_tied,
             n_relevant_tied, n_relevant, n_items``: all that recall with exact ties needs (see
             :mod:`trsllava_utils.evaluation.recall`).
         top: the first ``top_k`` items of every query: ``direction, query_id, rank, item_id,

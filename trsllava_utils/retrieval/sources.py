@@ -49,7 +49,7 @@ class Sources:
         clip: name of a CLIP (see ``clip.py``); empty: none.
         reranker: a sentence-transformers CrossEncoder, by hub id or folder; empty: none.
         bands: of the images, for CLIP.
-        variants: use only so many captions an image; 0: all.
+        variants: use only so many captions per image; 0: all.
         scheduler: where texts are encoded and queries ranked, see ``cluster.py``.
         precision: of the text encoder, see :func:`trsllava_utils.embedding.load_encoder`.
     """
@@ -97,7 +97,7 @@ class Sources:
 
     @_once
     def embed_captions(self, texts: str = "joined") -> Embeddings:
-        """The captioner's texts: "joined", one a variant (the paper's way), or "fields", one a
+        """The captioner's texts: "joined", one per variant (the paper's way), or "fields", one a
         field."""
         name = f"{self.dataset.split}.{self.captions.captioner}.{texts}"
         made = self._embed(self.captions.corpus(texts), name, "document")

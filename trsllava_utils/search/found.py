@@ -1,4 +1,4 @@
-"""What a search found: a table, to be looked at as a gallery or kept as a page or a file.
+"""What a search found: a table, to be looked at as pictures, or kept as a page or a file.
 
 Pages are self-contained (pictures inside) and escaped throughout, so that a caption or a file name
 is shown as the text it is. The templates lie in ``templates/``; Jinja escapes what is put into
@@ -24,7 +24,7 @@ from trsllava_utils.datasets.imagery import thumbnail
 from trsllava_utils.figures import place_map, png
 from trsllava_utils.retrieval import Sources
 
-SMALL, LARGE = 192, 512  # sides of a picture in a gallery and on a card, in pixels
+SMALL, LARGE = 192, 512  # sides of a picture on a tile and on a card, in pixels
 EXCERPT = 180  # characters of a caption under a picture
 _PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "ss": "ss", "s": ""}
 _TEMPLATES = jinja2.Environment(
@@ -38,7 +38,7 @@ _TEMPLATES = jinja2.Environment(
 
 @dataclass(frozen=True, repr=False)
 class Found:
-    """One page of a result. Shown by Jupyter as a gallery.
+    """One page of a result. Jupyter shows it as pictures with their captions.
 
     Attributes:
         query: the sentence, or the id of the image that others are to be like.
@@ -68,7 +68,7 @@ class Found:
         return result_fragment(self)
 
     def save_html(self, path: str | Path) -> Path:
-        """Write the gallery, with every image's captions, as one page that needs no network."""
+        """Write the pictures, with all their captions, as one page that needs no network."""
         with atomic_path(path) as tmp:
             tmp.write_text(result_page(self), encoding="utf-8")
         return Path(path)
@@ -87,12 +87,12 @@ class Found:
 
 def render(template: str, **values: Any) -> str:
     """A template filled in; everything but :class:`markupsafe.Markup` is escaped."""
-    return _TEMPLATES.get_template(template).render(**values)
+    return _TEMPLATES.get_template(template).render(marked=marked, **values)
 
 
 def result_fragment(found: Found) -> str:
     """The images of a result as a fragment, for a notebook."""
-    return render("gallery.html", found=found, tiles=tiles(found))
+    return render("result.html", found=found, tiles=tiles(found))
 
 
 def result_page(found: Found) -> str:
@@ -110,25 +110,18 @@ def result_page(found: Found) -> str:
 
 
 def tiles(found: Found) -> list[dict]:
-    """What a gallery says of each image."""
+    """What is shown of each image: its picture, score and nearest caption."""
     out = []
     for row in found.table.itertuples():
         variants = found.sources.captions.records[row.image_id].variants
         text = _excerpt(variants[row.variant - 1], row.text, _query_words(found))
-        out.append(
-            {
-                "rank": row.rank,
-                "image_id": row.image_id,
-                "score": f"{row.score:.3f}",
-                "label": row.label,
-                "variant": row.variant,
-                "of": len(variants),
-                "verdict": "" if row.hit is pd.NA else "hit" if row.hit else "miss",
-                "picture": picture_uri(found.sources, row.image_id, SMALL),
-                "said": variants[row.variant - 1].one_sentence or text,
-                "words": marked(text, _query_words(found)),
-            }
-        )
+        tile = {name: getattr(row, name) for name in ("rank", "image_id", "label", "variant")}
+        tile |= {"score": f"{row.score:.3f}", "of": len(variants)}
+        tile["verdict"] = "" if row.hit is pd.NA else "hit" if row.hit else "miss"
+        tile["picture"] = picture_uri(found.sources, row.image_id, SMALL)
+        tile["said"] = variants[row.variant - 1].one_sentence or text
+        tile["words"] = marked(text, _query_words(found))
+        out.append(tile)
     return out
 
 
@@ -136,28 +129,15 @@ def card(found: Found, image_id: str) -> str:
     """Everything that is known of one image, as a fragment: its picture, all its captions with the
     words of the query marked, what people wrote."""
     sources = found.sources
-    record = sources.captions.records[image_id]
-    images = sources.dataset.images
-    captions = sources.dataset.captions
+    images, captions = sources.dataset.images, sources.dataset.captions
     row = found.table[found.table["image_id"] == image_id].iloc[0]
-    variants = [
-        {
-            "number": number,
-            "nearest": number == row["variant"],
-            "fields": [
-                (field, marked(text, _query_words(found))) for field, text in variant.fields.items()
-            ],
-        }
-        for number, variant in enumerate(record.variants, 1)
-    ]
     return render(
         "card.html",
+        row=row,
         image=images[images["image_id"] == image_id].iloc[0],
-        rank=row["rank"],
-        score=f"{row['score']:.3f}",
-        model=record.model,
+        record=sources.captions.records[image_id],
+        query=_query_words(found),
         picture=picture_uri(sources, image_id, LARGE),
-        variants=variants,
         people=captions.loc[captions["image_id"] == image_id, "text"].tolist(),
         place=place_name(row.get("lat"), row.get("lon")),
     )

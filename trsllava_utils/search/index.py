@@ -69,7 +69,7 @@ class Index:
 
         Args:
             query: the sentence.
-            k: images a page.
+            k: images per page.
             page: which page, from 1.
             label: only images of this class; empty: all.
 
@@ -189,7 +189,7 @@ def search(
             ``clip, reranker, bands, precision``.
 
     Returns:
-        The first ``k`` images. Jupyter shows them as a gallery; ``.table`` holds them.
+        The first ``k`` images. Jupyter shows them as pictures; ``.table`` holds them.
 
     Raises:
         InputError, MissingError: see ``load_dataset`` and :class:`Index`; where captions are

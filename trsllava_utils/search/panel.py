@@ -1,7 +1,7 @@
-"""The search panel of notebook 03: type a query, see the gallery, click an image.
+"""The search panel of notebook 03: type a query, see the images found, click one.
 
 Built of plain ipywidgets. Where there is nobody to click (papermill, nbconvert, nbval), or no
-widgets, the first result is shown as a static gallery instead.
+widgets, the first result is shown without widgets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def search_panel(sources: Sources, query: str, method: str = "max", k: int = 8) 
         sources: what is searched.
         query: the first query.
         method: the rule used first, if it can rank a single query; others can be chosen.
-        k: images a page.
+        k: images per page.
     """
     methods = [m for m in dict.fromkeys((method, *METHODS)) if Method(m).ranks_one_query]
     return (Panel if interactive() else _static)(sources, query, methods, k)
@@ -55,7 +55,7 @@ def interactive() -> bool:
 
 
 class Panel:
-    """Query, gallery and card, wired together; ``found`` is what is shown.
+    """Query, pictures and card, wired together; ``found`` is what is shown.
 
     Args:
         sources, query, k: see :func:`search_panel`.
@@ -80,7 +80,7 @@ class Panel:
                 w.HBox([self.query, self.any_caption], layout=row),
                 w.HBox([self.method, self.label, self.k, self.history], layout=row),
                 self.status,
-                self.gallery,
+                self.pictures,
                 w.HBox(steps, layout=row),
                 self._detail,
                 self.map,
@@ -116,7 +116,7 @@ class Panel:
         """What is shown: tiles, the card of one image, a map."""
         w = self._w
         self.status, self.card, self.map, self._style, self._links = (w.HTML() for _ in range(5))
-        self.gallery = w.Box(layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
+        self.pictures = w.Box(layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
         self.like, self.close = self._button("more like this"), self._button("close")
         self._detail = w.VBox([w.HBox([self.like, self.close]), self.card])
         self._detail.layout.display = "none"
@@ -209,7 +209,7 @@ class Panel:
             )
             text.value = render("caption.html", tile=tile)
         self._style.value = f"<style>{' '.join(rules)}</style>"
-        self.gallery.children = self._tiles[: len(images)]
+        self.pictures.children = self._tiles[: len(images)]
         self._detail.layout.display = "none"
         self._links.value = ""
 
