@@ -1,8 +1,8 @@
 """Embedding the human captions of a dataset: plain ``SentenceTransformer.encode`` of every caption
-against this project, which encodes equal captions once, in batches of equal length, a thread a
-batch, in bfloat16 where the processor computes it; then what 1 % more captions cost, and nothing
-new at all. Last, mR on the validation images with the vectors of either side, for each captioner
-named (notebook 01 has to have described them).
+against this project in each precision, which encodes equal captions once, in batches of equal
+length, one thread per batch; then what 1 % more captions cost, and nothing new at all. Last, for
+each captioner named (notebook 01 has to have described them): mR on the validation images with the
+vectors of each side, and how many queries keep their rank.
 
     python benchmarks/embedding_throughput.py [DATASET [DATA_DIR [CAPTIONER …]]]   (default: sample)
 """
@@ -15,20 +15,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from trsllava_utils import evaluation
 from trsllava_utils.captioning import load_captions
 from trsllava_utils.cluster import threads
 from trsllava_utils.datasets import Dataset, load_dataset
-from trsllava_utils.embedding.encoders import MINILM, computes_bfloat16, load_encoder
-from trsllava_utils.embedding.vectors import Embeddings, embed_corpus
-from trsllava_utils.retrieval.ranking import retrieve
+from trsllava_utils.embedding import MINILM, Embeddings, Encoder, embed_corpus, load_encoder
+from trsllava_utils.embedding.encoders import computes_bfloat16
+from trsllava_utils.retrieval import retrieve
 
 PIECE = 2_000  # distinct captions of the side-by-side rounds
 ROUNDS = 5
@@ -40,16 +40,47 @@ def timed(function, *arguments, **options) -> tuple:
     return out, time.perf_counter() - start
 
 
-def mean_recall(dataset: Dataset, captioner: str, encode: Callable) -> float:
-    """mR of the rule ``max`` with vectors from ``encode(texts)``, in percent."""
-    captions = load_captions(dataset, captioner)
+def ranks_of(dataset: Dataset, captioner: str, encode: Callable) -> pd.DataFrame:
+    """Ranks by the rule ``max`` with vectors from ``encode(texts)``."""
+    corpora = dataset.captions, load_captions(dataset, captioner).corpus("joined")
     human, joined = (
         Embeddings(rows.reset_index(drop=True), encode(rows["text"].tolist()), Path(), 0)
-        for rows in (dataset.captions, captions.corpus("joined"))
+        for rows in corpora
+    )
+    sources = SimpleNamespace(
+        embed_human=lambda: human,
+        embed_captions=lambda texts: joined,
+        relevance=None,
+        scheduler="",
     )
     images = sorted(set(joined.rows["image_id"]) & set(human.rows["image_id"]))
-    sources = SimpleNamespace(human=human, joined=joined, relevance=None, scheduler="")
-    return evaluation.mean_recall(evaluation.metrics(retrieve("max", sources, images=images)[0]))
+    return retrieve("max", sources, images=images)[0]
+
+
+def side_by_side(plain: Callable, encoder: Encoder, texts: list[str]) -> list[float]:
+    """Time of plain ``encode`` over ours on the same distinct texts, turn and turn about."""
+    ratios = []
+    for _ in range(ROUNDS):
+        _, slow = timed(plain, texts)
+        _, fast = timed(encoder.encode, texts, "document")
+        ratios.append(slow / fast)
+    return ratios
+
+
+def growing(encoder: Encoder, corpus: pd.DataFrame) -> tuple[list[dict], np.ndarray]:
+    """99 % of a corpus embedded, then 1 % more, then the same again."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def embed(rows: pd.DataFrame) -> Embeddings:
+            return embed_corpus(rows, encoder, Path(folder), "human")
+
+        first, cold = timed(embed, corpus[: -(len(corpus) // 100)])
+        more, added = timed(embed, corpus)
+        _, again = timed(embed, corpus)
+    rows = [("99 % of the captions", first.encoded, cold), ("… then 1 % more", more.encoded, added)]
+    rows.append(("… then the same again", 0, again))
+    names = ("what", "texts encoded", "s")
+    return [dict(zip(names, row, strict=True)) for row in rows], more.vectors
 
 
 def main(dataset: str = "sample", data_dir: str = "", *captioners: str) -> None:
@@ -57,56 +88,42 @@ def main(dataset: str = "sample", data_dir: str = "", *captioners: str) -> None:
     corpus = load_dataset(dataset, data_dir, "all").captions
     texts = corpus["text"].tolist()
     distinct = list(dict.fromkeys(texts))
-    encoder = load_encoder(MINILM)
-    plain = encoder._model.encode
-    options = {"normalize_embeddings": True, "show_progress_bar": False}
-    plain(texts[:64], **options)  # warm-up
-
-    # the same distinct captions, turn and turn about: what batches and threads give
     piece = distinct[:: max(1, len(distinct) // PIECE)][:PIECE]
-    ratios = []
-    for _ in range(ROUNDS):
-        _, slow = timed(plain, piece, **options)
-        _, fast = timed(encoder.encode, piece, "document")
-        ratios.append(slow / fast)
+    encoders = {p: load_encoder(MINILM, p) for p in ("float32", "bfloat16")}
 
-    with tempfile.TemporaryDirectory() as folder:
+    def plain(texts: list[str]) -> np.ndarray:
+        model = encoders["float32"]._model
+        return model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
-        def project(rows: pd.DataFrame) -> Embeddings:
-            return embed_corpus(rows, encoder, Path(folder), "human")
-
-        old = corpus[: -(len(corpus) // 100)]
-        everything, all_plain = timed(plain, texts, **options)
-        first, cold = timed(project, old)
-        more, added = timed(project, corpus)
-        _, again = timed(project, corpus)
-    least = float((everything * more.vectors).sum(axis=1).min())
-    rows = [
-        {"what": "plain encode, every caption", "texts encoded": len(texts), "s": all_plain},
-        {"what": "this project, 99 % of them", "texts encoded": first.encoded, "s": cold},
-        {"what": "… then 1 % more", "texts encoded": more.encoded, "s": added},
-        {"what": "… then the same again", "texts encoded": 0, "s": again},
-    ]
-    table = pd.DataFrame(rows).assign(**{"plain / this": [all_plain / row["s"] for row in rows]})
-    result = {
-        "dataset": dataset,
-        "captions": len(texts),
-        "distinct": len(distinct),
-        "threads": threads(),
-        "bfloat16": computes_bfloat16(torch.device("cpu")),
-        "same texts, plain / this project": float(np.median(ratios)),
-        "rounds": ratios,
-        "least cosine to plain": least,
-        "table": table.to_dict("records"),
-    }
+    plain(texts[:64])  # warm-up
+    exact, seconds = timed(plain, texts)
+    table = [{"side": "plain", "what": "every caption", "texts encoded": len(texts), "s": seconds}]
+    result = {"dataset": dataset, "captions": len(texts), "distinct": len(distinct)}
+    result |= {"threads": threads(), "bfloat16 units": computes_bfloat16()}
+    for precision, encoder in encoders.items():
+        rounds = side_by_side(plain, encoder, piece)
+        rows, vectors = growing(encoder, corpus)
+        table += [{"side": precision, **row} for row in rows]
+        result[precision] = {
+            "same texts, plain / this project": float(np.median(rounds)),
+            "rounds": rounds,
+            "least cosine to plain": float((exact * vectors).sum(axis=1).min()),
+        }
     val = load_dataset(dataset, data_dir, "val") if captioners else None
     for captioner in captioners:
-        result["mR plain, this project: " + captioner] = [
-            mean_recall(val, captioner, lambda t: plain(t, **options)),
-            mean_recall(val, captioner, lambda t: encoder.encode(t, "document")),
-        ]
+        ranks = {"plain": ranks_of(val, captioner, plain)}
+        for precision, encoder in encoders.items():
+            ranks[precision] = ranks_of(val, captioner, partial(encoder.encode, role="document"))
+        places = {side: evaluation.expected_rank(table) for side, table in ranks.items()}
+        kept = {side: 100 * float(np.mean(p == places["plain"])) for side, p in places.items()}
+        result[captioner] = {
+            side: {"mR": evaluation.metrics(ranks[side])["mR"], "same rank, % of queries": share}
+            for side, share in kept.items()
+        }
+    table = pd.DataFrame(table).assign(**{"plain / this": [seconds / row["s"] for row in table]})
     print(table.round(2).to_string(index=False))
-    print(json.dumps({k: v for k, v in result.items() if k != "table"}, indent=2))
+    print(json.dumps(result, indent=2))
+    result["table"] = table.to_dict("records")
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from tests.conftest import draw
 from trsllava_utils import __main__ as command_line
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError
+from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.datasets import load_dataset
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
@@ -169,24 +170,18 @@ def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
     assert [p.stat().st_mtime_ns for p in vectors] == before
 
 
-def test_own_folder_searches_without_captions_and_says_what_evaluation_needs(tmp_path):
+def test_own_folder_searches_without_captions_and_says_what_evaluation_needs(
+    tmp_path, static_encoder
+):
     for i in range(3):
         draw(tmp_path / "mine" / f"{i}.png", i)
-    out = run(
-        "-m",
-        "trsllava_utils",
-        "run",
-        str(tmp_path / "mine"),
-        "-p",
-        "data_dir",
-        str(tmp_path / "d"),
-        "--from",
-        "01",
-    )
+    mine, data_dir = str(tmp_path / "mine"), str(tmp_path / "d")
+    caption_dataset(load_dataset(mine, data_dir))
+    how = ("-p", "data_dir", data_dir, "-p", "encoder", static_encoder)
+    out = run("-m", "trsllava_utils", "run", mine, *how, "--from", "03")
     assert out.returncode == 1 and "03_retrieval" in out.stdout
     assert "no human captions" in out.stderr and "04_evaluation_visualisation" in out.stderr
-    words = ("search", str(tmp_path / "mine"), "a field", "-p", "data_dir", str(tmp_path / "d"))
-    found = run("-m", "trsllava_utils", *words)
+    found = run("-m", "trsllava_utils", "search", mine, "a field", *how)
     assert found.returncode == 0 and len(found.stdout.splitlines()) == 4, found.stderr
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.conftest import draw
 from trsllava_utils import captioning
-from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
-from trsllava_utils.captioning import Settings
+from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError, fingerprint
+from trsllava_utils.captioning import Settings, pixels
 from trsllava_utils.captioning.pixels import PixelCaptioner, observe
 from trsllava_utils.captioning.records import Record, Variant, parse_line, read_records
 from trsllava_utils.datasets import load_dataset
@@ -62,6 +62,13 @@ def test_cover_places():
     image[:30, :30] = (20, 60, 120)
     seen = observe(image)
     assert seen.where["water"] == "north-west" and seen.cover["sand"] > 0.7
+
+
+def test_pixels_writes_what_its_version_says():
+    """Captions on disk stay valid while the words are these; other words need another ``MODEL``."""
+    paths = sorted((PROJECT_ROOT / "data" / "sample" / "images").glob("*_1.jpg"))[::3]
+    words = [v.joined() for p in paths for v in PixelCaptioner().variants(read_image(p))]
+    assert (fingerprint(words), pixels.MODEL) == ("22826d2fa556920a", "pixels@d70d7d31")
 
 
 def test_run_resumes_and_equals_one_run(data_dir):
