@@ -175,9 +175,7 @@ def test_precision_is_part_of_every_identity(tmp_path, monkeypatch):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_corpus_embedded_in_two_goes_has_the_vectors_of_one(tmp_path, precision, monkeypatch):
     monkeypatch.setattr(encoders, "computes_bfloat16", lambda: True)
-    texts = [
-        f"{n} boats " + "near a pier " * (n % 9) for n in range(1100)
-    ]  # more than a chunk once
+    texts = [f"{n} boats " + "near a pier " * (n % 9) for n in range(200)]
     how = {"encoder": encoders.MINILM, "name": "x", "precision": precision}
     whole = embed_corpus(corpus(*texts), derived=tmp_path / "a", **how)
     embed_corpus(corpus(*texts[:20]), derived=tmp_path / "b", **how)

@@ -30,17 +30,17 @@ def embedding_map(
     points, classes, writers = _flat(vectors, seed), np.asarray(labels), np.asarray(kinds)
     counts = pd.Series(classes[classes != ""]).value_counts().sort_index()
     common = counts.sort_values(ascending=False, kind="stable").index[:8]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 4.8))
     rest = points[~np.isin(classes, common)]
     left.plot(*rest.T, ".", markersize=3, color="#cccccc", label="other classes")
     left.set_prop_cycle(None)
     for name in common:
         left.plot(*points[classes == name].T, linestyle="", alpha=0.75, markersize=4, label=name)
-    left.legend(fontsize=10, frameon=True)
+    left.legend(fontsize=10, **BESIDE)
     left.set_title("coloured by class (the eight commonest)")
     for name in dict.fromkeys(kinds):
         right.plot(*points[writers == name].T, linestyle="", alpha=0.6, markersize=4, label=name)
-    right.legend(frameon=True)
+    right.legend(**BESIDE)
     right.set_title("coloured by who wrote the text")
     for ax in (left, right):
         ax.set(xlabel="t-SNE axis 1 (no unit)", ylabel="t-SNE axis 2 (no unit)")
