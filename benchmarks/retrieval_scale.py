@@ -38,9 +38,9 @@ from sentence_transformers.util import semantic_search
 from trsllava_utils import evaluation
 from trsllava_utils.figures import charts
 from trsllava_utils.retrieval.methods import Method
-from trsllava_utils.retrieval.ranking import Labelled, RankingTask
+from trsllava_utils.retrieval.ranking import NamedSide, RankingTask
 from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.sides import by_image, one_each
+from trsllava_utils.retrieval.side import by_image, one_each
 
 ROUNDS = 3
 SIZES = (5_000, 50_000, 500_000, 1_000_000)
@@ -77,8 +77,8 @@ def this_project(texts: np.ndarray, queries: np.ndarray, owner: np.ndarray) -> d
     described = by_image(rows, texts, groups, Method("max"))
     asked = one_each(np.full(len(queries), "", dtype=object), queries)
     ids = np.arange(len(queries)).astype(str).astype(object)
-    left = Labelled(asked, ids, owner)
-    right = Labelled(described, np.array(images, dtype=object), np.arange(n))
+    left = NamedSide(asked, ids, owner)
+    right = NamedSide(described, np.array(images, dtype=object), np.arange(n))
     score = Scorer(Method("max"), described)(asked)
     names = np.array(images, dtype=object)
     ranks, top = RankingTask("t2i", score, left, right, names, len(queries), K).run()

@@ -40,8 +40,8 @@ class _Moved(MetaPathFinder, Loader):
         return spec_from_loader(name, self) if package == __name__ and module in _MOVED else None
 
     def exec_module(self, module):
-        today = _MOVED[module.__name__.rpartition(".")[2]]
-        sys.modules[module.__name__] = import_module(f"{__name__}.{today}")
+        target = _MOVED[module.__name__.rpartition(".")[2]]
+        sys.modules[module.__name__] = import_module(f"{__name__}.{target}")
 
 
 sys.meta_path.append(_Moved())

@@ -79,29 +79,31 @@ def _parser() -> argparse.ArgumentParser:
     number = {"metavar": "NN", "choices": NOTEBOOKS}
     run.add_argument("--from", dest="first", default="00", help="first notebook (00)", **number)
     run.add_argument("--to", dest="last", default="04", help="last notebook (04)", **number)
-    find = command("search", _search, "find images by a sentence")
-    find.add_argument("dataset", metavar="DATASET", help=which)
-    find.add_argument("query", metavar="QUERY", help="what the image should show")
-    find.add_argument("--k", type=int, default=8, help="number of images (default 8)")
-    find.add_argument("--html", metavar="FILE", help="write a page with the images")
-    find.add_argument("--csv", metavar="FILE", help="write a table")
-    tell = command("report", _report, "write the results as one HTML page")
-    tell.add_argument("dataset", metavar="DATASET", help=which)
-    tell.add_argument("--html", metavar="FILE", help="where to (default: beside the results)")
-    join = command("merge", _merge, "merge the shards of a captioning run")
-    join.add_argument("dataset", metavar="DATASET", help=which)
-    many = command("gallery", _gallery, "embed and search captions of any number")
-    many.add_argument("url", metavar="URL", help="a folder, or s3://bucket/folder and the like")
-    many.add_argument("--add", metavar="DATASET", help=f"put its captions there: {which}")
-    many.add_argument("--export", metavar="URL", help="write Parquet for a vector database there")
-    many.add_argument("--find", metavar="QUERY", help="what the images should show")
-    many.add_argument("--k", type=int, default=8, help="number of images (default 8)")
+    search = command("search", _search, "find images by a sentence")
+    search.add_argument("dataset", metavar="DATASET", help=which)
+    search.add_argument("query", metavar="QUERY", help="what the image should show")
+    search.add_argument("--k", type=int, default=8, help="number of images (default 8)")
+    search.add_argument("--html", metavar="FILE", help="write a page with the images")
+    search.add_argument("--csv", metavar="FILE", help="write a table")
+    report = command("report", _report, "write the results as one HTML page")
+    report.add_argument("dataset", metavar="DATASET", help=which)
+    report.add_argument("--html", metavar="FILE", help="where to (default: beside the results)")
+    shards = command("merge", _merge, "merge the shards of a captioning run")
+    shards.add_argument("dataset", metavar="DATASET", help=which)
+    gallery = command("gallery", _gallery, "embed and search captions of any number")
+    gallery.add_argument("url", metavar="URL", help="a folder, or s3://bucket/folder and the like")
+    gallery.add_argument("--add", metavar="DATASET", help=f"put its captions there: {which}")
+    gallery.add_argument(
+        "--export", metavar="URL", help="write Parquet for a vector database there"
+    )
+    gallery.add_argument("--find", metavar="QUERY", help="what the images should show")
+    gallery.add_argument("--k", type=int, default=8, help="number of images (default 8)")
     return parser
 
 
 def parse_value(text: str) -> object:
-    """A parameter from the shell as papermill's ``-p`` reads it: a Python literal where it is
-    one, else the text."""
+    """A parameter from the shell: true or false, a Python number, text or list where it is one,
+    else the text itself."""
     if text.lower() in {"true", "false"}:
         return text.lower() == "true"
     try:
@@ -136,7 +138,7 @@ def run_chain(
         The executed notebooks, copies under ``data/<dataset>/derived/notebooks/``.
 
     Raises:
-        InputError: an unknown parameter or notebook number.
+        InputError: an unknown parameter, or ``first`` comes after ``last``.
         NotebookError: a notebook failed.
     """
     import papermill
@@ -195,9 +197,6 @@ def _print_results(name: str, data_dir: str) -> None:
 
     dataset = load_dataset(name, data_dir, "all")
     results = sorted((dataset.derived / "results").glob("*.json"), key=lambda p: p.stat().st_mtime)
-    if not results:
-        print(f"\n{dataset.title}: no human captions, so no recall table")
-        return
     result = json.loads(results[-1].read_text(encoding="utf-8"))
     print(
         f"\n{dataset.title} · {result['split']} · {result['n_images']:,} images, "

@@ -2,8 +2,8 @@
 fingerprints.
 
 Every artefact is written under a temporary name and moved into place, so that a crash or a full
-disk leaves the earlier one intact. A *manifest* (JSON) beside it names what it was made from and
-the hash of its files, so that a stale or damaged artefact is never used in silence.
+disk leaves the earlier one intact. Tables and vectors have a *manifest* (JSON) beside them: what
+they were made from and the hash of their files, so that a stale or damaged one is never used.
 """
 
 from __future__ import annotations
@@ -80,13 +80,8 @@ def resolve_data_dir(data_dir: str | os.PathLike = "") -> Path:
 def shown(path: str | os.PathLike) -> str:
     """A path as a notebook prints it: relative to the project where possible, so outputs hold on
     any machine."""
-    path = Path(path)
-    root = PROJECT_ROOT.resolve()
-    return (
-        path.resolve().relative_to(root).as_posix()
-        if path.resolve().is_relative_to(root)
-        else str(path)
-    )
+    full, root = Path(path).resolve(), PROJECT_ROOT.resolve()
+    return full.relative_to(root).as_posix() if full.is_relative_to(root) else str(path)
 
 
 def slug(name: str) -> str:
@@ -118,7 +113,7 @@ def content_fingerprint(path: str | os.PathLike) -> str:
 
 
 def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
-    """Size and time of change of a file, which tell that it is another without reading it."""
+    """Size and time of change: they show that a file changed, without reading it."""
     stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns
 
@@ -152,27 +147,32 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             tmp.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write a text file (UTF-8), atomically."""
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
-    with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> Any | None:
-    """The JSON value in ``path``; None if the file is not there or is not whole (then it is made
-    again)."""
+    """The JSON value in ``path``; None if the file is missing or is no valid JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 
 
-def seal(manifest: Path, about: dict, files: Iterable[Path]) -> None:
+def write_manifest(manifest: Path, about: dict, files: Iterable[Path]) -> None:
     """Write a manifest that says what ``files`` beside it were made from; write it last."""
     write_json(manifest, {**about, "files": {file.name: file_sha256(file) for file in files}})
 
 
-def sealed(manifest: Path) -> dict:
+def read_manifest(manifest: Path) -> dict:
     """What a manifest says, if its files are still those it was written for; else ``{}``."""
     about = read_json(manifest)
     if not isinstance(about, dict) or not isinstance(about.get("files"), dict):
@@ -197,7 +197,7 @@ def keep(
             ``<path>.json``.
         made_from: all that the tables depend on, as JSON values.
         make: returns the tables by name.
-        at_least: numbers of which more than needed may have been made.
+        at_least: minimum values; stored tables made with larger ones, of ``top_k`` say, are used.
 
     Returns:
         The tables, and whether they were loaded.
@@ -206,7 +206,7 @@ def keep(
 
     at_least = at_least or {}
     manifest = path.with_name(path.name + ".json")
-    known = sealed(manifest)
+    known = read_manifest(manifest)
     enough = all(known.get("at_least", {}).get(name, -1) >= n for name, n in at_least.items())
     if known.get("made_from") == made_from and enough:
         files = [path.with_name(name) for name in known["files"]]
@@ -216,7 +216,7 @@ def keep(
     for table, file in zip(tables.values(), files, strict=True):
         with atomic_path(file) as tmp:
             table.to_parquet(tmp)
-    seal(manifest, {"made_from": made_from, "at_least": at_least}, files)
+    write_manifest(manifest, {"made_from": made_from, "at_least": at_least}, files)
     return tables, False
 
 
@@ -226,7 +226,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def progress(*iterable, **options):
-    """A tqdm bar; none where TQDM_DISABLE is set, which tqdm's bar for notebooks overlooks."""
+    """A tqdm bar. TQDM_DISABLE is checked here, because tqdm's bar for notebooks ignores it."""
     from tqdm.auto import tqdm
 
     return tqdm(*iterable, disable=bool(os.environ.get("TQDM_DISABLE")), **options)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PATIENCE = 20  # seconds to wait for a scheduler
 
 _clients: dict[str, Client] = {}
-# Read at import: Dask sets it later for its workers, and in this process too.
+# Read at import: when Dask starts workers, it sets this to 1 here as well.
 _omp_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
 
 
@@ -75,7 +75,7 @@ def spread(
     Args:
         function: a function of a module, which the workers can import.
         pieces: small values that say what to do.
-        scheduler: see the module's first paragraph.
+        scheduler: "", ``local[4]`` or ``tcp://host:8786``, see the top of this module.
         shared: arguments that all pieces need; sent to each worker once.
 
     Yields:
@@ -84,6 +84,7 @@ def spread(
     Raises:
         InputError: no such scheduler, it is gone, or a piece killed several workers. Whatever
             else ``function`` raises comes through.
+        MissingError: Dask is not installed.
     """
     if not scheduler:
         for number, piece in enumerate(pieces):
@@ -146,7 +147,7 @@ def connect(scheduler: str) -> Client:
         raise MissingError(
             f"scheduler={scheduler!r} needs Dask: pip install distributed"
         ) from error
-    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"})  # ``shared``
+    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"})  # of shared
     try:
         where = scheduler
         if local:

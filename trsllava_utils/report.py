@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from trsllava_utils.artefacts import MissingError, atomic_path, file_sha256, read_json
+from trsllava_utils.artefacts import MissingError, file_sha256, read_json, write_text
 from trsllava_utils.captioning import captioner_id
 from trsllava_utils.datasets.dataset import Dataset, load_dataset
 from trsllava_utils.embedding.encoders import MINILM
@@ -60,7 +60,7 @@ def report(
     chain = ["python -m trsllava_utils run", shlex.quote(dataset)]
     given = {"split": ds.split, "captioner": captioner, "encoder": encoder}
     if not isinstance(result, dict) or "figures" not in result:
-        command = _command(chain, {**({"data_dir": data_dir} if data_dir else {}), **given})
+        command = _command(chain, {"data_dir": data_dir, **given})
         raise MissingError(f"no results to report for this setting; make them first: {command}")
     parameters = result["parameters"]
     names = ("clip", "reranker", "bands", "precision")
@@ -82,9 +82,7 @@ def report(
         command=_command(chain, {**given, **parameters}),
     )
     target = Path(path) if str(path) else results.with_suffix(".html")
-    with atomic_path(target) as tmp:
-        tmp.write_text(page, encoding="utf-8")
-    return target
+    return write_text(target, page)
 
 
 def _command(words: list[str], parameters: dict) -> str:

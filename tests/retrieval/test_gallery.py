@@ -19,9 +19,9 @@ from trsllava_utils.evaluation.recall import recall_at_k
 from trsllava_utils.retrieval.gallery import Gallery, Top, open_part
 from trsllava_utils.retrieval.methods import Method
 from trsllava_utils.retrieval.partitions import ROW_GROUP
-from trsllava_utils.retrieval.ranking import Labelled, RankingTask, query_ids
+from trsllava_utils.retrieval.ranking import NamedSide, RankingTask, query_ids
 from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.sides import by_image, one_each
+from trsllava_utils.retrieval.side import by_image, one_each
 
 WORDS = [
     "river",
@@ -75,8 +75,8 @@ def in_one_piece(corpus: pd.DataFrame, queries: Embeddings, encoder: str, k: int
     asked = one_each(queries.rows["text"].to_numpy()[:-1], queries.vectors[:-1])
     owner = pd.Index(ids).get_indexer(queries.rows["image_id"][:-1])
     names = query_ids(queries.rows).to_numpy()[:-1]
-    left = Labelled(asked, names, owner)
-    right = Labelled(described, np.array(ids, dtype=object), np.arange(len(ids)))
+    left = NamedSide(asked, names, owner)
+    right = NamedSide(described, np.array(ids, dtype=object), np.arange(len(ids)))
     score = Scorer(Method("max"), described)(asked)
     images = np.array(ids, dtype=object)
     return RankingTask("t2i", score, left, right, images, len(names), k).run()
@@ -140,7 +140,7 @@ def test_grows_and_never_changes(static_encoder, tmp_path):
     changed = corpus.assign(text="other words")
     with pytest.raises(InputError, match=r"image 'image00000' is in .* already \(part-000000"):
         gallery.add(changed)
-    with pytest.raises(InputError, match="rows of image 'image00000' do not stand together"):
+    with pytest.raises(InputError, match="rows of image 'image00000' are not adjacent"):
         gallery.add(pd.concat([corpus, corpus[:1]]))
     (tmp_path / "g" / gallery.vectors_name(names[1])).unlink()  # killed before it was written
     (tmp_path / "g" / f".{names[0]}.x1y2z3.parquet").write_bytes(b"PAR1")  # half-written

@@ -22,7 +22,7 @@ from trsllava_utils.embedding.vectors import Embeddings
 from trsllava_utils.evaluation.recall import hit_probability, mean_recall
 from trsllava_utils.retrieval import products as scoring
 from trsllava_utils.retrieval.ranking import rank_relevant
-from trsllava_utils.retrieval.sides import Side, one_each
+from trsllava_utils.retrieval.side import Side, one_each
 
 
 def embeddings(image_ids: list[str], vectors: np.ndarray) -> Embeddings:

@@ -14,7 +14,7 @@ from trsllava_utils.retrieval import formulas
 from trsllava_utils.retrieval.methods import GRIDS, STEPS, Method
 from trsllava_utils.retrieval.products import cosine
 from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.sides import Side, by_image, one_each
+from trsllava_utils.retrieval.side import Side, by_image, one_each
 
 ALL = slice(0, 100)
 
@@ -66,7 +66,7 @@ def test_a_method_is_its_steps_in_order_with_all_settings():
         ("csls(k)", "whole number from 1, not ''"),
         ("querybank(temperature=0)", "temperature must be a positive number"),
         ("hybrid(weight=1.2)", "weight must lie between 0 and 1"),
-        ("hybrid(weight=nan)", "positive number"),
+        ("hybrid(weight=nan)", "weight must be 0 or more"),
         ("max)", "not NAME or NAME(setting=number)"),
         ("centred+lexical", "centred has no effect together with lexical"),
         ("max+human", "max has no effect together with human"),
@@ -202,15 +202,17 @@ SCORES = np.array([[0.9, 0.8, 0.1], [0.8, 0.2, 0.3], [0.7, 0.1, 0.6]])
 
 def test_inverted_softmax_by_hand_and_in_blocks():
     by_hand = 0.1 * np.log(np.mean(np.exp(SCORES / 0.1), axis=0))
-    assert formulas.inverted_softmax([SCORES], 0.1) == pytest.approx(by_hand)
-    assert formulas.inverted_softmax([SCORES[:2], SCORES[2:]], 0.1) == pytest.approx(by_hand)
+    assert formulas.inverted_softmax_penalty([SCORES], 0.1) == pytest.approx(by_hand)
+    assert formulas.inverted_softmax_penalty([SCORES[:2], SCORES[2:]], 0.1) == pytest.approx(
+        by_hand
+    )
 
 
 def test_csls_by_hand_and_in_blocks():
     by_hand = np.array([0.85, 0.5, 0.45]) / 2
-    assert formulas.half_mean_of_nearest([SCORES], 2) == pytest.approx(by_hand)
-    assert formulas.half_mean_of_nearest([SCORES], 9) == pytest.approx(SCORES.mean(0) / 2)
-    assert formulas.half_mean_of_nearest(SCORES[:, None], 2) == pytest.approx(by_hand)
+    assert formulas.csls_penalty([SCORES], 2) == pytest.approx(by_hand)
+    assert formulas.csls_penalty([SCORES], 9) == pytest.approx(SCORES.mean(0) / 2)
+    assert formulas.csls_penalty(SCORES[:, None], 2) == pytest.approx(by_hand)
 
 
 def test_dual_softmax_orders_like_the_product_of_two_softmaxes():

@@ -1,6 +1,6 @@
 """Captions on disk: one object owns all files of a captioner for a dataset.
 
-In ``data/<dataset>/derived/captions/`` lie
+Files in ``data/<dataset>/derived/captions/``:
 
     <captioner>.jsonl                  the records, one line per image, appended during a run
     <captioner>.json                   the manifest: identity, prompt, versions, an example reply
@@ -29,13 +29,13 @@ from filelock import FileLock, Timeout
 from trsllava_utils.artefacts import (
     InputError,
     MissingError,
-    atomic_path,
     cannot_write,
     fingerprint,
     read_json,
     shown,
     versions,
     write_json,
+    write_text,
 )
 from trsllava_utils.captioning.records import Record, read_records
 
@@ -174,14 +174,14 @@ class CaptionFile:
 
     def rewrite(self, records: Iterable[Record]) -> None:
         """Replace all records."""
-        with atomic_path(self.path) as tmp:
-            tmp.write_text("".join(record.line() for record in records), encoding="utf-8")
+        write_text(self.path, "".join(record.line() for record in records))
 
     def merge_shards(self) -> int:
         """Merge all shards into this file, then remove them.
 
         Of two records of one image, a shard's comes before one merged earlier, whose image may
-        have changed since. An image set aside by one shard and captioned by another is captioned.
+        have changed since. An image set aside by one shard and captioned by another counts as
+        captioned.
 
         Returns:
             The number of shards merged.
@@ -208,8 +208,7 @@ class CaptionFile:
                 rejected |= {n: r for n, r in file.read_rejected().items() if n not in rejected}
             self.rewrite(records.values())
             if rejected:
-                with atomic_path(self.rejected_path) as tmp:
-                    tmp.write_text(_json_lines(rejected.values()), encoding="utf-8")
+                write_text(self.rejected_path, _json_lines(rejected.values()))
             for file in shards:
                 for part in file._files:
                     part.unlink(missing_ok=True)
@@ -282,6 +281,7 @@ def parse_shard(shard: str) -> tuple[int, int]:
 
 
 def in_shard(filename: str, shard: str) -> bool:
-    """Whether an image belongs to a shard: decided by its name, so new images move no old one."""
+    """Whether an image belongs to a shard. It depends on its name only, so new images move no
+    others."""
     i, n = parse_shard(shard)
     return int(hashlib.sha256(filename.encode()).hexdigest()[:8], 16) % n == i - 1

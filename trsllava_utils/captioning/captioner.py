@@ -1,7 +1,7 @@
 """What a captioner is: pictures and a seed go in, a reply comes out, which ought to be RSRT JSON.
 
-``Settings`` says how it is asked, ``Reply`` what it answered. Whether an answer is any good is
-decided elsewhere (``prompts.parse_reply`` and ``quality.py``), in the same way for every captioner.
+``prompts.parse_reply`` and ``quality.py`` decide whether a reply can be used, in the same way for
+every captioner.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Pictures = dict[str, np.ndarray]  # name of a rendering -> (H, W, 3) uint8
 
 @dataclass(frozen=True)
 class Settings:
-    """How a captioner is asked. Captions asked for differently are kept apart.
+    """Settings of a captioning run. Captions made with other settings go into other files.
 
     Attributes:
         prompt: "rsrt" (structured captions) or "query" (one description, an image-to-text query).
@@ -37,7 +37,7 @@ class Settings:
             :func:`trsllava_utils.datasets.read_renderings`).
         max_side: pictures are scaled down until no side is longer, in pixels.
         quantize: "4bit" or "8bit" weights by bitsandbytes, for ``transformers:`` captioners.
-        attempts: how often an image is asked about before it is set aside. This and what follows
+        attempts: how often an image is tried before it is set aside. This and the settings below
             shape the run, not the captions.
         concurrency: requests under way at once, for ``openai:`` captioners.
         max_requests: stop after so many requests (0: no limit); one that is repeated because the
@@ -91,7 +91,7 @@ class Settings:
 
     @property
     def n(self) -> int:
-        """Descriptions an image: a query is a single one."""
+        """Descriptions per image: 1 for the query prompt."""
         return 1 if self.prompt == "query" else self.variants
 
     def seed_of(self, filename: str, attempt: int) -> int:
@@ -100,7 +100,7 @@ class Settings:
         return int.from_bytes(digest[:4], "big") >> 1
 
     def temperature_of(self, attempt: int) -> float:
-        """A retry at temperature 0 would only repeat the answer that was refused."""
+        """Retries use at least 0.5: at temperature 0 they would repeat the refused answer."""
         return self.temperature if attempt == 0 else max(self.temperature, 0.5)
 
 
@@ -115,7 +115,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answered: its words, its name, and why they cannot be used (if so)."""
+    """What a model answered.
+
+    Attributes:
+        text: its words.
+        model: its name.
+        problem: why they cannot be used, "reason" or "reason: detail"; "" if they can.
+    """
 
     text: str
     model: str
@@ -127,7 +133,7 @@ class ServerError(InputError):
 
 
 class BudgetSpentError(InputError):
-    """``max_requests`` is reached; what is left is left for the next run."""
+    """``max_requests`` is reached; the remaining images wait for the next run."""
 
 
 class Captioner(Protocol):

@@ -43,7 +43,7 @@ class Captions:
         records: RSRT record by image id, only images of the dataset, in its order.
         file: where they are kept.
         problems: images and lines that gave nothing, one sentence each.
-        report: the run in numbers (None for captions that were only loaded).
+        report: the run in numbers (None if loaded from an earlier run).
     """
 
     captioner: str
@@ -219,7 +219,7 @@ def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Setti
 
 
 def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rsrt") -> Captions:
-    """The captions that notebook 01 made.
+    """The captions that notebook 01 made. A ``file:`` captioner is imported again.
 
     Raises:
         MissingError: there are none yet; the message is the command that makes them.
@@ -251,7 +251,7 @@ def _by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]
 
 
 def human_captions(dataset: Dataset) -> dict[str, Record]:
-    """The dataset's own captions as records (the first five an image), to compare with."""
+    """The dataset's own captions as records (the first five per image), to compare with."""
     names = dataset.images.set_index("image_id")["filename"]
     records = {}
     for image_id, texts in dataset.captions.groupby("image_id", sort=False)["text"]:

@@ -10,10 +10,11 @@ from trsllava_utils.datasets.dataset import Dataset
 
 
 def match_file(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], list[str]]:
-    """Captions of a ``file:`` captioner, matched by file name, or by stem where that is unique.
+    """Captions of a ``file:`` captioner, matched by path, then by file name, then by stem (of equal
+    stems the last).
 
     Returns:
-        Records by image id, and one sentence for everything that did not match.
+        Records by image id, and sentences about unreadable lines and images without a match.
 
     Raises:
         MissingError: the file is not there.
@@ -28,7 +29,7 @@ def match_file(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], lis
     records, problems = read_records(source)
     if not records:
         raise InputError(f"{source.name} holds no usable caption line. {' '.join(problems[:3])}")
-    by_stem = {record.image_id: record for record in records.values()}
+    by_stem = {record.stem: record for record in records.values()}
     images = list(zip(dataset.images["image_id"], dataset.images["filename"], strict=True))
     matched = {}
     for image_id, filename in images:
@@ -43,9 +44,9 @@ def match_file(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], lis
             f"{next(iter(records))!r} and {images[0][1]!r} are examples of the two sides. Is it "
             "another split?"
         )
-    used = {record.image_id for record in matched.values()}
+    used = {record.stem for record in matched.values()}
     bare = [image_id for image_id, _ in images if image_id not in matched]
-    foreign = [name for name, record in records.items() if record.image_id not in used]
+    foreign = [name for name, record in records.items() if record.stem not in used]
     if bare:
         problems.append(
             f"{len(bare):,} images of {here} have no caption in {source.name}; the gallery is "

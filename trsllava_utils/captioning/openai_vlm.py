@@ -72,9 +72,9 @@ class OpenAICaptioner:
 
     @property
     def notes(self) -> list[str]:
-        """What was asked for less strictly, or left out, because the server does not take it."""
+        """What the server does not take, so that requests are less strict."""
         form = self._formats[0].get("response_format", {}).get("type", "plain text")
-        loose = len(self._formats) < 3  # without lengths the schema is as good: the gate has them
+        loose = len(self._formats) < 3  # without lengths it needs no note: the gate checks them
         notes = [f"the server takes no JSON schema; answers were asked for as {form}"] * loose
         notes += [f"the server takes no {name}; it was left out" for name in sorted(self._dropped)]
         return notes
@@ -137,7 +137,7 @@ class OpenAICaptioner:
         options = {
             "temperature": question.temperature,
             "seed": question.seed,
-            # four characters a token, and room for JSON and for languages that take more
+            # about four characters per token; the rest is room for JSON and other languages
             self._tokens_name: 256 + self._settings.n * sum(LIMITS.values()) // 3,
         }
         return {

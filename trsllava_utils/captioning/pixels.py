@@ -21,7 +21,7 @@ from trsllava_utils.captioning import pixels_wording
 from trsllava_utils.captioning.captioner import Question, Reply, Settings
 from trsllava_utils.captioning.records import Variant
 
-MODEL = "pixels@d70d7d31"  # to be changed with what it writes; a test holds it to that
+MODEL = "pixels@d70d7d31"  # change it whenever the wording changes; a test checks this
 SIDE = 224  # pictures are described at this size; a pixel below is a pixel of the resized picture
 COVERS = ("water", "trees", "grass", "sand", "soil", "pavement", "roofs", "shadow")
 
@@ -31,13 +31,12 @@ class Observation:
     """What was measured on one picture."""
 
     cover: dict[str, float]  # share of the picture by cover type; sums to 1
-    where: dict[str, str]  # compass place of each cover type; "" where it lies all over
+    where: dict[str, str]  # compass place of each cover type; see compass()
     tanks: int  # objects found
     roofs: int
     boats: int
     vehicles: int
-    courts: int
-    red_ring: float  # share of the picture in reddish ground around green (a running track)
+    red_ring: float  # share of the picture that is green and enclosed by reddish ground
     line_share: float  # share of edge pixels on long straight lines
     n_directions: int  # directions (of 12) that the long lines take
     water_elongation: float  # length over width of the largest water body
@@ -45,7 +44,7 @@ class Observation:
     water_touches: int  # picture sides that the largest water body touches
     texture: float  # mean local contrast, 0 to 1
     ripple: float  # how regular its stripes are, 0 to 1
-    field_edges: int  # large even-toned plots
+    field_plots: int  # large even-toned plots
     colours: tuple[str, str]  # the two commonest
     roof_colour: str
 
@@ -56,7 +55,7 @@ class PixelCaptioner:
 
     prompt_text = ""
     batch_size = 1
-    attempts = 1  # asked again, it would say the same
+    attempts = 1  # deterministic: a retry is useless
     concurrency = 2  # scikit-image and SciPy let threads run side by side
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -106,7 +105,6 @@ def observe(image: np.ndarray) -> Observation:
         roofs=len(roof_list),
         boats=boats,
         vehicles=vehicles,
-        courts=len(compact_regions(reddish(hsv) & (rough < 0.05), 60, 1500)),
         red_ring=ring(reddish(hsv), masks["grass"] | masks["trees"]),
         line_share=line_share,
         n_directions=n_directions,
@@ -115,7 +113,7 @@ def observe(image: np.ndarray) -> Observation:
         water_touches=touches,
         texture=float(rough.mean()),
         ripple=ripple(grey),
-        field_edges=even_plots(lab),
+        field_plots=even_plots(lab),
         colours=dominant_colours(lab, hsv),
         roof_colour=colour_name(rooftones.mean(axis=0)) if len(rooftones) else "grey",
     )
@@ -130,7 +128,7 @@ def local_contrast(grey: np.ndarray, sigma: float) -> np.ndarray:
 def land_cover(
     rgb: np.ndarray, hsv: np.ndarray, lab: np.ndarray, rough: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """One bool mask a cover type, ``(224, 224)``; every pixel belongs to exactly one.
+    """One bool mask per cover type, ``(224, 224)``; every pixel belongs to exactly one.
 
     Thresholds are on CIELAB (L 0–100, a green–red, b blue–yellow) and local contrast.
     """
@@ -163,15 +161,12 @@ def land_cover(
 
 
 def compass(mask: np.ndarray) -> str:
-    """The place of a mask on a 3 x 3 grid, north up; "" when it is spread over most of the grid."""
+    """The place of a mask on a 3 x 3 grid, north up; "" if it covers most of the grid, or less than
+    1 % of the picture."""
     if mask.mean() < 0.01:
         return ""
-    cells = np.array(
-        [
-            [c.mean() for c in np.array_split(row, 3, axis=1)]
-            for row in np.array_split(mask, 3, axis=0)
-        ]
-    )
+    rows = np.array_split(mask, 3)
+    cells = np.array([[c.mean() for c in np.array_split(row, 3, axis=1)] for row in rows])
     if (cells > 0.5 * cells.max()).sum() >= 6:
         return ""
     row, col = np.unravel_index(cells.argmax(), cells.shape)

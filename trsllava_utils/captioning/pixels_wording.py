@@ -66,7 +66,7 @@ def scene_scores(o: Observation) -> dict[str, float]:
         "bare land": 1.6 * (c["soil"] + 0.8 * c["sand"]) + 0.9 * c["pavement"] * (o.texture < 0.04) + 10 * calm - 2 * green - 2 * c["roofs"] - 3 * wet,
         "mountain": 1.2 * (c["shadow"] + c["soil"] + 0.5 * c["trees"]) + 8 * busy - 3 * o.line_share - 0.05 * min(o.roofs, 20) - 2.5 * c["roofs"] - 0.6 * c["pavement"] - 2 * wet,
         "meadow": 1.5 * green - 35 * max(0.0, o.texture - 0.022) - 3 * built - o.line_share,
-        "farmland": 0.17 * min(o.field_edges, 9) + 0.9 * (green + c["soil"]) * (o.texture < 0.05) + 0.8 * o.line_share * green - 2.2 * built - 2 * wet,
+        "farmland": 0.17 * min(o.field_plots, 9) + 0.9 * (green + c["soil"]) * (o.texture < 0.05) + 0.8 * o.line_share * green - 2.2 * built - 2 * wet,
         "airport": 1.6 * min(c["pavement"], 0.6) + 0.6 * c["grass"] + 0.4 * (2 <= o.vehicles + o.tanks <= 40) - 7 * busy - 1.5 * wet - 2.5 * c["trees"] - 1.5 * bare - 0.03 * min(o.roofs, 20),
         "parking lot": 1.0 * c["pavement"] + min(crowd, 1.3) * (o.texture > 0.07) - 1.2 * green - 1.5 * wet - 0.03 * min(o.roofs, 20) - 1.2 * c["roofs"],
         "industrial area": 1.3 * built + 2.6 * max(0, c["roofs"] - 0.15) + 0.3 * o.line_share - 1.5 * green - 2 * wet - 4 * busy - 2 * bare,
@@ -83,13 +83,8 @@ def number(n: int) -> str:
 
 
 def place(where: str) -> str:
-    return (
-        "all over the scene"
-        if not where
-        else "in the centre"
-        if where == "centre"
-        else f"in the {where}"
-    )
+    """Where a cover lies, in words."""
+    return f"in the {where}" if where else "all over the scene"
 
 
 def features(o: Observation, scene: str, wording: int) -> str:

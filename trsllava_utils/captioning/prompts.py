@@ -147,6 +147,7 @@ def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
                 raise ReplyError("wrong schema", f"{json.dumps(value)[:80]} …")
             return _variants(entries[: prompt.n], prompt)
         except ReplyError as error:
+            # a fault of a real answer says more than that there is other JSON as well
             failure = failure if failure and entries is None else error
     raise failure or ReplyError("not JSON", f"{text.strip()[:80]!r} …")
 
@@ -167,7 +168,7 @@ def _variants(entries: list, prompt: Prompt) -> list[Variant]:
 
 
 def _json_values(text: str) -> Iterator[Any]:
-    """The JSON objects and lists that stand in a text, outermost first."""
+    """The JSON objects and lists in a text, in order; those inside another one are not repeated."""
     decoder = json.JSONDecoder(strict=False)  # models put line breaks into strings
     position = 0
     while match := re.compile(r"[{\[]").search(text, position):
@@ -176,7 +177,7 @@ def _json_values(text: str) -> Iterator[Any]:
             yield value
         except json.JSONDecodeError as error:
             if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
-                return  # cut short; what comes after lies inside
+                return  # cut off: anything further belongs to this value
             position = match.end()
         except RecursionError:
             return

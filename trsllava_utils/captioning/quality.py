@@ -20,8 +20,8 @@ from trsllava_utils.artefacts import InputError
 from trsllava_utils.captioning.prompts import LIMITS, ReplyError
 from trsllava_utils.captioning.records import FIELDS, Record, Variant
 
-NEAR_DUPLICATE = 0.8  # Jaccard similarity of word pairs above which two variants say the same
-LOOP_RATIO = 0.25  # compressed to original size; prose of this length stays above 0.4
+NEAR_DUPLICATE = 0.8  # Jaccard similarity of word pairs from which two variants are near-duplicates
+LOOP_RATIO = 0.25  # compressed to original size; normal captions stay above 0.4
 TOO_LONG = 1.25  # times what was asked for
 CLEAR_MARGIN = 20.0  # difference of log-likelihoods; whole records differ by hundreds
 COPIED_WORDS = 8  # a run of so many words of the prompt is copied, not coincidence
@@ -86,9 +86,9 @@ def _runs(tokens: list[str], n: int) -> set[tuple[str, ...]]:
 
 
 def _loops(text: str, tokens: list[str]) -> bool:
-    """Any six words in a row that come three times, or, for languages without spaces, a text that
-    zlib presses to a quarter. (Less would refuse honest lists: "trees all over the scene; roads
-    all over the scene".)"""
+    """Whether six words in a row come three times or, for languages without spaces, zlib compresses
+    the text to a quarter. (Fewer would refuse honest lists: "trees all over the scene; roads all
+    over the scene".)"""
     sixes = Counter(zip(*(tokens[i:] for i in range(6)), strict=False))
     pressed = len(zlib.compress(text.encode()))
     return max(sixes.values(), default=0) >= 3 or pressed < LOOP_RATIO * len(text.encode())

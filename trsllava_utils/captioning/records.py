@@ -70,7 +70,8 @@ class Record(BaseModel):
     attempts: int = 1
 
     @property
-    def image_id(self) -> str:
+    def stem(self) -> str:
+        """The file name without folder and suffix."""
         return Path(self.image).stem
 
     def line(self) -> str:
@@ -134,7 +135,7 @@ def read_records(path: str | Path) -> tuple[dict[str, Record], list[str]]:
                 known = records.setdefault(record.image, record)
                 if known is not record:
                     if "variants" in json.loads(line) or len(known.variants) >= MAX_VARIANTS:
-                        raise InputError(f"{record.image} has enough captions")
+                        raise InputError(f"{record.image} has its captions already")
                     variants = [*known.variants, *record.variants]
                     records[record.image] = known.model_copy(update={"variants": variants})
             except InputError as error:
@@ -150,8 +151,8 @@ def caption_corpus(
     Args:
         records: ``(image_id, record)`` pairs.
         source: the captioner's id.
-        texts: "joined" gives one text per variant (field "full"; the paper's way), "fields" one
-            text per field.
+        texts: "joined" gives one text per variant (field "full", the paper's way; "caption"
+            for a plain caption), "fields" one text per field.
     """
     check_choice("texts", texts, TEXTS)
     rows = []

@@ -65,7 +65,7 @@ class Report:
     retries: Counter = field(default_factory=Counter)  # refused replies, by reason
     rejected: Counter = field(default_factory=Counter)  # images set aside, by reason
     usage: Counter = field(default_factory=Counter)  # requests and tokens
-    problems: list[str] = field(default_factory=list)  # unreadable and failed images
+    problems: list[str] = field(default_factory=list)  # unreadable and failed images, notes
     seconds: float = 0.0  # of two runs, those of the longer
     stopped: Exception | None = None  # why the run ended early, if it did
 
@@ -111,11 +111,11 @@ def run(jobs: list[Job], captioner: Captioner, settings: Settings, file: Caption
     fails alone is left for the next run. A server or a model that keeps failing ends the run.
 
     Raises:
-        InputError: it is useless to go on (full disk, wrong key, no weights); whatever was answered
-            until then is on disk.
+        InputError, MissingError: the run cannot continue (full disk, wrong key, no weights);
+            captions finished before are on disk.
     """
     quality.language_of("", settings.language)  # refuses unknown ones before anything is spent
-    return _Run(jobs, captioner, settings, file).finish()
+    return _Run(jobs, captioner, settings, file).execute()
 
 
 class _Run:
@@ -134,7 +134,8 @@ class _Run:
         self.report = Report()
         self.bar = progress(total=len(jobs), desc=f"captioning ({file.path.stem})", unit="image")
 
-    def finish(self) -> Report:
+    def execute(self) -> Report:
+        """Caption all jobs."""
         report, start = self.report, time.perf_counter()
         pool = ThreadPoolExecutor(self.captioner.concurrency, "captioner")
         try:
@@ -186,7 +187,8 @@ class _Run:
         return outcomes
 
     def _outcomes(self, future: Future, batch: list[Job]) -> list[Outcome]:
-        """The outcomes of a batch; of one that failed, none, and what follows from it."""
+        """The outcomes of a finished batch. Of one that failed there are none: its images are tried
+        alone, or counted as failed, or the run is stopped."""
         report = self.report
         try:
             outcomes = future.result()
@@ -259,7 +261,7 @@ class _Run:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether it is useless to go on: the budget is spent, the key wrong, the weights missing."""
+    """Whether the run cannot continue: the budget is spent, the key wrong, the weights missing."""
     return isinstance(error, InputError | MissingError) and not isinstance(error, ServerError)
 
 

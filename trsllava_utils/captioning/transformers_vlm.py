@@ -38,7 +38,7 @@ class TransformersCaptioner:
     """See the module's first paragraph; :class:`~trsllava_utils.captioning.captioner.Captioner`.
 
     The weights are loaded when the first image is described. On CUDA, batches double while the next
-    one is expected to fit; on any device a batch that runs out of memory is halved.
+    one is expected to fit; a batch that runs out of the GPU's memory is halved.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -71,7 +71,9 @@ class TransformersCaptioner:
             if Path(self._name).exists():
                 raise self._missing(error) from None
         try:
-            model_info(self._name, timeout=10)  # one quick question; a download tries for long
+            model_info(
+                self._name, timeout=10
+            )  # fails fast without a network; a download retries for long
             return AutoConfig.from_pretrained(self._name)
         except Exception as error:  # of whichever HTTP library the hub's client uses
             raise self._missing(error) from None
@@ -103,7 +105,9 @@ class TransformersCaptioner:
         except (OSError, ValueError) as error:
             raise self._missing(error) from None
         if not getattr(processor, "chat_template", None):
-            raise InputError(f"{self._name} has no chat template, so it cannot be asked anything")
+            raise InputError(
+                f"{self._name} has no chat template; choose an instruction-tuned model"
+            )
         if not self._settings.quantize:
             model.to(self.device)
         model.eval()
@@ -138,15 +142,15 @@ class TransformersCaptioner:
                     "pip install bitsandbytes accelerate"
                 )
             flag = f"load_in_{self._settings.quantize}"
-            half = {"bnb_4bit_compute_dtype": torch.bfloat16} if "4" in flag else {}
-            config = BitsAndBytesConfig(**{flag: True}, **half)
+            compute = {"bnb_4bit_compute_dtype": torch.bfloat16} if "4" in flag else {}
+            config = BitsAndBytesConfig(**{flag: True}, **compute)
             return {"quantization_config": config, "device_map": "auto"}
         if self.device == "cuda":
             return {"dtype": torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16}
         if self.device == "mps":
             return {"dtype": torch.float16}
-        whole = self._config.dtype in (None, torch.float32)
-        return {"dtype": torch.float32 if whole else torch.bfloat16}  # CPUs are slow in float16
+        full = self._config.dtype in (None, torch.float32)
+        return {"dtype": torch.float32 if full else torch.bfloat16}  # CPUs are slow in float16
 
     def describe(self, questions: list[Question]) -> list[Reply]:
         with self._lock:

@@ -1,5 +1,5 @@
-"""Caption annotations as they come on disk: finds the file, reads it, and returns one
-:class:`Annotation` an image.
+"""Caption annotations as they come on disk: finds the files, reads them, and returns a list of
+:class:`Annotation`.
 
 Layouts (see ``data/README.md``): nested JSON ``{"images": [{"filename", "split", "sentences":
 [{"raw"}]}]}``; a flat JSON or JSONL list of ``{"image", "caption"}``; ``<split>_caps.txt`` with
@@ -40,7 +40,8 @@ class Annotation(NamedTuple):
 
 
 def find(root: Path) -> list[Path]:
-    """The annotation files of the dataset in ``root``, of the best layout that is there."""
+    """The annotation files in ``root``, of the first layout that is there; of several
+    ``dataset*.json`` only the first."""
     for patterns in _LAYOUTS:
         paths = sorted(path for pattern in patterns for path in root.glob(pattern))
         paths = [p for p in paths if not p.name.startswith(".") and p.name != PLACES]
@@ -64,7 +65,7 @@ def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
 
 
 def _grouped(records: list[Annotation]) -> list[Annotation]:
-    """Join the rows of an image, for layouts of one caption a row."""
+    """Join the rows of an image, for layouts of one caption per row."""
     merged: dict[tuple[str, str], list[str]] = {}
     for r in records:
         merged.setdefault((r.filename, r.split), []).extend(r.captions)

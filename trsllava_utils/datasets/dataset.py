@@ -82,10 +82,6 @@ class Dataset:
         """The rows of ``images`` whose file is on disk."""
         return self.images[self.images["path"] != ""]
 
-    def fingerprint(self) -> str:
-        """Identity of ids and captions (not of the pixels), for manifests."""
-        return fingerprint(self.images["image_id"].tolist(), self.captions["text"].tolist())
-
     def path_of(self, image_id: str) -> str:
         """The image file of ``image_id``; "" if it is not on disk."""
         return self._paths.get(image_id, "")
@@ -130,7 +126,7 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
     if without:
         problems.append(
             f"{without:,} of {len(images):,} images of this split have no file on disk: retrieval "
-            "from captions made elsewhere works, captioning and galleries need the pixels"
+            "from imported captions works; captioning and showing images need the files"
         )
     images = images[["image_id", "filename", "split", "label", "path"]]
     folders = root, home / "derived", PROJECT_ROOT / "figures" / name
@@ -234,19 +230,13 @@ def _corpus(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     texts = corpus["captions"].map(clean_text).astype(str)
     corpus = corpus.assign(text=texts, source="human", field="caption")[texts != ""]
     corpus["variant"] = corpus.groupby("image_id").cumcount().astype(int)
-    if len(corpus):
-        empty = int((texts == "").sum())
-        bare = len(table) - corpus["image_id"].nunique()
-        repeated = int(corpus.duplicated(["image_id", "text"]).sum())
-        if empty:
-            problems.append(f"{empty:,} empty captions were left out")
-        if repeated:
-            problems.append(
-                f"{repeated:,} captions repeat another caption of the same image (kept: the "
-                "protocol counts them)"
-            )
-        if bare:
-            problems.append(f"{bare:,} images have no caption")
+    repeated = "captions repeat another caption of the same image (kept: the protocol counts them)"
+    counts = {
+        "empty captions were left out": (texts == "").sum(),
+        repeated: corpus.duplicated(["image_id", "text"]).sum(),
+        "images have no caption": len(table) - corpus["image_id"].nunique(),
+    }
+    problems += [f"{n:,} {what}" for what, n in counts.items() if n and len(corpus)]
     return corpus[CORPUS_COLUMNS]
 
 
@@ -306,8 +296,8 @@ def clean_text(text: object) -> str:
 
 
 def _image_files(root: Path) -> dict[str, Path]:
-    """Relative posix name -> file, for all images below ``root``; links that leave the folder are
-    left out."""
+    """Relative posix name -> file, for all images below ``root``. Linked folders are followed; a
+    linked file counts only if it points into its own folder."""
     files = {}
     for folder, subfolders, names in os.walk(root, followlinks=True):
         here = Path(folder)
@@ -335,7 +325,7 @@ def _labels_on_disk(root: Path) -> dict[str, str]:
 
 
 def _label_from_name(filename: PurePosixPath, name: str) -> str:
-    """The class that a file name or its folder gives away; "" if none does."""
+    """The class read from the file name or its folder; "" if neither has one."""
     if name == "ucm" and filename.stem.isdigit() and 1 <= int(filename.stem) <= 2100:
         return _UCM_CLASSES.split()[(int(filename.stem) - 1) // 100]
     match = re.fullmatch(r"([A-Za-z][A-Za-z_-]*?)[_-]?\d+", filename.stem)

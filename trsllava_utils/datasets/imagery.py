@@ -84,12 +84,11 @@ def read_renderings(
     """
     pictures = {"true colour": read_image(path, bands)}
     if false_colour != "none":
-        shown = parse_bands(false_colour)
-        count = count_bands(path)
-        if not shown and count == 4:
-            shown = (4, *(parse_bands(bands) or (1, 2))[:2])
-        if shown and max(shown) <= count:
-            pictures["false colour"] = read_image(path, shown)
+        second, count = parse_bands(false_colour), count_bands(path)
+        if not second and count == 4:
+            second = (4, *(parse_bands(bands) or (1, 2))[:2])
+        if second and max(second) <= count:
+            pictures["false colour"] = read_image(path, second)
     if not max_side:
         return pictures
     return {name: _scaled(picture, max_side) for name, picture in pictures.items()}

@@ -59,8 +59,8 @@ def _from_csv(dataset: Dataset, path: Path) -> pd.DataFrame:
     if wrong.any():
         line = int(wrong.idxmax()) + 2
         raise InputError(
-            f"{shown(path)}, line {line}: {', '.join(table.iloc[line - 2])} is no latitude "
-            "(-90 to 90) and longitude in degrees"
+            f"{shown(path)}, line {line}: {', '.join(table.iloc[line - 2])}: expected a latitude "
+            "(-90 to 90) and a longitude (-360 to 360) in degrees"
         )
     ids = dataset.images["image_id"]
     names = dict(zip(dataset.images["filename"], ids, strict=True)) | dict(
@@ -72,7 +72,7 @@ def _from_csv(dataset: Dataset, path: Path) -> pd.DataFrame:
 
 
 def _from_tiffs(dataset: Dataset, tiffs: pd.DataFrame) -> pd.DataFrame:
-    """Read the tags of every TIFF, or what is remembered of them."""
+    """Places from the TIFF tags, read once and kept on disk."""
     stats = [(row.image_id, *file_stamp(row.path)) for row in tiffs.itertuples()]
 
     def make() -> dict[str, pd.DataFrame]:
@@ -98,7 +98,13 @@ def centre(path: str | Path) -> tuple[float, float] | None:
             page = tiff.pages[0]
             tags = page.geotiff_tags if page.is_geotiff else {}
             row, column = page.imagelength / 2, page.imagewidth / 2
-    except (OSError, ValueError, IndexError, KeyError, TypeError):  # found and named on loading
+    except (
+        OSError,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+    ):  # a broken file: check_images reports it
         return None
     epsg = tags.get("ProjectedCSTypeGeoKey") or tags.get("GeographicTypeGeoKey")
     if "ModelTransformation" in tags:

@@ -26,7 +26,7 @@ from trsllava_utils.artefacts import (
 from trsllava_utils.cluster import device
 from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, Dataset
 from trsllava_utils.datasets.imagery import read_image
-from trsllava_utils.embedding.encoders import without_bars
+from trsllava_utils.embedding.encoders import disable_progress_bars
 from trsllava_utils.embedding.vectors import Embeddings, embed_corpus
 
 BATCH = 32
@@ -43,8 +43,8 @@ class ClipEncoder:
 
     def __init__(self, name: str, paths: dict[str, str] | None = None, bands: str = "") -> None:
         self._name, self._paths, self._bands = name, paths or {}, bands
-        place = _open_clip_parts(name)[1] if name.startswith("open_clip:") else Path(name)
-        weights = f"@{content_fingerprint(place)}" if place.exists() else ""
+        path = _open_clip_parts(name)[1] if name.startswith("open_clip:") else Path(name)
+        weights = f"@{content_fingerprint(path)}" if path.exists() else ""
         self.identity = f"{name}{weights} float32 {bands}".rstrip()
         self._model = None
 
@@ -68,7 +68,7 @@ class _Transformers:
     def __init__(self, name: str) -> None:
         from transformers import AutoModel, AutoProcessor
 
-        without_bars()
+        disable_progress_bars()
         try:
             self._model = AutoModel.from_pretrained(name).eval().to(device())
             self._processor = AutoProcessor.from_pretrained(name)
@@ -139,7 +139,7 @@ def _open_clip_parts(name: str) -> tuple[str, Path]:
     return architecture, Path(checkpoint or "(none)").expanduser()
 
 
-def embed_images(dataset: Dataset, clip: str, bands: str = "") -> Embeddings:
+def embed_clip_images(dataset: Dataset, clip: str, bands: str = "") -> Embeddings:
     """A vector for every image with pixels.
 
     Raises:
@@ -157,7 +157,7 @@ def embed_images(dataset: Dataset, clip: str, bands: str = "") -> Embeddings:
     )
 
 
-def embed_texts(dataset: Dataset, corpus: pd.DataFrame, clip: str, name: str) -> Embeddings:
+def embed_clip_texts(dataset: Dataset, corpus: pd.DataFrame, clip: str, name: str) -> Embeddings:
     """A vector for every text of a corpus; texts longer than the model reads are cut."""
     return embed_corpus(
         corpus, ClipEncoder(clip), dataset.derived, f"{name}.clip-texts", role="text"

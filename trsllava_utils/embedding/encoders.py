@@ -34,12 +34,13 @@ FIRST = 16  # texts of the first batch
 
 
 class Encoder(Protocol):
-    """Turns texts into unit rows; ``identity`` changes when the vectors would."""
+    """Turns texts into vectors; ``identity`` changes when the vectors would. ``unit_vectors`` (in
+    ``vectors.py``) scales them to length 1."""
 
     identity: str
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
-        """Texts, role "query" or "document" -> ``(n, dim) float32`` unit rows."""
+        """Texts, role "query" or "document" -> ``(n, dim) float32``."""
 
 
 class SentenceTransformerEncoder:
@@ -65,7 +66,7 @@ class SentenceTransformerEncoder:
     def _model(self):
         from sentence_transformers import SentenceTransformer
 
-        without_bars()
+        disable_progress_bars()
         embedded = self._name.removeprefix("sentence-transformers/") == MINILM
         try:
             return SentenceTransformer(_embedded_minilm() if embedded else self._name)
@@ -80,7 +81,7 @@ class SentenceTransformerEncoder:
         """See :class:`Encoder`.
 
         Texts go through the model in batches of about equal size, the longest first. On a CPU
-        every batch has a thread of its own, which is faster than all threads in one batch.
+        up to 8 threads each work on one batch, which is faster than all of them on one batch.
 
         Raises:
             MissingError: the weights are not there.
@@ -130,7 +131,7 @@ def _embedded_minilm() -> str:
 
 
 def resolve_precision(precision: str) -> str:
-    """The precision that is meant: "auto" becomes the one that suits this machine."""
+    """A valid precision; "auto" becomes the best one for this machine."""
     check_choice("precision", precision, PRECISIONS)
     if precision == "auto":
         return "bfloat16" if computes_bfloat16() else "float32"
@@ -161,7 +162,8 @@ def _batches(texts: list[str], size: int) -> list[list[int]]:
 
 @contextmanager
 def _pool(most: int) -> Iterator[ThreadPoolExecutor]:
-    """At most ``most`` threads that share the cores; torch uses its part of them in each."""
+    """At most ``most`` threads; torch's own threads are limited, so that together they use all
+    cores."""
     import torch
 
     n = max(1, min(most, threads()))
@@ -211,7 +213,7 @@ class OpenAIEncoder:
 
 
 def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
-    """The encoder of that name (see the module's first paragraph).
+    """The encoder of that name (names are listed at the top of this module).
 
     Args:
         encoder: its name.
@@ -239,8 +241,8 @@ def kept_encoder(encoder: str, precision: str = "float32") -> Encoder:
     return load_encoder(encoder, precision)
 
 
-def without_bars() -> None:
-    """Keep transformers from drawing a progress bar for every checkpoint it loads."""
+def disable_progress_bars() -> None:
+    """Turn off the progress bars that transformers draws for checkpoints, in this process."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,7 +1,7 @@
 """Vectors on disk: a text corpus goes in, a unit vector for each row comes out; no text is encoded
 twice.
 
-In ``data/<dataset>/derived/embeddings/<encoder>/`` lie ``<corpus>.safetensors`` (the vectors),
+Files in ``data/<dataset>/derived/embeddings/<encoder>/``: ``<corpus>.safetensors`` (the vectors),
 ``<corpus>.parquet`` (their rows) and ``<corpus>.json`` (the manifest: encoder, versions).
 """
 
@@ -19,10 +19,10 @@ from trsllava_utils.artefacts import (
     atomic_path,
     fingerprint,
     progress,
-    seal,
-    sealed,
+    read_manifest,
     slug,
     versions,
+    write_manifest,
 )
 from trsllava_utils.cluster import spread
 from trsllava_utils.embedding.encoders import Encoder, kept_encoder, load_encoder
@@ -75,7 +75,7 @@ def embed_corpus(
         scheduler: where an encoder given by name runs, see ``cluster.py``.
 
     Raises:
-        InputError: the encoder gave no direction for a text.
+        InputError: the encoder returned a zero or non-finite vector.
         MissingError: its weights or its key are not there.
     """
     by_name = isinstance(encoder, str)
@@ -112,7 +112,7 @@ def embed_corpus(
 def embed_texts(
     texts: list[str], encoder: str, derived: Path, name: str, *, precision: str = "float32"
 ) -> Embeddings:
-    """:func:`embed_corpus` for queries of one's own."""
+    """:func:`embed_corpus` for free queries."""
     corpus = pd.DataFrame({"text": texts}).assign(image_id="", source="query", field="caption")
     corpus["variant"] = np.arange(len(texts))
     return embed_corpus(corpus, encoder, derived, name, role="query", precision=precision)
@@ -124,7 +124,7 @@ def unit_vectors(
     """Texts -> ``(n, dim) float32`` unit rows.
 
     Raises:
-        InputError: the encoder gave no direction for a text.
+        InputError: the encoder returned a zero or non-finite vector.
     """
     model = kept_encoder(encoder, precision) if isinstance(encoder, str) else encoder
     vectors = np.asarray(model.encode(texts, role), np.float32)
@@ -132,7 +132,7 @@ def unit_vectors(
     good = np.isfinite(vectors).all(axis=1) & (norms[:, 0] > 0)
     if not good.all():
         raise InputError(
-            f"encoder {model.identity!r} gave no direction for the text "
+            f"encoder {model.identity!r} returned a zero or non-finite vector for the text "
             f"{texts[int(np.argmin(good))][:60]!r}"
         )
     return vectors / norms
@@ -150,7 +150,7 @@ def _encode(texts: list[str], how: tuple, scheduler: str) -> np.ndarray:
 
 
 def _path(derived: Path, model: Encoder, label: str, name: str) -> Path:
-    """The safetensors file of a corpus; bfloat16 vectors lie in a folder of their own."""
+    """The safetensors file of a corpus; bfloat16 vectors have a folder of their own."""
     half = getattr(model, "precision", "float32") == "bfloat16"
     folder = slug(label) + "-bfloat16" * half
     return derived / "embeddings" / folder / f"{slug(name)}.safetensors"
@@ -169,10 +169,10 @@ def _stored(path: Path, encoder: str, wanted: dict[str, str]) -> dict[str, np.nd
 
 
 def _read(path: Path) -> tuple[np.ndarray, list[str], dict]:
-    """Stored vectors, their text keys and the manifest; nothing unless the files are whole."""
+    """Stored vectors, their text keys and the manifest; empty if a file is missing or damaged."""
     from safetensors.numpy import load_file
 
-    manifest = sealed(path.with_suffix(".json"))
+    manifest = read_manifest(path.with_suffix(".json"))
     if not manifest:
         return np.zeros((0, 1), np.float32), [], {}
     keys = pd.read_parquet(path.with_suffix(".parquet"), columns=["key"])["key"].tolist()
@@ -186,4 +186,4 @@ def _write(path: Path, rows: pd.DataFrame, vectors: np.ndarray, manifest: dict) 
         save_file({"vectors": np.ascontiguousarray(vectors)}, tmp)
     with atomic_path(path.with_suffix(".parquet")) as tmp:
         rows.to_parquet(tmp, index=False)
-    seal(path.with_suffix(".json"), manifest, [path, path.with_suffix(".parquet")])
+    write_manifest(path.with_suffix(".json"), manifest, [path, path.with_suffix(".parquet")])

@@ -12,7 +12,7 @@ from trsllava_utils.evaluation.recall import (
 )
 from trsllava_utils.evaluation import breakdown, experiments, statistics
 from trsllava_utils.evaluation.results import (
-    claim_figures,
+    record_figures,
     export,
     published,
     results_path,

@@ -33,7 +33,7 @@ def validation(sources: Sources) -> Sources:
         raise MissingError(f"{dataset.title} ({dataset.split}) holds the validation split itself")
     try:
         varied = replace(sources, dataset=other_split(dataset, "val"))
-        len(varied.gallery)  # says what is missing
+        len(varied.gallery)  # raises where captions are missing
         return varied
     except InputError as error:  # no such split, or no image with both kinds of caption
         raise MissingError(str(error)) from error
@@ -118,8 +118,8 @@ def compare_captioners(
 
 
 def growing_gallery(method: str, sources: Sources) -> tuple[pd.DataFrame, int]:
-    """Text-to-image recall as the gallery grows: from two images to the whole split, and on, with
-    the images of other splits that the captioner described as distractors.
+    """Text-to-image recall as the gallery grows: from two images to the whole split, and
+    beyond: captioned images of the other splits are added as distractors.
 
     Returns:
         ``images, R@1, R@5, R@10`` (percent), and the number of images of the split.

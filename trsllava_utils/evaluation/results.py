@@ -56,7 +56,7 @@ def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **a
     return result
 
 
-def claim_figures(path: Path, dataset: Dataset) -> None:
+def record_figures(path: Path, dataset: Dataset) -> None:
     """Note in the results JSON which files in the figures folder were drawn from these results, so
     that a report shows none of another run."""
     figures = {p.name: file_sha256(p) for p in sorted(dataset.figures.glob("04_*.png"))}

@@ -88,6 +88,7 @@ def compare(
     Args:
         ranks, reference: of the two methods, with the same queries' images.
         measure: one of :data:`MEASURES`.
+        resamples: of the permutation test; the bootstrap uses 2,000.
 
     Returns:
         ``difference`` (percentage points) with ``low`` and ``high`` (95 % bootstrap), ``p``

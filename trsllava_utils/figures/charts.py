@@ -1,6 +1,6 @@
 """Charts: tables of numbers go in, a matplotlib figure comes out (save it with ``pictures.save``).
 
-What a colour says, a marker, a hatch or a label says too. Every axis has a label and a unit.
+Colour is never the only cue: markers, hatches and labels repeat it. Every axis has a unit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def embedding_map(
         vectors: ``(n, dim) float32``; labels, kinds: class and kind ("human", "captioner") of
             each row.
     """
-    points, classes, writers = _flat(vectors, seed), np.asarray(labels), np.asarray(kinds)
+    points, classes, writers = _project(vectors, seed), np.asarray(labels), np.asarray(kinds)
     counts = pd.Series(classes[classes != ""]).value_counts().sort_index()
     common = counts.sort_values(ascending=False, kind="stable").index[:8]
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 4.8))
@@ -49,7 +49,7 @@ def embedding_map(
     return figure
 
 
-def _flat(vectors: np.ndarray, seed: int) -> np.ndarray:
+def _project(vectors: np.ndarray, seed: int) -> np.ndarray:
     """Positions ``(n, 2)`` by t-SNE, or by PCA where there are too few points for it."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -61,7 +61,7 @@ def _flat(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def geometry(measured: Geometry, title: str) -> Figure:
-    """Alignment, uniformity, modality gap and hubness, a panel each."""
+    """Alignment, uniformity, modality gap and hubness, one panel each."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.2))
     squared = "squared distance (0 equal … 4 opposite)"
     _densities(axes[0, 0], measured.pairs, squared, "Alignment: pairs")
@@ -242,7 +242,7 @@ def traits(table: pd.DataFrame, recalls: pd.Series, correlations: pd.DataFrame) 
     for ax, name in zip(axes[0], correlations.index, strict=False):
         known = table[name].reindex(recalls.index).dropna()
         groups = pd.qcut(known, 5, labels=False, duplicates="drop").fillna(0)
-        if groups.max() == 0:  # most values are the least one
+        if groups.max() == 0:  # most values equal the minimum
             groups = (known > known.min()).astype(int)
         means = known.groupby(groups).mean()
         recall = recalls[known.index].groupby(groups).agg(["mean", "sem"]).fillna(0)

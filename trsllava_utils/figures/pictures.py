@@ -200,7 +200,7 @@ def _likeness(ax: Axes, records: list[Record]) -> None:
     alike = np.array([s for record in records for s in quality.similarities(record.variants)])
     limit = quality.NEAR_DUPLICATE
     ax.hist(alike, bins=np.linspace(0, 1, 41), color=GREEN)
-    ax.axvline(limit, color=RED, linestyle="--", label=f"near-duplicates: above {limit}")
+    ax.axvline(limit, color=RED, linestyle="--", label=f"near-duplicates: {limit} or more")
     ax.legend(loc="upper left")
     share = f": {100 * np.mean(alike >= limit):.1f} % near-duplicates" if len(alike) else ""
     ax.set(

@@ -3,7 +3,7 @@ r"""Formulas of the scoring rules, each with its source. Arrays go in, arrays co
 Rows are queries and columns are items (images, or captions); a higher score is better. The plain
 rules need no formula of their own: ``max`` (arXiv 2512.10596) is
 :math:`s(q, i) = \max_v \mathbf q^\top \mathbf x_{i,v}` over the variants v of image i, ``mean`` the
-mean over them; ``sides.py`` reduces scores so.
+mean over them; both are computed by ``Side.reduce``.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def reciprocal_rank_fusion(first: np.ndarray, second: np.ndarray, k: float) -> n
     return k * sum(1 / (k + r) for r in ranks)
 
 
-def inverted_softmax(blocks: Iterable[np.ndarray], temperature: float) -> np.ndarray:
-    r"""``querybank``: what an item j loses, :math:`b_j = t \ln \frac1n \sum_q e^{s(q, j) / t}` over
-    a bank of n queries.
+def inverted_softmax_penalty(blocks: Iterable[np.ndarray], temperature: float) -> np.ndarray:
+    r"""``querybank``: the penalty of an item j over a bank of n queries q',
+    :math:`b_j = t \ln \frac1n \sum_{q'} e^{s(q', j) / t}`.
 
-    Ordering by :math:`s(q, j) - b_j` is ordering by :math:`e^{s(q, j) / t} / \sum_b e^{s(b, j) /
-    t}`: inverted softmax, Smith et al., ICLR 2017; QB-Norm, Bogolin et al., CVPR 2022. With the
-    test queries as bank and half of :math:`b_j` it is ``dual_softmax``, the product of the softmax
-    over items and that over queries: Cheng et al., CAMoE, arXiv 2109.04290.
+    Ordering by :math:`s(q, j) - b_j` is ordering by :math:`e^{s(q, j) / t} / \sum_{q'}
+    e^{s(q', j) / t}`: inverted softmax, Smith et al., ICLR 2017; QB-Norm, Bogolin et al., CVPR
+    2022. With the test queries as bank and half of :math:`b_j` it is ``dual_softmax``, the product
+    of the softmax over items and that over queries: Cheng et al., CAMoE, arXiv 2109.04290.
 
     Args:
         blocks: scores of the bank, ``(n_in_block, n_items)`` each.
@@ -105,9 +105,9 @@ def inverted_softmax(blocks: Iterable[np.ndarray], temperature: float) -> np.nda
     return temperature * (logsumexp(np.stack(sums), axis=0) - np.log(n))
 
 
-def half_mean_of_nearest(blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
-    r"""``csls`` and ``querybank(k=…)``: what an item j loses, :math:`b_j = r_j / 2`, r the mean
-    score of its k nearest among the queries.
+def csls_penalty(blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
+    r"""``csls`` and ``querybank(k=…)``: the penalty :math:`b_j = r_j / 2` of an item j, r the
+    mean score of its k nearest queries.
 
     CSLS (Conneau et al., ICLR 2018) is :math:`2 s - r_q - r_j`, and :math:`r_q` is the same for all
     items.

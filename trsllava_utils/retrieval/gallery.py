@@ -1,5 +1,5 @@
 """Galleries of any size: captions and their vectors in partitions under one URL, embedded and
-searched a partition at a time, on this machine or on a Dask cluster.
+searched one partition at a time, on this machine or on a Dask cluster.
 
     part-000000-1f0c….parquet                                    rows of a text corpus
     part-000000-1f0c….all-MiniLM-L6-v2-9e….float32.safetensors   the vectors of these rows
@@ -35,7 +35,7 @@ from trsllava_utils.embedding.encoders import resolve_precision
 from trsllava_utils.retrieval.partitions import PARTITION, Partitions, first_rows, names_of
 from trsllava_utils.retrieval.products import blocks, cosine, count_ahead, top_items
 from trsllava_utils.retrieval.ranking import query_ids
-from trsllava_utils.retrieval.sides import Side, one_each
+from trsllava_utils.retrieval.side import Side, one_each
 
 DTYPES = ("float32", "float16")
 
@@ -90,9 +90,8 @@ class Gallery:
         return len(todo)
 
     def rank(self, queries: Embeddings, top_k: int = 100) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Text-to-image retrieval of human captions, exactly: the first k of all images are among
-        the first k of a partition, and the images ahead of a query's own are the sum of those in
-        each.
+        """Text-to-image retrieval of human captions. The result is exact: the first k images of
+        the partitions are merged, and the numbers of images ahead are added.
 
         Args:
             queries: captions, embedded as queries, of the images that they are to find.
@@ -152,7 +151,7 @@ class Gallery:
         if k < 1:
             raise InputError(f"k={k}: give the number of images to find, 1 or more")
         names = self._embedded()
-        vector = kept_encoder(self.encoder, self.precision).encode([query], "query")
+        vector = unit_vectors([query], self.encoder, "query", self.precision)
         side = one_each(np.array([query]), vector)
 
         def first(number: int) -> Top:
@@ -284,7 +283,7 @@ class Top:
         return Top(np.take_along_axis(scores, order, 1), np.take_along_axis(items, order, 1))
 
 
-# What is done to a partition, wherever that is. Each may run twice, when a worker dies.
+# Functions run on one partition, here or on a worker. They may run twice if a worker dies.
 
 
 def _embed(name: str, gallery: Gallery) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import skew
 
 from trsllava_utils.retrieval.products import blocks, cosine, top_items
-from trsllava_utils.retrieval.ranking import Labelled
+from trsllava_utils.retrieval.ranking import NamedSide
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def modality_gap(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.linalg.norm(x.mean(axis=0) - y.mean(axis=0)))
 
 
-def k_occurrence(captions: Labelled, images: Labelled, k: int = 10) -> np.ndarray:
+def k_occurrence(captions: NamedSide, images: NamedSide, k: int = 10) -> np.ndarray:
     """How many human captions have each image among their ``k`` best: ``(n_images,) int64``."""
     score = cosine(captions.side, images.side)
     counts = np.zeros(images.side.n, np.int64)
@@ -62,7 +62,7 @@ def k_occurrence(captions: Labelled, images: Labelled, k: int = 10) -> np.ndarra
     return counts
 
 
-def measure(captions: Labelled, images: Labelled, k: int = 10, limit: int = 4000) -> Geometry:
+def measure(captions: NamedSide, images: NamedSide, k: int = 10, limit: int = 4000) -> Geometry:
     """The geometry of human captions and the machine texts of images.
 
     Hubness is the skewness of the k-occurrences (Radovanović et al., JMLR 2010): above 1, a few
@@ -71,7 +71,7 @@ def measure(captions: Labelled, images: Labelled, k: int = 10, limit: int = 4000
     Args:
         captions, images: the two sides, see :func:`trsllava_utils.retrieval.sides`.
         k: of the k-occurrence.
-        limit: so many texts per side, drawn at random, stand for all of them in the pairs.
+        limit: at most this many texts per side, drawn at random, are used for pairs.
     """
     rng = np.random.default_rng(0)
     human, machine = captions.side.vectors, images.side.vectors

@@ -43,7 +43,7 @@ STEPS = {
     "dual_softmax": Step(5, {"temperature": 0.05}, transductive=("t2i", "i2t")),
     "rerank": Step(6, {"n": 20.0}, reranker=True),
 }
-# combinations in which a step would change nothing
+# refused combinations: the first step does not use the others
 _IDLE = {
     "human": set(STEPS) - {"human"},
     "lexical": {"centred"},
@@ -166,7 +166,9 @@ def _setting(text: str, step: str, setting: str) -> tuple[str, float]:
     whole = name in ("k", "n") and step != "hybrid"
     positive = whole or name in ("temperature", "k")
     if not 0 <= number < float("inf") or (positive and number == 0) or (whole and number % 1):
-        kind = "a whole number from 1" if whole else "a positive number"
+        kind = (
+            "a whole number from 1" if whole else "a positive number" if positive else "0 or more"
+        )
         raise InputError(f"method {text!r}: {name} must be {kind}, not {value!r}")
     if name in ("weight", "b") and number > 1:
         raise InputError(f"method {text!r}: {name} must lie between 0 and 1, not {value}")

@@ -59,7 +59,7 @@ class Partitions:
         ids = corpus["image_id"].iloc[starts]
         if ids.duplicated().any():
             raise InputError(
-                f"the rows of image {ids[ids.duplicated()].iloc[0]!r} do not stand together: sort "
+                f"the rows of image {ids[ids.duplicated()].iloc[0]!r} are not adjacent: sort "
                 "the corpus by image_id"
             )
         cuts = starts[np.flatnonzero(np.diff(starts // texts_each, prepend=-1))]
@@ -98,7 +98,7 @@ class Partitions:
         return texts[row % ROW_GROUP].as_py()
 
     def local(self, name: str) -> str:
-        """Path of a file on this machine, where it is fetched to if need be."""
+        """Path of a file on this machine; a remote file is downloaded first."""
         url = f"{self.url.rstrip('/')}/{name}"
         here = "::" in url or isinstance(fsspec.url_to_fs(url)[0], LocalFileSystem)
         return fsspec.open_local(url if here else f"simplecache::{url}")
@@ -114,8 +114,8 @@ class Partitions:
 
 
 def names_of(files: set[str]) -> list[str]:
-    """Names of the partitions among files, in the order of the gallery; what a killed run left
-    half-written under a temporary name is none."""
+    """Names of the partitions among files, in the order of the gallery; temporary files of a
+    killed run are ignored."""
     rows = (name for name in files if name.startswith("part-") and name.endswith(".parquet"))
     return sorted(name.removesuffix(".parquet") for name in rows)
 

@@ -14,11 +14,11 @@ from scipy.sparse import csr_matrix
 
 from trsllava_utils.cluster import in_threads
 from trsllava_utils.retrieval.formulas import TIE_TOLERANCE, bm25_weights
-from trsllava_utils.retrieval.sides import Side
+from trsllava_utils.retrieval.side import Side
 
 BLOCK = 512  # queries scored at a time, at most
 TILE = 1 << 21  # scores of texts held at a time: about the size of a processor's cache
-FEW = 256  # fewer queries than this are scored in one thread, by tiles no longer than for this many
+FEW = 256  # below this number of queries: one thread, and tiles as long as for this number
 MATRIX = 1 << 27  # scores of items held at a time: 512 MB
 _LEFT_OUT = -2.0  # below any cosine
 
@@ -48,7 +48,7 @@ def _cosines(queries: np.ndarray, tile: Side) -> np.ndarray:
     vectors, each = _float32(tile.vectors), len(tile.parts) // tile.n
     if not np.array_equal(tile.parts, np.repeat(np.arange(tile.n), each)):
         return tile.reduce(vectors @ queries.T).T
-    # As many texts each: the nth ones of all groups at once, so that no score has to be moved.
+    # All groups have as many texts: multiply the nth texts of all groups, and keep the maximum.
     best = queries @ vectors[::each].T
     for nth in range(1, each):
         np.maximum(best, queries @ vectors[nth::each].T, out=best)
@@ -70,8 +70,8 @@ def clip_cosine(queries: Side, items: Side) -> Score:
     return lambda block: _float32(queries.clip_vectors[block]) @ _float32(items.clip_vectors).T
 
 
-def count_words(items: Side, k1: float, b: float) -> tuple[Side, Callable[[Side], Side]]:
-    """The items with BM25 weights as ``terms``, and a function that gives queries their counts."""
+def bm25_sides(items: Side, k1: float, b: float) -> tuple[Side, Callable[[Side], Side]]:
+    """The items with BM25 weights in ``terms``, and a function that gives queries word counts."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     vectorizer = CountVectorizer(dtype=np.float32, token_pattern=r"(?u)\b\w+\b")
@@ -84,7 +84,7 @@ def count_words(items: Side, k1: float, b: float) -> tuple[Side, Callable[[Side]
 
 
 def lexical(queries: Side, items: Side) -> Score:
-    """BM25 of sides with ``terms`` (see :func:`count_words`), reduced to groups on both sides."""
+    """BM25 of sides with ``terms`` (see :func:`bm25_sides`), reduced to groups on both sides."""
 
     def score(block: slice) -> np.ndarray:
         side = queries.take(block)

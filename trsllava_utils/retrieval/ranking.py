@@ -22,7 +22,7 @@ from trsllava_utils.retrieval.formulas import TIE_TOLERANCE
 from trsllava_utils.retrieval.methods import Method
 from trsllava_utils.retrieval.products import Score, blocks, count_ahead, top_items
 from trsllava_utils.retrieval.scoring import VERSION, Scorer
-from trsllava_utils.retrieval.sides import Side, by_image, one_each
+from trsllava_utils.retrieval.side import Side, by_image, one_each
 from trsllava_utils.retrieval.sources import Sources
 
 
@@ -47,7 +47,7 @@ class Rankings:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class NamedSide:
     """A side with names.
 
     Attributes:
@@ -63,7 +63,7 @@ class Labelled:
 
 def sides(
     method: Method, sources: Sources, images: list[str]
-) -> tuple[Labelled, Labelled, Side | None]:
+) -> tuple[NamedSide, NamedSide, Side | None]:
     """The images, their human captions, and the bank (None where the method needs none)."""
     index = {image_id: i for i, image_id in enumerate(images)}
     human_rows, human_vectors, owner = _rows(sources.embed_human(), index)
@@ -91,8 +91,8 @@ def sides(
         human = replace(human, mean=mean)
         machine = replace(machine, mean=machine.vectors.mean(axis=0))
     names = np.array(images, dtype=object)
-    described = Labelled(machine, names, np.arange(len(images)))
-    return described, Labelled(human, query_ids(human_rows).to_numpy(), owner), bank
+    described = NamedSide(machine, names, np.arange(len(images)))
+    return described, NamedSide(human, query_ids(human_rows).to_numpy(), owner), bank
 
 
 def _rows(
@@ -108,12 +108,12 @@ def _rows(
 def rank_relevant(
     scores: np.ndarray, queries: np.ndarray, items: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Where the best relevant item stands, ties counted rather than broken.
+    """The rank of the best relevant item; ties are counted, not broken.
 
     Args:
         scores: ``(n_queries, n_items) float32``.
-        queries, items: ``(n_pairs,) int``: item i is relevant to query q. A query without a
-            relevant item stands behind all items.
+        queries, items: ``(n_pairs,) int``: item i is relevant to query q. A query without one
+            has all items ahead of it.
 
     Returns:
         Per query: ``n_greater`` items ahead of the best relevant one by more than 1e-6,
@@ -148,7 +148,7 @@ def retrieve(
         sources: what it draws on.
         top_k: results kept for every query.
         images: the gallery; default: all images that have both kinds of text.
-        queries: the images of the gallery whose captions are queries; the others only distract.
+        queries: the images of the gallery whose captions are queries; the others are distractors.
             Default: all.
 
     Returns:
@@ -165,9 +165,9 @@ def retrieve(
     own = set(queries) or set(gallery)
     gallery.sort(key=lambda image_id: image_id not in own)  # distractors last
     described, captions, bank = sides(parsed, sources, gallery)
-    pictures = captions if "human" in parsed.steps else described  # the queries of image-to-text
+    image_queries = captions if "human" in parsed.steps else described
     ranks, top = [], []
-    for direction, left, right in (("t2i", captions, described), ("i2t", pictures, captions)):
+    for direction, left, right in (("t2i", captions, described), ("i2t", image_queries, captions)):
         n = int(np.searchsorted(left.owner, len(own)))
         # the bank holds human captions: it can stand in for the queries of text-to-image only
         scorer = Scorer(parsed, right.side, bank if direction == "t2i" else None, sources.relevance)
@@ -185,8 +185,8 @@ class RankingTask:
 
     direction: str  # "t2i" or "i2t"
     score: Score  # of the first n queries against the items
-    queries: Labelled
-    items: Labelled  # the same object where queries are items
+    queries: NamedSide
+    items: NamedSide  # the same object where queries are items
     images: np.ndarray  # (n_images,) str: the gallery, to which owner of both sides refers
     n: int  # how many of the queries are ranked
     top_k: int  # results kept for each
@@ -194,7 +194,7 @@ class RankingTask:
     def run(self, scheduler: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
         """The ``ranks`` and ``top`` tables of :class:`Rankings`, a block of queries at a time."""
         each = blocks(self.n, self.items.side.n)
-        pieces = [[block] for block in each] if scheduler else [each]  # here in one go
+        pieces = [[block] for block in each] if scheduler else [each]  # or all at once
         done = sorted(spread(_rank_blocks, pieces, scheduler, (self,)), key=itemgetter(0))
         ranks, top = zip(*(tables for _, several in done for tables in several), strict=True)
         return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)

@@ -9,8 +9,8 @@ import numpy as np
 from trsllava_utils.retrieval.formulas import (
     TIE_TOLERANCE,
     above_the_rest,
-    half_mean_of_nearest,
-    inverted_softmax,
+    csls_penalty,
+    inverted_softmax_penalty,
     reciprocal_rank_fusion,
     weighted_sum,
 )
@@ -18,13 +18,13 @@ from trsllava_utils.retrieval.methods import STEPS, Method
 from trsllava_utils.retrieval.products import (
     Score,
     blocks,
+    bm25_sides,
     clip_cosine,
     cosine,
-    count_words,
     leave_one_out,
     lexical,
 )
-from trsllava_utils.retrieval.sides import Side, run_starts
+from trsllava_utils.retrieval.side import Side, run_starts
 
 VERSION = 2  # of the rules: raised when a formula changes, so that old rankings are not used
 
@@ -50,32 +50,32 @@ class Scorer:
         relevance: Callable | None = None,
     ) -> None:
         self.method, self.steps, self._relevance = method, method.steps, relevance
-        self.items = self.place(items)
+        self.items = self.prepare(items)
         if self.steps.keys() & {"lexical", "hybrid"}:
             settings = self.steps.get("lexical", STEPS["lexical"].settings)
-            self._words, self._counted = count_words(self.items, **settings)
-        self._bank_loss = None
+            self._words, self._counted = bm25_sides(self.items, **settings)
+        self._bank_penalty = None
         if "querybank" in self.steps and bank is not None:
-            self._bank_loss = self._querybank(self.place(bank))
+            self._bank_penalty = self._querybank(self.prepare(bank))
 
     def __call__(self, queries: Side) -> Score:
-        steps, queries = self.steps, self.place(queries)
+        steps, queries = self.steps, self.prepare(queries)
         if "human" in steps:
             return leave_one_out(queries, self.items)
-        score, loss = self._compare(queries), self._bank_loss
+        score, penalty = self._compare(queries), self._bank_penalty
         if "csls" in steps:
-            loss = half_mean_of_nearest(self._blocks(score, queries), int(steps["csls"]["k"]))
+            penalty = csls_penalty(self._blocks(score, queries), int(steps["csls"]["k"]))
         elif "dual_softmax" in steps:
             temperature = steps["dual_softmax"]["temperature"]
-            loss = inverted_softmax(self._blocks(score, queries), temperature) / 2
-        if loss is not None:
-            score = _less(score, loss.astype(np.float32))
+            penalty = inverted_softmax_penalty(self._blocks(score, queries), temperature) / 2
+        if penalty is not None:
+            score = _minus(score, penalty.astype(np.float32))
         if "rerank" in steps:
             score = self._rerank(score, queries, int(steps["rerank"]["n"]))
         return score
 
-    def place(self, side: Side) -> Side:
-        """Step 1: a side with its vectors as the method compares them."""
+    def prepare(self, side: Side) -> Side:
+        """Step 1: the side with centred vectors, if the method has ``centred``."""
         return side.centred() if "centred" in self.steps else side
 
     def _compare(self, queries: Side) -> Score:
@@ -104,8 +104,8 @@ class Scorer:
     def _querybank(self, bank: Side) -> np.ndarray:
         settings, scores = self.steps["querybank"], self._blocks(self._compare(bank), bank)
         if self.method.given("querybank", "k"):
-            return half_mean_of_nearest(scores, int(settings["k"]))
-        return inverted_softmax(scores, settings["temperature"])
+            return csls_penalty(scores, int(settings["k"]))
+        return inverted_softmax_penalty(scores, settings["temperature"])
 
     def _rerank(self, score: Score, queries: Side, n: int) -> Score:
         """The first n items of a query, and those tied with the last, in the order of a
@@ -136,5 +136,5 @@ def _both(formula: Callable, first: Score, second: Score, setting: float) -> Sco
     return lambda block: formula(first(block), second(block), setting)
 
 
-def _less(score: Score, loss: np.ndarray) -> Score:
-    return lambda block: score(block) - loss
+def _minus(score: Score, penalty: np.ndarray) -> Score:
+    return lambda block: score(block) - penalty

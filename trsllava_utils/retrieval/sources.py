@@ -1,9 +1,9 @@
 """What scoring rules draw on: a dataset, a captioner and an encoder go in; captions and vectors
 come out, from disk where they are up to date.
 
-Encoding happens in the methods named ``embed_…``. A rule whose training captions, CLIP weights or
-reranker are not there stops with a sentence and leaves the others alone. Another split, encoder or
-number of variants is ``dataclasses.replace(sources, …)``.
+The methods ``embed_…`` encode and store on disk, ``encode…`` encode one query in memory. A rule
+whose training captions, CLIP weights or reranker are missing stops with a sentence and leaves the
+others alone. Another split, encoder or number of variants is ``dataclasses.replace(sources, …)``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ import pandas as pd
 from trsllava_utils.artefacts import InputError, MissingError, fingerprint, not_here
 from trsllava_utils.captioning import Captions, load_captions
 from trsllava_utils.datasets import Dataset, locate, other_split
-from trsllava_utils.embedding import MINILM, ClipEncoder, Embeddings, embed_corpus, embed_texts
-from trsllava_utils.embedding.clip import embed_images
-from trsllava_utils.embedding.clip import embed_texts as embed_clip_texts
-from trsllava_utils.embedding.encoders import kept_encoder, without_bars
+from trsllava_utils.embedding import (
+    MINILM,
+    ClipEncoder,
+    Embeddings,
+    embed_corpus,
+    embed_texts,
+    unit_vectors,
+)
+from trsllava_utils.embedding.clip import embed_clip_images, embed_clip_texts
+from trsllava_utils.embedding.encoders import disable_progress_bars
 from trsllava_utils.retrieval.methods import Method
 
 
@@ -76,7 +82,7 @@ class Sources:
 
     @property
     def gallery(self) -> list[str]:
-        """The images that are searched: those with captions of both kinds.
+        """Ids of the images that are searched: those with machine and human captions, sorted.
 
         Raises:
             InputError: there are none.
@@ -141,7 +147,7 @@ class Sources:
     @_once
     def embed_clip_images(self) -> Embeddings:
         """CLIP's vectors of the images."""
-        return embed_images(self.dataset, self._clip_name(), self.bands)
+        return embed_clip_images(self.dataset, self._clip_name(), self.bands)
 
     @_once
     def embed_clip_human(self) -> Embeddings:
@@ -161,7 +167,7 @@ class Sources:
         return self.clip
 
     def embed_query(self, query: str) -> np.ndarray:
-        """A query of one's own as a unit row ``(1, dim) float32``, kept on disk for another run."""
+        """A free query as a unit row ``(1, dim) float32``, kept on disk for the next run."""
         how = {"precision": self.precision}
         vectors = embed_texts([query], self.encoder, self.dataset.derived, "query", **how).vectors
         self._results["encode", query] = vectors
@@ -169,8 +175,8 @@ class Sources:
 
     @_once
     def encode(self, query: str) -> np.ndarray:
-        """The same, without the disk."""
-        return kept_encoder(self.encoder, self.precision).encode([query], "query")
+        """A free query as a unit row ``(1, dim) float32``, in memory only."""
+        return unit_vectors([query], self.encoder, "query", self.precision)
 
     @_once
     def encode_clip(self, query: str) -> np.ndarray:
@@ -203,7 +209,7 @@ class Sources:
         name = self.reranker_name()
         from sentence_transformers import CrossEncoder
 
-        without_bars()
+        disable_progress_bars()
         try:
             return CrossEncoder(name)
         except (OSError, ValueError) as error:

@@ -11,6 +11,8 @@ import base64
 import re
 from dataclasses import dataclass
 from datetime import date
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from trsllava_utils.artefacts import InputError, atomic_path
+from trsllava_utils.artefacts import InputError, write_text
 from trsllava_utils.captioning.records import Variant
 from trsllava_utils.datasets.imagery import thumbnail
 from trsllava_utils.figures import place_map, png
@@ -41,15 +43,15 @@ class Found:
     """One page of a result. Jupyter shows it as pictures with their captions.
 
     Attributes:
-        query: the sentence, or the id of the image that others are to be like.
-        by_image: whether it is an image.
+        query: the sentence, or the id of the query image.
+        by_image: whether the query is an image.
         method: the scoring rule.
         table: ``rank, image_id, score, label, variant, text, hit, lat, lon``: ``variant`` (from 1)
             and ``text`` are the captioner's nearest to the query; ``hit`` says whether the query is
             a human caption of this image (NA where it is nobody's); ``lat`` and ``lon`` are there
             only where the dataset knows places.
         total: images that were ranked.
-        sources: whose images and captions they are.
+        sources: the images and captions that were searched.
     """
 
     query: str
@@ -69,15 +71,11 @@ class Found:
 
     def save_html(self, path: str | Path) -> Path:
         """Write the pictures, with all their captions, as one page that needs no network."""
-        with atomic_path(path) as tmp:
-            tmp.write_text(result_page(self), encoding="utf-8")
-        return Path(path)
+        return write_text(path, result_page(self))
 
     def save_csv(self, path: str | Path) -> Path:
         """Write the table."""
-        with atomic_path(path) as tmp:
-            tmp.write_text(self.csv(), encoding="utf-8")
-        return Path(path)
+        return write_text(path, self.csv())
 
     def csv(self) -> str:
         """The table as CSV, headed by the query."""
@@ -139,13 +137,13 @@ def card(found: Found, image_id: str) -> str:
         query=_query_words(found),
         picture=picture_uri(sources, image_id, LARGE),
         people=captions.loc[captions["image_id"] == image_id, "text"].tolist(),
-        place=place_name(row.get("lat"), row.get("lon")),
+        place=format_coordinates(row.get("lat"), row.get("lon")),
     )
 
 
-def place_name(lat: float | None, lon: float | None) -> str:
+def format_coordinates(lat: float | None, lon: float | None) -> str:
     """``48.1234° N, 11.5678° E``; empty where it is not known."""
-    if lat is None or lon is None or lat != lat or lon != lon:
+    if pd.isna(lat) or pd.isna(lon):
         return ""
     return f"{abs(lat):.4f}° {'S' if lat < 0 else 'N'}, {abs(lon):.4f}° {'W' if lon < 0 else 'E'}"
 
@@ -159,14 +157,9 @@ def marked(text: str, query: str) -> list[tuple[str, bool]]:
     """A text in pieces, each with whether it is a word of the query (in singular or plural; words
     such as "the" and "with" do not count)."""
     wanted = {_stem(word) for word in re.findall(r"\w+", query)} - {""}
-    pieces = [(piece, _stem(piece) in wanted) for piece in re.split(r"(\w+)", text) if piece]
-    joined: list[tuple[str, bool]] = []
-    for piece, hit in pieces:
-        if joined and joined[-1][1] == hit:
-            joined[-1] = (joined[-1][0] + piece, hit)
-        else:
-            joined.append((piece, hit))
-    return joined
+    pieces = ((piece, _stem(piece) in wanted) for piece in re.split(r"(\w+)", text) if piece)
+    runs = groupby(pieces, key=itemgetter(1))
+    return [("".join(piece for piece, _ in run), hit) for hit, run in runs]
 
 
 def _stem(word: str) -> str:

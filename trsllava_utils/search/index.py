@@ -21,7 +21,7 @@ from trsllava_utils.embedding import MINILM
 from trsllava_utils.retrieval import Method, Sources, sides
 from trsllava_utils.retrieval.products import top_items
 from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.sides import Side, one_each
+from trsllava_utils.retrieval.side import Side, one_each
 from trsllava_utils.search.found import Found
 
 
@@ -82,7 +82,7 @@ class Index:
         side = one_each(np.array([query]), self.sources.encode(query), clip, self._mean)
         own = self._captioned.get(_folded(query), set())
         scores = self._by_text(side)(slice(0, 1))[0]
-        answer = _Answer(query, self._by_text.place(side), scores, own)
+        answer = _Answer(query, self._by_text.prepare(side), scores, own)
         return self._page(answer, k, page, label)
 
     def like(self, image_id: str, k: int = 8, page: int = 1, label: str = "") -> Found:
@@ -92,11 +92,11 @@ class Index:
             InputError: the image has no captions here, or there is no such class or page.
         """
         if image_id not in self.image_ids:
-            raise InputError(f"image {image_id!r} has no captions, so nothing can be like it")
+            raise InputError(f"image {image_id!r} has no captions, so it cannot be a query")
         number = self.image_ids.index(image_id)
         side = self._described.take(slice(number, number + 1))
         scores = self._by_image(side)(slice(0, 1))[0]
-        answer = _Answer(image_id, self._by_image.place(side), scores, None, number)
+        answer = _Answer(image_id, self._by_image.prepare(side), scores, None, number)
         return self._page(answer, k, page, label)
 
     @cached_property

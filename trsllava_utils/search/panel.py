@@ -73,7 +73,7 @@ class Panel:
         self._make_controls(query, methods, k)
         self._make_result()
         row = w.Layout(flex_flow="row wrap", align_items="center")
-        steps = [self.previous, self.page, self.next, self.export, self._links]
+        buttons = [self.previous, self.page, self.next, self.export, self._links]
         self.view = w.VBox(
             [
                 self._style,
@@ -81,7 +81,7 @@ class Panel:
                 w.HBox([self.method, self.label, self.k, self.history], layout=row),
                 self.status,
                 self.pictures,
-                w.HBox(steps, layout=row),
+                w.HBox(buttons, layout=row),
                 self._detail,
                 self.map,
             ]
@@ -137,7 +137,7 @@ class Panel:
         return bundle
 
     def _wire(self) -> None:
-        """Who reacts to what."""
+        """Connect the widgets with what they do."""
         self.query.observe(lambda change: self._show(change.new), "value")
         for choice in (self.method, self.label, self.k):
             choice.observe(lambda _: self._again(), "value")

@@ -135,7 +135,7 @@ def by_image(
         rows, vectors, groups, field = rows.iloc[order], vectors[order], groups[order], field[order]
         parts = np.cumsum(np.diff(groups * len(FIELDS) + field, prepend=field[0]) != 0)
         weights = np.array([method.steps["fields"][f] for f in FIELDS])[field[run_starts(parts)]]
-        # an image all of whose fields weigh nothing (one plain caption) counts them alike
+        # where all fields of an image have weight 0 (one plain caption), they count alike
         weights = np.maximum(weights, 1e-9)
     of_parts = run_starts(groups[run_starts(parts)])
     total = np.add.reduceat(weights, of_parts)
