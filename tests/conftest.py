@@ -5,10 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+
+from tests.openai_server import Server
+from trsllava_utils.datasets import load_dataset
+from trsllava_utils.embedding import Embeddings, load_encoder
 
 
 def draw(path: Path, seed: int = 0, size: int = 64) -> Path:
@@ -49,6 +55,103 @@ def static_encoder(tmp_path_factory) -> str:
     from tests.tiny_models import static_text
 
     return str(static_text(tmp_path_factory.mktemp("static")))
+
+
+KEY = "sk-this-is-a-secret-0123456789"
+
+
+def scenes(folder: Path, count: int):
+    """A dataset of ``count`` drawn images."""
+    for i in range(count):
+        draw(folder / "scenes" / f"scene_{i}.png", i, size=32)
+    return load_dataset(str(folder / "scenes"), str(folder))
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Start a server and point the environment to it."""
+    running = []
+
+    def start(*args, **options) -> Server:
+        running.append(Server(*args, **options).__enter__())
+        monkeypatch.setenv("OPENAI_BASE_URL", running[-1].url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.__exit__()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Back-off in hundredths of seconds."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+
+WORDS = "river port runway forest road roof pool boat lake bridge church beach tank crop"
+
+
+def captions(n_images: int, seed: int = 0, start: int = 0) -> pd.DataFrame:
+    """One to four captions per image, some of them equal."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {
+            "image_id": f"image{i:05d}",
+            "source": "made",
+            "variant": v,
+            "field": "full",
+            "text": "a " + " near a ".join(rng.choice(WORDS.split(), rng.integers(2, 6))),
+        }
+        for i in range(start, start + n_images)
+        for v in range(rng.integers(1, 5))
+    ]
+    return pd.DataFrame(rows)
+
+
+def questions(corpus: pd.DataFrame, encoder: str, n: int = 40) -> Embeddings:
+    """Queries in the words of some captions, and one whose image is nowhere."""
+    rows = corpus.drop_duplicates("image_id").iloc[:: max(1, len(corpus) // n)].head(n)
+    rows = pd.concat([rows, rows[:1].assign(image_id="elsewhere")], ignore_index=True)
+    rows["text"] = [" ".join(reversed(t.split()[1:])) for t in rows["text"]]
+    vectors = load_encoder(encoder).encode(rows["text"].tolist(), "query")
+    return Embeddings(rows, vectors, Path(), 0)
+
+
+def embeddings(image_ids: list[str], vectors: np.ndarray) -> Embeddings:
+    rows = pd.DataFrame({"image_id": image_ids, "source": "s", "field": "caption"})
+    rows["variant"] = rows.groupby("image_id").cumcount()
+    rows["text"] = [f"text {i}" for i in range(len(rows))]
+    vectors = np.asarray(vectors, np.float32)
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Embeddings(rows, vectors, Path("none.safetensors"), 0)
+
+
+def sources(joined: Embeddings, human: Embeddings) -> SimpleNamespace:
+    """What retrieval needs of ``Sources``, made of vectors."""
+    return SimpleNamespace(
+        joined=joined,
+        human=human,
+        embed_captions=lambda texts: joined,
+        embed_human=lambda: human,
+        gallery=sorted(set(joined.rows["image_id"]) & set(human.rows["image_id"])),
+        relevance=None,
+        scheduler="",
+    )
+
+
+def random_sources(
+    seed: int, images: int = 12, variants: int = 3, captions: int = 2, dim: int = 8, levels: int = 0
+) -> SimpleNamespace:
+    """Random vectors; with ``levels``, of so few different coordinates that many scores tie."""
+    rng = np.random.default_rng(seed)
+    ids = [f"i{n:02d}" for n in range(images)]
+
+    def draw(n):
+        x = rng.normal(size=(n, dim)) if not levels else rng.integers(1, levels + 1, (n, dim))
+        return embeddings([i for i in ids for _ in range(n // images)], x)
+
+    return sources(draw(images * variants), draw(images * captions))
 
 
 def write_captions(path: Path, dataset, every: int = 1) -> str:

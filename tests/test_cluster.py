@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import draw, write_captions
-from tests.retrieval.test_gallery import captions, questions
+from tests.conftest import captions, draw, questions, write_captions
 from trsllava_utils import cluster
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.captioning import Settings, caption_dataset, captions_file

@@ -36,12 +36,10 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in FILES}
 
 
-def imports(path: Path, at_import_only: bool = False) -> set[str]:
-    """The modules of the package that a file imports, faces as such."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if at_import_only else ast.walk(tree)
+def imports(path: Path) -> set[str]:
+    """The modules of the package that a file imports anywhere, inside functions too."""
     targets = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -66,7 +64,7 @@ def test_imports_run_downwards():
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    graph = {name: imports(path, at_import_only=True) for name, path in MODULES.items()}
+    graph = {name: imports(path) for name, path in MODULES.items()}
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError
 
 

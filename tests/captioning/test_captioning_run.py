@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import draw
+from tests.conftest import KEY, scenes
 from tests.openai_server import Server
 from trsllava_utils.__main__ import main
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
@@ -25,40 +25,9 @@ from trsllava_utils.captioning import (
     openai_vlm,
 )
 from trsllava_utils.captioning.records import read_records
-from trsllava_utils.datasets import load_dataset
 
-KEY = "sk-this-is-a-secret-0123456789"
 MISBEHAVIOUR = "slow drop torn page busy broken half cut prose schema empty nothing german refuse"
 MISBEHAVIOUR = [*MISBEHAVIOUR.split(), "loop", "chatty"]
-
-
-def scenes(folder: Path, count: int):
-    """A dataset of ``count`` drawn images."""
-    for i in range(count):
-        draw(folder / "scenes" / f"scene_{i}.png", i, size=32)
-    return load_dataset(str(folder / "scenes"), str(folder))
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Start a server and point the environment to it."""
-    running = []
-
-    def start(*args, **options) -> Server:
-        running.append(Server(*args, **options).__enter__())
-        monkeypatch.setenv("OPENAI_BASE_URL", running[-1].url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.__exit__()
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """Back-off in hundredths of seconds."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
 def everything_written(folder: Path) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from tests.retrieval.test_ranking import embeddings, random_sources, sources
+from tests.conftest import embeddings, random_sources, sources
 from trsllava_utils import evaluation, retrieval
 from trsllava_utils.captioning.records import Record, Variant
 from trsllava_utils.evaluation import breakdown

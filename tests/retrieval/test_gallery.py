@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import captions, questions
 from trsllava_utils.__main__ import main
 from trsllava_utils.artefacts import InputError, MissingError
 from trsllava_utils.embedding.encoders import load_encoder
@@ -22,49 +23,6 @@ from trsllava_utils.retrieval.partitions import ROW_GROUP
 from trsllava_utils.retrieval.ranking import NamedSide, RankingTask, query_ids
 from trsllava_utils.retrieval.scoring import Scorer
 from trsllava_utils.retrieval.side import by_image, one_each
-
-WORDS = [
-    "river",
-    "port",
-    "runway",
-    "forest",
-    "road",
-    "roof",
-    "pool",
-    "boat",
-    "lake",
-    "bridge",
-    "church",
-    "beach",
-    "tank",
-    "crop",
-]
-
-
-def captions(n_images: int, seed: int = 0, start: int = 0) -> pd.DataFrame:
-    """One to four captions per image, some of them equal."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "image_id": f"image{i:05d}",
-            "source": "made",
-            "variant": v,
-            "field": "full",
-            "text": "a " + " near a ".join(rng.choice(WORDS, rng.integers(2, 6))),
-        }
-        for i in range(start, start + n_images)
-        for v in range(rng.integers(1, 5))
-    ]
-    return pd.DataFrame(rows)
-
-
-def questions(corpus: pd.DataFrame, encoder: str, n: int = 40) -> Embeddings:
-    """Queries in the words of some captions, and one whose image is nowhere."""
-    rows = corpus.drop_duplicates("image_id").iloc[:: max(1, len(corpus) // n)].head(n)
-    rows = pd.concat([rows, rows[:1].assign(image_id="elsewhere")], ignore_index=True)
-    rows["text"] = [" ".join(reversed(t.split()[1:])) for t in rows["text"]]
-    vectors = load_encoder(encoder).encode(rows["text"].tolist(), "query")
-    return Embeddings(rows, vectors, Path(), 0)
 
 
 def in_one_piece(corpus: pd.DataFrame, queries: Embeddings, encoder: str, k: int):

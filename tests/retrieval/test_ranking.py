@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations, permutations
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,49 +15,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
+from tests.conftest import embeddings, random_sources, sources
 from trsllava_utils import evaluation, retrieval
 from trsllava_utils.artefacts import InputError
-from trsllava_utils.embedding.vectors import Embeddings
 from trsllava_utils.evaluation.recall import hit_probability, mean_recall
 from trsllava_utils.retrieval import products as scoring
 from trsllava_utils.retrieval.ranking import rank_relevant
 from trsllava_utils.retrieval.side import Side, one_each
-
-
-def embeddings(image_ids: list[str], vectors: np.ndarray) -> Embeddings:
-    rows = pd.DataFrame({"image_id": image_ids, "source": "s", "field": "caption"})
-    rows["variant"] = rows.groupby("image_id").cumcount()
-    rows["text"] = [f"text {i}" for i in range(len(rows))]
-    vectors = np.asarray(vectors, np.float32)
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Embeddings(rows, vectors, Path("none.safetensors"), 0)
-
-
-def sources(joined: Embeddings, human: Embeddings) -> SimpleNamespace:
-    """What retrieval needs of ``Sources``, made of vectors."""
-    return SimpleNamespace(
-        joined=joined,
-        human=human,
-        embed_captions=lambda texts: joined,
-        embed_human=lambda: human,
-        gallery=sorted(set(joined.rows["image_id"]) & set(human.rows["image_id"])),
-        relevance=None,
-        scheduler="",
-    )
-
-
-def random_sources(
-    seed: int, images: int = 12, variants: int = 3, captions: int = 2, dim: int = 8, levels: int = 0
-) -> SimpleNamespace:
-    """Random vectors; with ``levels``, of so few different coordinates that many scores tie."""
-    rng = np.random.default_rng(seed)
-    ids = [f"i{n:02d}" for n in range(images)]
-
-    def draw(n):
-        x = rng.normal(size=(n, dim)) if not levels else rng.integers(1, levels + 1, (n, dim))
-        return embeddings([i for i in ids for _ in range(n // images)], x)
-
-    return sources(draw(images * variants), draw(images * captions))
 
 
 def brute_scores(given: SimpleNamespace, method: str) -> np.ndarray:

@@ -115,17 +115,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answered.
-
-    Attributes:
-        text: its words.
-        model: its name.
-        problem: why they cannot be used, "reason" or "reason: detail"; "" if they can.
-    """
+    """What a model answered."""
 
     text: str
-    model: str
-    problem: str = ""
+    model: str  # its name
+    problem: str = ""  # why the text cannot be used: "reason" or "reason: detail"
 
 
 class ServerError(InputError):
@@ -137,25 +131,15 @@ class BudgetSpentError(InputError):
 
 
 class Captioner(Protocol):
-    """Describes pictures.
+    """Describes pictures."""
 
-    Attributes:
-        identity: what the captions depend on beside the pictures, as JSON values.
-        prompt_text: what is asked ("" for captioners that are not asked in words).
-        concurrency: how many calls may be under way at once, each from its own thread.
-        batch_size: how many images a call should hold now; may change during a run.
-        attempts: how often an image may be asked about.
-        usage: requests and tokens spent so far.
-        notes: what the user should know at the end of the run.
-    """
-
-    identity: dict
-    prompt_text: str
-    concurrency: int
-    batch_size: int
-    attempts: int
-    usage: dict[str, int]
-    notes: list[str]
+    identity: dict  # what the captions depend on beside the pictures, as JSON values
+    prompt_text: str  # what is asked; "" for captioners that read no prompt
+    concurrency: int  # how many calls may be under way at once, each from its own thread
+    batch_size: int  # how many images a call should hold now; may change during a run
+    attempts: int  # how often an image may be tried
+    usage: dict[str, int]  # requests and tokens spent so far
+    notes: list[str]  # what the user should know at the end of the run
 
     def describe(self, questions: list[Question]) -> list[Reply]:
         """A reply for each question, in order.

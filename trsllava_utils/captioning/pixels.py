@@ -10,7 +10,6 @@ circles and compact bright objects, and guesses the scene by a handful of rules.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -19,34 +18,12 @@ from skimage import color, feature, measure, morphology, transform
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.captioning import pixels_wording
 from trsllava_utils.captioning.captioner import Question, Reply, Settings
+from trsllava_utils.captioning.pixels_wording import Observation
 from trsllava_utils.captioning.records import Variant
 
 MODEL = "pixels@d70d7d31"  # change it whenever the wording changes; a test checks this
 SIDE = 224  # pictures are described at this size; a pixel below is a pixel of the resized picture
 COVERS = ("water", "trees", "grass", "sand", "soil", "pavement", "roofs", "shadow")
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What was measured on one picture."""
-
-    cover: dict[str, float]  # share of the picture by cover type; sums to 1
-    where: dict[str, str]  # compass place of each cover type; see compass()
-    tanks: int  # objects found
-    roofs: int
-    boats: int
-    vehicles: int
-    red_ring: float  # share of the picture that is green and enclosed by reddish ground
-    line_share: float  # share of edge pixels on long straight lines
-    n_directions: int  # directions (of 12) that the long lines take
-    water_elongation: float  # length over width of the largest water body
-    water_crossed: bool  # whether a narrow strip of another cover splits the water
-    water_touches: int  # picture sides that the largest water body touches
-    texture: float  # mean local contrast, 0 to 1
-    ripple: float  # how regular its stripes are, 0 to 1
-    field_plots: int  # large even-toned plots
-    colours: tuple[str, str]  # the two commonest
-    roof_colour: str
 
 
 class PixelCaptioner:

@@ -1,13 +1,11 @@
-"""Words for what the ``pixels`` captioner measured: a guess of the scene, then five variants of RSRT text."""
+"""Words for what the ``pixels`` captioner measured: a guess of the scene, then five variants of RSRT
+text."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from trsllava_utils.captioning.records import Variant
-
-if TYPE_CHECKING:
-    from trsllava_utils.captioning.pixels import Observation
 
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six"]
 COVER_WORDS = {
@@ -44,6 +42,29 @@ SCENES = {
     "intersection": ("two roads cross at an intersection among buildings", "a crossroads with cars on wide roads", "crossing roads"),
     "commercial area": ("many tall buildings and roads are in a commercial city centre", "large buildings with shadows stand along busy streets", "big buildings and streets"),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was measured on one picture."""
+
+    cover: dict[str, float]  # share of the picture by cover type; sums to 1
+    where: dict[str, str]  # compass place of each cover type; see compass()
+    tanks: int  # objects found
+    roofs: int
+    boats: int
+    vehicles: int
+    red_ring: float  # share of the picture that is green and enclosed by reddish ground
+    line_share: float  # share of edge pixels on long straight lines
+    n_directions: int  # directions (of 12) that the long lines take
+    water_elongation: float  # length over width of the largest water body
+    water_crossed: bool  # whether a narrow strip of another cover splits the water
+    water_touches: int  # picture sides that the largest water body touches
+    texture: float  # mean local contrast, 0 to 1
+    ripple: float  # how regular its stripes are, 0 to 1
+    field_plots: int  # large even-toned plots
+    colours: tuple[str, str]  # the two commonest
+    roof_colour: str
 
 
 def scene_scores(o: Observation) -> dict[str, float]:

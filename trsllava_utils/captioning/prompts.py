@@ -54,18 +54,11 @@ class ReplyError(ValueError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with everything filled in.
+    """A prompt with everything filled in."""
 
-    Attributes:
-        text: what the model reads, beside the pictures.
-        kind: "rsrt" or "query".
-        n: how many descriptions it asks for.
-        fingerprint: of the text, the version and the shape of the answer.
-    """
-
-    text: str
-    kind: str
-    n: int
+    text: str  # what the model reads, beside the pictures
+    kind: str  # "rsrt" or "query"
+    n: int  # how many descriptions it asks for
 
     @property
     def fingerprint(self) -> str:

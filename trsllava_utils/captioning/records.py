@@ -51,23 +51,14 @@ class Variant(BaseModel):
 
 
 class Record(BaseModel):
-    """The captions of one image.
+    """The captions of one image."""
 
-    Attributes:
-        image: file name, as the dataset has it.
-        model: who wrote them; for a server, the name it gave itself.
-        variants: 1 to 5 of them.
-        image_sha256: which pixels they describe.
-        settings: fingerprint of model, prompt and settings.
-        attempts: how often the model was asked.
-    """
-
-    image: Text
-    model: Text
+    image: Text  # file name, as the dataset has it
+    model: Text  # who wrote them; for a server, the name it gave itself
     variants: Annotated[list[Variant], Field(min_length=1, max_length=MAX_VARIANTS)]
-    image_sha256: str = ""
-    settings: str = ""
-    attempts: int = 1
+    image_sha256: str = ""  # which pixels they describe
+    settings: str = ""  # fingerprint of model, prompt and settings
+    attempts: int = 1  # how often the model was asked
 
     @property
     def stem(self) -> str:

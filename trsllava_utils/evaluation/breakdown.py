@@ -44,19 +44,16 @@ def by_scene(ranks: pd.DataFrame, texts: dict[str, str], k: int = 10) -> pd.Data
         texts: human caption by query id.
     """
     t2i = ranks[ranks["direction"] == "t2i"]
-    rows = pd.DataFrame(
-        {
-            "scene": [quality.scenes_in(texts[q]) for q in t2i["query_id"]],
-            "image_id": t2i["image_id"].to_numpy(),
-            "hit": 100 * hit_probability(t2i, k),
-        }
-    ).explode("scene")
-    table = rows.groupby("scene").agg(
-        captions=("hit", "size"), images=("image_id", "nunique"), t2i=("hit", "mean")
-    )
-    return table.reset_index().sort_values(
-        ["captions", "scene"], ascending=[False, True], ignore_index=True
-    )
+    scenes = [quality.scenes_in(texts[query_id]) for query_id in t2i["query_id"]]
+    rows = t2i.assign(scene=scenes, hit=100 * hit_probability(t2i, k)).explode("scene")
+    columns = {
+        "captions": ("hit", "size"),
+        "images": ("image_id", "nunique"),
+        "t2i": ("hit", "mean"),
+    }
+    table = rows.groupby("scene").agg(**columns, t2i=("hit", "mean")).reset_index()
+    order = {"by": ["captions", "scene"], "ascending": [False, True]}
+    return table.sort_values(**order, ignore_index=True)
 
 
 def confusion(top: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
@@ -143,9 +140,8 @@ def traits_against_recall(traits: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataF
     rows = {}
     for name, trait in traits.reindex(mr.index).items():
         known = trait.notna()
-        if (
-            known.sum() > 2 and np.ptp(trait[known]) > 0 and np.ptp(mr[known]) > 0
-        ):  # else there is nothing to rank
+        varied = known.sum() > 2 and np.ptp(trait[known]) > 0 and np.ptp(mr[known]) > 0
+        if varied:  # else there is nothing to rank
             rows[name] = spearmanr(trait[known], mr[known])
     columns = ["correlation", "p"]
     return pd.DataFrame([[*r] for r in rows.values()], index=list(rows), columns=columns)
@@ -183,14 +179,8 @@ def extremes(ranks: pd.DataFrame, top: pd.DataFrame, n: int) -> tuple[pd.DataFra
     t2i = ranks[ranks["direction"] == "t2i"]
     scores = top[(top["direction"] == "t2i") & (top["rank"] <= 2)]
     scores = scores.pivot_table("score", "query_id", "rank").reindex(columns=[1, 2])
-    queries = pd.DataFrame(
-        {
-            "query_id": t2i["query_id"],
-            "image_id": t2i["image_id"],
-            "rank": expected_rank(t2i),
-            "margin": t2i["query_id"].map(scores[1] - scores[2]).fillna(0.0),
-        }
-    )
+    margins = t2i["query_id"].map(scores[1] - scores[2]).fillna(0.0)
+    queries = t2i[["query_id", "image_id"]].assign(rank=expected_rank(t2i), margin=margins)
     first = queries[queries["rank"] == 1].sort_values("margin", ascending=False, kind="stable")
     last = queries[queries["rank"] > 1].sort_values("rank", ascending=False, kind="stable")
     return tuple(t.drop_duplicates("image_id").head(n) for t in (first, last))

@@ -53,9 +53,8 @@ def recall_at_k(ranks: pd.DataFrame, k: int) -> float:
 def expected_rank(ranks: pd.DataFrame) -> np.ndarray:
     """Per query, the expected rank (1 = best) of the best relevant item: ``n_greater + (t + 1) /
     (r + 1)`` with t tied items, r of them relevant."""
-    return (ranks["n_greater"] + (ranks["n_tied"] + 1) / (ranks["n_relevant_tied"] + 1)).to_numpy(
-        np.float64
-    )
+    tied, relevant = ranks["n_tied"], ranks["n_relevant_tied"]
+    return (ranks["n_greater"] + (tied + 1) / (relevant + 1)).to_numpy(np.float64)
 
 
 def metrics(ranks: pd.DataFrame) -> dict:

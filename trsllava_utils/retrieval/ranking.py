@@ -48,17 +48,11 @@ class Rankings:
 
 @dataclass(frozen=True)
 class NamedSide:
-    """A side with names.
+    """A side with names."""
 
-    Attributes:
-        side: ``n`` groups of texts.
-        ids: ``(n,)`` str, the name of each group.
-        owner: ``(n,)`` int, ascending: index of the image it belongs to.
-    """
-
-    side: Side
-    ids: np.ndarray
-    owner: np.ndarray
+    side: Side  # n groups of texts
+    ids: np.ndarray  # (n,) str: the name of each group
+    owner: np.ndarray  # (n,) int, ascending: index of the image that a group belongs to
 
 
 def sides(

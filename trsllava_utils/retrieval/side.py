@@ -19,28 +19,16 @@ from trsllava_utils.retrieval.methods import Method
 
 @dataclass(frozen=True)
 class Side:
-    """The texts of one side.
+    """The texts of one side. Within a part of a group the best text counts; parts are weighed."""
 
-    Attributes:
-        texts: ``(n_texts,)`` str.
-        groups: ``(n_texts,)`` int from 0, ascending: the group of each text.
-        parts: ``(n_texts,)`` int from 0, ascending: within a part the best text counts.
-        weights: ``(n_parts,) float32``: share of a part in its group; they sum to 1.
-        vectors: ``(n_texts, dim) float32`` unit rows (or float16, for ``cosine``).
-        clip_vectors: ``(n_groups, dim) float32`` unit rows, or None.
-        terms: ``(n_texts, n_words) float32`` sparse, for the lexical rule, or None.
-        mean: ``(dim,) float32``, the mean vector of whoever wrote the texts, for ``centred``, or
-            None.
-    """
-
-    texts: np.ndarray
-    groups: np.ndarray
-    parts: np.ndarray
-    weights: np.ndarray
-    vectors: np.ndarray
-    clip_vectors: np.ndarray | None = None
-    terms: csr_matrix | None = None
-    mean: np.ndarray | None = None
+    texts: np.ndarray  # (n_texts,) str
+    groups: np.ndarray  # (n_texts,) int from 0, ascending: the group of each text
+    parts: np.ndarray  # (n_texts,) int from 0, ascending: the part of each text
+    weights: np.ndarray  # (n_parts,) float32: share of a part in its group; they sum to 1
+    vectors: np.ndarray  # (n_texts, dim) float32 unit rows (or float16, for the cosine)
+    clip_vectors: np.ndarray | None = None  # (n_groups, dim) float32 unit rows
+    terms: csr_matrix | None = None  # (n_texts, n_words) float32 sparse, for the lexical rule
+    mean: np.ndarray | None = None  # (dim,) mean vector of the texts' writer, for centred
 
     @property
     def n(self) -> int:
