@@ -49,23 +49,10 @@ def check(variants: list[Variant], language: str = "en", prompt_text: str = "") 
         ReplyError: with the first reason found: "no words", "too short", "too long", "refusal",
             "loop", "copied from the prompt", "wrong language", or "equal variants".
     """
-    prompt_runs = _prompt_runs(prompt_text)
     for n, variant in enumerate(variants, 1):
         for field, text in variant.fields.items():
-            where = f"variant {n}, {field}: {text[:60]!r}"
-            tokens = words(text)
-            if not any(token.isalpha() for token in tokens):
-                raise ReplyError("no words", where)
-            if len(text) > TOO_LONG * LIMITS[field]:
-                raise ReplyError("too long", f"{where} has {len(text)} characters")
-            if field != "feature" and len(text) < 10:
-                raise ReplyError("too short", where)
-            if _REFUSAL.search(text.replace("’", "'")):
-                raise ReplyError("refusal", where)
-            if _loops(text, tokens):
-                raise ReplyError("loop", where)
-            if prompt_runs & _runs(tokens, COPIED_WORDS):
-                raise ReplyError("copied from the prompt", where)
+            if fault := _fault(field, text, prompt_text):
+                raise ReplyError(fault, f"variant {n}, {field}: {text[:60]!r}")
         spoken = language_of(" ".join(variant.fields.values()), language)
         if spoken != language:
             raise ReplyError("wrong language", f"variant {n} is in {spoken!r}, not {language!r}")
@@ -74,6 +61,20 @@ def check(variants: list[Variant], language: str = "en", prompt_text: str = "") 
     similar = sum(s >= NEAR_DUPLICATE for s in similarities(variants))
     if similar > len(variants) * (len(variants) - 1) / 4:
         raise ReplyError("equal variants", f"{similar} pairs of them hardly differ")
+
+
+def _fault(field: str, text: str, prompt_text: str) -> str:
+    """The first thing wrong with one text; "" if nothing is."""
+    tokens = words(text)
+    faults = {
+        "no words": not any(token.isalpha() for token in tokens),
+        "too long": len(text) > TOO_LONG * LIMITS[field],
+        "too short": field != "feature" and len(text) < 10,
+        "refusal": _REFUSAL.search(text.replace("’", "'")),
+        "loop": _loops(text, tokens),
+        "copied from the prompt": _prompt_runs(prompt_text) & _runs(tokens, COPIED_WORDS),
+    }
+    return next((name for name, present in faults.items() if present), "")
 
 
 def words(text: str) -> list[str]:

@@ -46,14 +46,10 @@ def by_scene(ranks: pd.DataFrame, texts: dict[str, str], k: int = 10) -> pd.Data
     t2i = ranks[ranks["direction"] == "t2i"]
     scenes = [quality.scenes_in(texts[query_id]) for query_id in t2i["query_id"]]
     rows = t2i.assign(scene=scenes, hit=100 * hit_probability(t2i, k)).explode("scene")
-    columns = {
-        "captions": ("hit", "size"),
-        "images": ("image_id", "nunique"),
-        "t2i": ("hit", "mean"),
-    }
-    table = rows.groupby("scene").agg(**columns, t2i=("hit", "mean")).reset_index()
+    images = ("image_id", "nunique")
+    table = rows.groupby("scene").agg(captions=("hit", "size"), images=images, t2i=("hit", "mean"))
     order = {"by": ["captions", "scene"], "ascending": [False, True]}
-    return table.sort_values(**order, ignore_index=True)
+    return table.reset_index().sort_values(**order, ignore_index=True)
 
 
 def confusion(top: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
