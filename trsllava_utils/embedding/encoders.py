@@ -180,6 +180,8 @@ class OpenAIEncoder:
     """An embedding model behind the OpenAI protocol; OPENAI_BASE_URL and OPENAI_API_KEY come from
     the environment."""
 
+    precision = "float32"  # of the vectors that arrive; the server computes as it likes
+
     def __init__(self, name: str, batch_size: int = 256) -> None:
         import openai
 
@@ -190,7 +192,7 @@ class OpenAIEncoder:
         self.identity = f"{name}@{self._client.base_url.host}"
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
-        """See :class:`Encoder`; the server decides in which precision it computes."""
+        """See :class:`Encoder`."""
         vectors = []
         for start in range(0, len(texts), self._batch_size):
             batch = texts[start : start + self._batch_size]
