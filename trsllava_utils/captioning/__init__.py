@@ -2,11 +2,11 @@
 
 from trsllava_utils.captioning.captioner import Settings
 from trsllava_utils.captioning.captions import (
-    Captions,
     caption_dataset,
+    load_captions,
+    human_captions,
     captioner_id,
     captions_file,
-    human_captions,
-    load_captions,
     merge,
+    Captions,
 )

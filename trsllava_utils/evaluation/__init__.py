@@ -3,19 +3,19 @@
 from trsllava_utils.evaluation.results import require_human_captions
 from trsllava_utils.evaluation.recall import (
     chance,
-    chance_ranks,
-    expected_rank,
+    recall_table,
     metrics,
     recall_at_k,
     recall_curve,
-    recall_table,
+    chance_ranks,
+    expected_rank,
 )
-from trsllava_utils.evaluation import breakdown, experiments, statistics
+from trsllava_utils.evaluation import statistics, breakdown, experiments
 from trsllava_utils.evaluation.results import (
-    record_figures,
+    results_path,
+    write_results,
     export,
     published,
-    results_path,
     summary,
-    write_results,
+    record_figures,
 )
