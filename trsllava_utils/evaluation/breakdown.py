@@ -10,7 +10,6 @@ from collections import Counter
 
 import numpy as np
 import pandas as pd
-from scipy.stats import hypergeom, spearmanr
 
 from trsllava_utils.captioning import quality
 from trsllava_utils.captioning.records import Record
@@ -132,6 +131,8 @@ def caption_traits(records: dict[str, Record]) -> pd.DataFrame:
 
 def traits_against_recall(traits: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
     """Spearman's rank correlation of each trait with the mR of an image, with its p-value."""
+    from scipy.stats import spearmanr  # slow to import
+
     mr = contributions(ranks)["", "mR"]
     rows = {}
     for name, trait in traits.reindex(mr.index).items():
@@ -153,6 +154,8 @@ def by_gallery_size(ranks: pd.DataFrame, sizes: list[int], k: int = 10) -> pd.Da
     Args:
         sizes: numbers of images, at most that of the ranked gallery.
     """
+    from scipy.stats import hypergeom  # slow to import
+
     t2i = ranks[ranks["direction"] == "t2i"]
     n = int(t2i["n_items"].iloc[0])
     first, last = t2i["n_greater"].to_numpy(), (t2i["n_greater"] + t2i["n_tied"]).to_numpy()

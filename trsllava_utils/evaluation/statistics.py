@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from trsllava_utils.evaluation.recall import KS, hit_probability
 
@@ -48,6 +47,8 @@ def intervals(
         ``{"t2i": {"R@1": [low, high], …}, "i2t": {…}, "mR": [low, high]}`` in percent; NaN for
         fewer than two images.
     """
+    from scipy import stats  # slow to import
+
     sums = image_sums(ranks)
     parts = [(sums[d, m].to_numpy(), sums[d, "n"].to_numpy()) for d, m in MEASURES if d]
 
@@ -98,6 +99,8 @@ def compare(
     Raises:
         ValueError: they are about different images.
     """
+    from scipy import stats  # slow to import
+
     a, b = contributions(ranks)[measure], contributions(reference)[measure]
     if not a.index.equals(b.index):
         raise ValueError("the two methods did not rank the same images")
@@ -129,6 +132,8 @@ def compare_all(
     ``p (adjusted)`` controls the false discovery rate over the table (Benjamini and Hochberg,
     1995): of the rows below 0.05 no more than a twentieth are expected to be false alarms.
     """
+    from scipy import stats  # slow to import
+
     rows = {
         name: compare(ranks, rankings[reference], measure)
         for name, ranks in rankings.items()

@@ -58,7 +58,8 @@ def save(figure: Figure, dataset: Dataset, name: str) -> Picture:
 def png(figure: Figure) -> bytes:
     """The figure as the content of a PNG file; the figure is closed."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", metadata={"Software": None})
+    fast = {"compress_level": 3}  # half the time of the default, files 5 % larger
+    figure.savefig(drawn, format="png", metadata={"Software": None}, pil_kwargs=fast)
     plt.close(figure)
     return drawn.getvalue()
 

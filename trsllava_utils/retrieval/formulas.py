@@ -13,7 +13,6 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
-from scipy.stats import rankdata
 
 TIE_TOLERANCE = 1e-6  # scores closer than this are tied
 
@@ -78,6 +77,8 @@ def _unit_interval(scores: np.ndarray) -> np.ndarray:
 def reciprocal_rank_fusion(first: np.ndarray, second: np.ndarray, k: float) -> np.ndarray:
     r"""``hybrid``: :math:`\sum_m 1 / (k + r_m)`, r the rank in each list; tied items share their
     mean rank. Cormack, Clarke and Büttcher, SIGIR 2009 (k = 60 there)."""
+    from scipy.stats import rankdata  # slow to import
+
     ranks = (rankdata(-np.round(scores, 6), axis=1) for scores in (first, second))
     # times k, so that neighbours in a long list stay further apart than a tie
     return k * sum(1 / (k + r) for r in ranks)

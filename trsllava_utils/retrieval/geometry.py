@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import skew
 
 from trsllava_utils.retrieval.products import blocks, cosine, top_items
 from trsllava_utils.retrieval.ranking import NamedSide
@@ -73,6 +72,8 @@ def measure(captions: NamedSide, images: NamedSide, k: int = 10, limit: int = 40
         k: of the k-occurrence.
         limit: at most this many texts per side, drawn at random, are used for pairs.
     """
+    from scipy.stats import skew  # slow to import
+
     rng = np.random.default_rng(0)
     human, machine = captions.side.vectors, images.side.vectors
     first = np.searchsorted(images.side.groups, captions.owner)  # first text of a caption's image
