@@ -172,22 +172,21 @@ def write_manifest(manifest: Path, about: dict, files: Iterable[Path]) -> None:
     write_json(manifest, {**about, "files": {file.name: file_sha256(file) for file in files}})
 
 
-def read_manifest(manifest: Path) -> dict:
-    """What a manifest says, if its files are still those it was written for; else ``{}``."""
+def read_manifest(manifest: Path, files: Iterable[Path]) -> dict:
+    """What a manifest says, if ``files`` are still those it was written for; else ``{}``."""
     about = read_json(manifest)
-    if not isinstance(about, dict) or not isinstance(about.get("files"), dict):
-        return {}
     try:
-        hashes = {name: file_sha256(manifest.with_name(name)) for name in about["files"]}
-    except (OSError, ValueError):  # a file is gone, or its name is a path
+        whole = about["files"] == {file.name: file_sha256(file) for file in files}
+    except (OSError, TypeError, KeyError):  # a file is gone, or this is no manifest
         return {}
-    return about if hashes == about["files"] else {}
+    return about if whole else {}
 
 
 def keep(
     path: Path,
     made_from: dict,
     make: Callable[[], dict[str, pd.DataFrame]],
+    names: Iterable[str],
     at_least: dict[str, int] | None = None,
 ) -> tuple[dict[str, pd.DataFrame], bool]:
     """Load tables that are up to date; otherwise make and store them.
@@ -197,6 +196,7 @@ def keep(
             ``<path>.json``.
         made_from: all that the tables depend on, as JSON values.
         make: returns the tables by name.
+        names: of the tables.
         at_least: minimum values; stored tables made with larger ones, of ``top_k`` say, are used.
 
     Returns:
@@ -206,17 +206,16 @@ def keep(
 
     at_least = at_least or {}
     manifest = path.with_name(path.name + ".json")
-    known = read_manifest(manifest)
+    files = {name: path.with_name(f"{path.name}.{name}.parquet") for name in names}
+    known = read_manifest(manifest, files.values())
     enough = all(known.get("at_least", {}).get(name, -1) >= n for name, n in at_least.items())
     if known.get("made_from") == made_from and enough:
-        files = [path.with_name(name) for name in known["files"]]
-        return {f.name.split(".")[-2]: pd.read_parquet(f) for f in files}, True
+        return {name: pd.read_parquet(file) for name, file in files.items()}, True
     tables = make()
-    files = [path.with_name(f"{path.name}.{name}.parquet") for name in tables]
-    for table, file in zip(tables.values(), files, strict=True):
+    for name, file in files.items():
         with atomic_path(file) as tmp:
-            table.to_parquet(tmp)
-    write_manifest(manifest, {"made_from": made_from, "at_least": at_least}, files)
+            tables[name].to_parquet(tmp)
+    write_manifest(manifest, {"made_from": made_from, "at_least": at_least}, files.values())
     return tables, False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from tests.conftest import draw
 from trsllava_utils import captioning
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError, fingerprint
 from trsllava_utils.captioning import Settings, pixels
+from trsllava_utils.captioning.caption_file import CaptionFile
 from trsllava_utils.captioning.pixels import PixelCaptioner, observe
 from trsllava_utils.captioning.records import Record, Variant, parse_line, read_records
+from trsllava_utils.captioning.run import Report
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.datasets.imagery import read_image
 
@@ -186,3 +189,29 @@ def test_missing_captions_and_unknown_captioner(data_dir):
         captioning.load_captions(ds, "pixels")
     with pytest.raises(InputError, match="Did you mean 'pixels'"):
         captioning.load_captions(ds, "pixel")
+
+
+def test_images_set_aside_stay_aside_whatever_the_model_said(tmp_path):
+    """Line ends of other kinds in a reply, and a last line cut off in the middle of a letter."""
+    file = CaptionFile(tmp_path / "x.jsonl")
+    file.set_aside([{"image": f"{n}.png", "reply": "no\u2028JSON\u0085河"} for n in range(3)])
+    assert set(file.read_rejected()) == {"0.png", "1.png", "2.png"}
+    whole = file.rejected_path.read_bytes()
+    file.rejected_path.write_bytes(whole[: whole.rindex("河".encode()) + 1])
+    assert set(file.read_rejected()) == {"0.png", "1.png"}
+    file.set_aside([{"image": "3.png"}])
+    assert set(file.read_rejected()) == {"0.png", "1.png", "3.png"}
+
+
+def test_merging_keeps_the_example_and_reports_add_up(tmp_path):
+    whole = CaptionFile(tmp_path / "x.jsonl")
+    for file in (whole, whole.shard("1/2"), whole.shard("2/2")):
+        with file.held():
+            file.claim({"model": "m"})
+    whole.keep_example("a.png", "word for word")
+    assert whole.merge_shards() == 2 and whole.manifest()["example"]["image"] == "a.png"
+    one = Report(captioned=2, seconds=3.0, usage=Counter(requests=2, tokens=0))
+    two = Report(captioned=1, seconds=5.0, usage=Counter(requests=1), problems=["x"])
+    both = sum([one, two], Report())
+    assert (both.captioned, both.seconds, both.problems) == (3, 5.0, ["x"])
+    assert dict(both.usage) == {"requests": 3, "tokens": 0} and one.captioned == 2

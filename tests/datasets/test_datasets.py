@@ -175,3 +175,25 @@ def test_sixteen_bit_png_and_giants(tmp_path):
     Image.new("1", (20000, 20000)).save(tmp_path / "big.png")
     with pytest.raises(InputError, match=r"big\.png.*into tiles"):
         read_image(tmp_path / "big.png")
+
+
+@pytest.mark.parametrize(("name", "text"), [("notes.csv", "filename,title\n"), ("a.json", "[]")])
+def test_a_folder_whose_annotations_have_no_rows_is_a_folder_of_images(tmp_path, name, text):
+    draw(tmp_path / "mine" / "a_1.png")
+    (tmp_path / "mine" / name).write_text(text)
+    ds = load_dataset(str(tmp_path / "mine"), str(tmp_path))
+    assert ds.images["image_id"].tolist() == ["a_1"] and ds.captions.empty
+    assert ds.problems == (f"{name}: no annotation found in it",)
+
+
+def test_blank_names_are_refused_and_unusual_line_ends_belong_to_captions(tmp_path):
+    draw(tmp_path / "mine" / "a.png")
+    table = tmp_path / "mine" / "c.csv"
+    table.write_text("filename,image,title\n,a.png,by the second name\n,,nobody's\n")
+    with pytest.raises(InputError, match="row 2: expected an image name"):
+        load_dataset(str(tmp_path / "mine"), str(tmp_path))
+    table.unlink()
+    line = json.dumps({"image": "a.png", "caption": "a\u2028b"}, ensure_ascii=False)
+    (tmp_path / "mine" / "captions.jsonl").write_text(line + "\n", encoding="utf-8")
+    ds = load_dataset(str(tmp_path / "mine"), str(tmp_path))
+    assert ds.captions["text"].tolist() == ["a\u2028b"]

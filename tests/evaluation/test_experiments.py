@@ -81,6 +81,8 @@ def test_rankings_are_reused_and_made_again(sources):
     fewer = retrieval.rank_dataset("max", sources, 3)
     assert fewer.reused and fewer.top["rank"].max() == 3
     pd.testing.assert_frame_equal(fewer.top, retrieval.retrieve("max", sources, 3)[1])
+    with pytest.raises(InputError, match="top_k=0"):
+        retrieval.rank_dataset("max", sources, 0)
     assert not retrieval.rank_dataset("max", sources, 15).reused
     assert not retrieval.rank_dataset("max", replace(sources, variants=1), 3).reused
     assert retrieval.rank_dataset("max", sources, 3).reused

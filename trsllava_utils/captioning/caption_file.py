@@ -95,7 +95,8 @@ class CaptionFile:
         """The images set aside, by file name; torn lines are skipped."""
         rejected = {}
         if self.rejected_path.exists():
-            for line in self.rejected_path.read_text(encoding="utf-8").splitlines():
+            text = self.rejected_path.read_text(encoding="utf-8", errors="replace")
+            for line in text.split("\n"):  # splitlines would split at U+2028 too
                 try:
                     value = json.loads(line)
                     rejected[value["image"]] = value
@@ -200,7 +201,7 @@ class CaptionFile:
                 locks.enter_context(file.held())
             manifest = _common_manifest(shards)
             self.claim(manifest["identity"], manifest.get("prompt", ""))
-            write_json(self.manifest_path, manifest)
+            write_json(self.manifest_path, {**self.manifest(), **manifest})
             records: dict[str, Record] = {}
             rejected: dict[str, dict] = {}
             for file in (*shards, self):  # the first record of an image stays

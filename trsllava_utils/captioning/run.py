@@ -72,6 +72,8 @@ class Report:
     def __add__(self, other: Report) -> Report:
         names = [f.name for f in fields(self) if f.name not in ("seconds", "stopped")]
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        sums["usage"] = Counter(self.usage)
+        sums["usage"].update(other.usage)  # unlike +, keeps what is 0
         longer, reason = max(self.seconds, other.seconds), self.stopped or other.stopped
         return Report(**sums, seconds=longer, stopped=reason)
 

@@ -104,7 +104,7 @@ def _read_json(path: Path) -> list[Annotation]:
 
 
 def _read_jsonl(path: Path) -> list[Annotation]:
-    lines = ((n, line) for n, line in enumerate(_text(path).splitlines(), 1) if line.strip())
+    lines = ((n, line) for n, line in enumerate(_text(path).split("\n"), 1) if line.strip())
     values = ((n, _parsed(line, f"{shown(path)}, line {n}")) for n, line in lines)
     return _grouped([_entry(value, path, f"line {n}") for n, value in values])
 
@@ -112,7 +112,8 @@ def _read_jsonl(path: Path) -> list[Annotation]:
 def _entry(entry: Any, path: Path, where: str) -> Annotation:
     """One image of any JSON layout, or one row of a table."""
     known = entry if isinstance(entry, dict) else {}
-    filename = next((known[k] for k in _FILE_KEYS if isinstance(known.get(k), str)), None)
+    names = (known.get(key) for key in _FILE_KEYS)
+    filename = next((name for name in names if name and isinstance(name, str)), None)
     key = next((k for k in _TEXT_KEYS if k in known), None)
     if filename is None or key is None:
         raise InputError(

@@ -163,7 +163,7 @@ def _read(
     paths = annotations.find(root) if root.is_dir() else None
     files = _image_files(root)
     if paths:
-        return annotations.read(paths, problems), files, problems
+        return annotations.read(paths, problems) or None, files, problems
     if name in KNOWN:
         raise MissingError(
             f"{name}: no annotations found in {shown(root)}. Get {title} (see "

@@ -82,7 +82,7 @@ def _from_tiffs(dataset: Dataset, tiffs: pd.DataFrame) -> pd.DataFrame:
         return {"places": pd.DataFrame.from_dict(known, **columns)}
 
     path = dataset.derived / "places" / dataset.split
-    return keep(path, {"files": fingerprint(stats)}, make)[0]["places"]
+    return keep(path, {"files": fingerprint(stats)}, make, ["places"])[0]["places"]
 
 
 def centre(path: str | Path) -> tuple[float, float] | None:

@@ -172,7 +172,7 @@ def _read(path: Path) -> tuple[np.ndarray, list[str], dict]:
     """Stored vectors, their text keys and the manifest; empty if a file is missing or damaged."""
     from safetensors.numpy import load_file
 
-    manifest = read_manifest(path.with_suffix(".json"))
+    manifest = read_manifest(path.with_suffix(".json"), [path, path.with_suffix(".parquet")])
     if not manifest:
         return np.zeros((0, 1), np.float32), [], {}
     keys = pd.read_parquet(path.with_suffix(".parquet"), columns=["key"])["key"].tolist()

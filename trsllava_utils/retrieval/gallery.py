@@ -34,7 +34,7 @@ from trsllava_utils.embedding import MINILM, Embeddings, kept_encoder, unit_vect
 from trsllava_utils.embedding.encoders import resolve_precision
 from trsllava_utils.retrieval.partitions import PARTITION, Partitions, first_rows, names_of
 from trsllava_utils.retrieval.products import blocks, cosine, count_ahead, top_items
-from trsllava_utils.retrieval.ranking import query_ids
+from trsllava_utils.retrieval.ranking import check_top_k, query_ids
 from trsllava_utils.retrieval.side import Side, one_each
 
 DTYPES = ("float32", "float16")
@@ -104,8 +104,7 @@ class Gallery:
             InputError: ``top_k`` is not positive.
             MissingError: vectors are missing.
         """
-        if top_k < 1:
-            raise InputError(f"top_k={top_k}: give the number of results to keep, 1 or more")
+        check_top_k(top_k)
         names = self._embedded()
         pieces = list(enumerate(names))
         owner = queries.rows["image_id"].to_numpy(dtype=object)

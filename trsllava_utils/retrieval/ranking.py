@@ -152,8 +152,7 @@ def retrieve(
         InputError: an unknown method, or ``top_k`` is not positive.
         MissingError: the method draws on something that is not there.
     """
-    if top_k < 1:
-        raise InputError(f"top_k={top_k}: give the number of results to keep, 1 or more")
+    check_top_k(top_k)
     parsed = Method(method)
     gallery = sorted(images) or sources.gallery
     own = set(queries) or set(gallery)
@@ -240,6 +239,12 @@ def _rank_blocks(pieces: list[slice], task: RankingTask) -> list[tuple[pd.DataFr
     return [task.tables(block, scores) for block, scores in scored]
 
 
+def check_top_k(top_k: int) -> None:
+    """Raise InputError unless at least one result is to be kept."""
+    if top_k < 1:
+        raise InputError(f"top_k={top_k}: give the number of results to keep, 1 or more")
+
+
 def query_ids(rows: pd.DataFrame) -> pd.Series:
     """The name of every human caption, ``<image_id>#<variant>``."""
     return rows["image_id"] + "#" + rows["variant"].astype(str)
@@ -253,6 +258,7 @@ def caption_texts(queries: Embeddings) -> dict[str, str]:
 def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     """:func:`retrieve`, kept on disk as Parquet; loaded from there while vectors and settings are
     the same and at least ``top_k`` results were kept."""
+    check_top_k(top_k)
     parsed = Method(method)
     setting = [sources.dataset.split, sources.captions.captioner, slug(sources.encoder)]
     setting += [sources.precision] if sources.precision != "float32" else []
@@ -266,7 +272,7 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
         ranks, top = retrieve(method, sources, top_k)
         return {"ranks": ranks, "top": top}
 
-    tables, reused = keep(path, made_from, make, {"top_k": top_k})
+    tables, reused = keep(path, made_from, make, ("ranks", "top"), {"top_k": top_k})
     top = tables["top"][tables["top"]["rank"] <= top_k].reset_index(drop=True)
     return Rankings(tables["ranks"], top, path.with_name(f"{stem}.ranks.parquet"), reused)
 
