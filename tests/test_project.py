@@ -160,8 +160,8 @@ def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
     assert report.stat().st_size < 5_000_000 and 'src="http' not in page
     for part in ("95 % interval", "Successes", "rsitmd -p split test -p captioner pixels", "csls†"):
         assert part in page
-    again = run("-m", "trsllava_utils", "report", "rsitmd", "-p", "data_dir", str(data_dir))
-    assert again.returncode == 0 and report.read_text(encoding="utf-8") == page
+    again = command_line.main(["report", "rsitmd", "-p", "data_dir", str(data_dir)])
+    assert again == 0 and report.read_text(encoding="utf-8") == page
     for table in ("*.csv", "*.tex", "*.ablation.csv", "summary.tex"):
         assert list((data_dir / "rsitmd" / "derived" / "results").glob(table)), table
     vectors = list((data_dir / "rsitmd" / "derived" / "embeddings").rglob("*.safetensors"))
@@ -171,7 +171,7 @@ def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
 
 
 def test_own_folder_searches_without_captions_and_says_what_evaluation_needs(
-    tmp_path, static_encoder
+    tmp_path, static_encoder, capsys
 ):
     for i in range(3):
         draw(tmp_path / "mine" / f"{i}.png", i)
@@ -181,8 +181,8 @@ def test_own_folder_searches_without_captions_and_says_what_evaluation_needs(
     out = run("-m", "trsllava_utils", "run", mine, *how, "--from", "03")
     assert out.returncode == 1 and "03_retrieval" in out.stdout
     assert "no human captions" in out.stderr and "04_evaluation_visualisation" in out.stderr
-    found = run("-m", "trsllava_utils", "search", mine, "a field", *how)
-    assert found.returncode == 0 and len(found.stdout.splitlines()) == 4, found.stderr
+    assert command_line.main(["search", mine, "a field", *how]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 @pytest.mark.parametrize("folder", ["notebooks", "."])

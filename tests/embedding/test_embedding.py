@@ -166,7 +166,8 @@ def test_precision_is_part_of_every_identity(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Did you mean 'bfloat16'"):
         load_encoder(precision="float16")
     for precision in ("float32", "bfloat16", "float32"):
-        made = embed_corpus(corpus(*texts), encoders.MINILM, tmp_path, "x", precision=precision)
+        encoder = half if precision == "bfloat16" else exact
+        made = embed_corpus(corpus(*texts), encoder, tmp_path, "x")
         mean = np.abs(made.vectors - exact.encode(texts, "document")).max()
         assert mean < 1e-6 if precision == "float32" else mean > 1e-5
     assert made.encoded == 0  # neither precision displaces the other's vectors
@@ -176,7 +177,7 @@ def test_precision_is_part_of_every_identity(tmp_path, monkeypatch):
 def test_a_corpus_embedded_in_two_goes_has_the_vectors_of_one(tmp_path, precision, monkeypatch):
     monkeypatch.setattr(encoders, "computes_bfloat16", lambda: True)
     texts = [f"{n} boats " + "near a pier " * (n % 9) for n in range(200)]
-    how = {"encoder": encoders.MINILM, "name": "x", "precision": precision}
+    how = {"encoder": load_encoder(precision=precision), "name": "x"}
     whole = embed_corpus(corpus(*texts), derived=tmp_path / "a", **how)
     embed_corpus(corpus(*texts[:20]), derived=tmp_path / "b", **how)
     grown = embed_corpus(corpus(*texts), derived=tmp_path / "b", **how)
