@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from trsllava_utils.artefacts import PROJECT_ROOT
+from trsllava_utils.captioning import caption_dataset
+from trsllava_utils.datasets import load_dataset
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -126,19 +128,21 @@ def test_search_panel_in_jupyterlab(browser, lab):
     shoot(page, "panel_end")
 
 
-def test_report_on_a_phone(browser, data_dir):
-    """It fits the width, shows all its pictures and asks the network for nothing."""
-    words = ["-m", "trsllava_utils", "run", "rsitmd", "--from", "01", "-p", "data_dir"]
-    subprocess.run([sys.executable, *words, str(data_dir)], check=True, cwd=PROJECT_ROOT)
+def test_report_on_a_phone(browser, data_dir, static_encoder):
+    """It fits the width, shows all its pictures and needs no network."""
+    caption_dataset(load_dataset("rsitmd", str(data_dir)))
+    words = ["-m", "trsllava_utils", "run", "rsitmd", "--from", "04", "-p", "data_dir"]
+    words += [str(data_dir), "-p", "encoder", static_encoder]
+    subprocess.run([sys.executable, *words], check=True, cwd=PROJECT_ROOT)
     report = next((data_dir / "rsitmd" / "derived" / "results").glob("*.html"))
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(report.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     pictures = page.locator("img")
     assert pictures.count() > 8
     assert pictures.evaluate_all("all => all.every(i => i.naturalWidth > 0 && i.alt)")
-    assert all(url.startswith(("file:", "data:")) for url in asked)
+    assert all(url.startswith(("file:", "data:")) for url in requests)
     assert page.get_by_role("heading", name="To reproduce").is_visible()
     shoot(page, "report_phone")
