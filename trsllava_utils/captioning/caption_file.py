@@ -104,14 +104,15 @@ class CaptionFile:
                     continue
         return rejected
 
-    def finished(self) -> tuple[dict[str, Record], dict[str, dict]]:
-        """Records and images set aside; for a shard also those merged earlier."""
-        records, rejected = self.read()[0], self.read_rejected()
+    def finished(self) -> tuple[dict[str, Record], dict[str, dict], list[str]]:
+        """Records and images set aside, for a shard also those merged earlier; and a sentence for
+        each line of this file that could not be used."""
+        (records, problems), rejected = self.read(), self.read_rejected()
         merged = self.whole
         if merged and merged.manifest().get("identity") == self.manifest().get("identity"):
             records = merged.read()[0] | records
             rejected = merged.read_rejected() | rejected
-        return records, rejected
+        return records, rejected, problems
 
     # — writing —
 
@@ -176,6 +177,12 @@ class CaptionFile:
     def rewrite(self, records: Iterable[Record]) -> None:
         """Replace all records."""
         write_text(self.path, "".join(record.line() for record in records))
+
+    def drop(self, filenames: set[str]) -> None:
+        """Remove the records of these images, if there are any."""
+        records = self.read()[0]
+        if filenames & records.keys():
+            self.rewrite(record for name, record in records.items() if name not in filenames)
 
     def merge_shards(self) -> int:
         """Merge all shards into this file, then remove them.

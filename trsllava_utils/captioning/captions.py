@@ -150,7 +150,7 @@ def caption_dataset(
         jobs, records, aside, problems = _to_do(dataset, file, shard)
         report = Report(already=len(records), aside=aside)
         report += run(jobs, describer, settings, file)
-        written = file.read()[0]
+        written = file.read()[0] if report.captioned else {}
     records |= {job.filename: written[job.filename] for job in jobs if job.filename in written}
     name, problems = captioner_id(captioner, settings.prompt), (*problems, *report.problems)
     return Captions(name, _by_image(dataset, records), file, problems, report)
@@ -171,9 +171,8 @@ def _to_do(
 
     A record whose picture has changed since is removed from the file.
     """
-    own, problems = file.read()
-    finished, rejected = file.finished()
-    jobs, records, aside, stale = [], {}, 0, set()
+    finished, rejected, problems = file.finished()
+    jobs, records, aside = [], {}, 0
     for row in dataset.with_pixels.itertuples():
         if not in_shard(row.filename, shard):
             continue
@@ -184,9 +183,9 @@ def _to_do(
             aside += 1
         else:
             jobs.append(Job(row.image_id, row.filename, row.path, sha256))
-            stale |= {row.filename} & own.keys()
+    stale = {job.filename for job in jobs} & finished.keys()
     if stale:
-        file.rewrite(record for name, record in own.items() if name not in stale)
+        file.drop(stale)
     return jobs, records, aside, problems
 
 
@@ -297,7 +296,7 @@ def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
     """Merge the shards of a captioner; returns a sentence on the outcome."""
     file = captions_file(dataset, captioner, prompt)
     merged = file.merge_shards()
-    records, rejected = file.finished()
+    records, rejected, _ = file.finished()
     names = dataset.with_pixels["filename"]
     missing = [name for name in names if name not in records and name not in rejected]
     rest = f"; {len(missing):,} images are still to do: {missing[:3]} …" if missing else ""

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ LANGUAGES = {
 }
 
 
+@cache
 def _template(name: str) -> str:
     path = Path(__file__).with_name(f"prompt_{name}.txt")
     return path.read_text(encoding="utf-8").rstrip("\n")

@@ -103,7 +103,7 @@ class Sources:
 
     @_once
     def embed_captions(self, texts: str = "joined") -> Embeddings:
-        """The captioner's texts: "joined", one per variant (the paper's way), or "fields", one a
+        """The captioner's texts: "joined", one per variant (the paper's way), or "fields", one per
         field."""
         name = f"{self.dataset.split}.{self.captions.captioner}.{texts}"
         made = self._embed(self.captions.corpus(texts), name, "document")
@@ -168,10 +168,10 @@ class Sources:
 
     def embed_query(self, query: str) -> np.ndarray:
         """A free query as a unit row ``(1, dim) float32``, kept on disk for the next run."""
-        how = {"precision": self.precision}
-        vectors = embed_texts([query], self.encoder, self.dataset.derived, "query", **how).vectors
-        self._results["encode", query] = vectors
-        return vectors
+        derived, precision = self.dataset.derived, self.precision
+        made = embed_texts([query], self.encoder, derived, "query", precision=precision)
+        self._results["encode", query] = made.vectors
+        return made.vectors
 
     @_once
     def encode(self, query: str) -> np.ndarray:
@@ -181,8 +181,7 @@ class Sources:
     @_once
     def encode_clip(self, query: str) -> np.ndarray:
         """The same in CLIP's space."""
-        vector = self._clip_encoder().encode([query], "text")
-        return vector / np.linalg.norm(vector)
+        return unit_vectors([query], self._clip_encoder(), "text")
 
     @_once
     def _clip_encoder(self) -> ClipEncoder:
