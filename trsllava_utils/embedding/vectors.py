@@ -8,7 +8,9 @@ Files in ``data/<dataset>/derived/embeddings/<encoder>/``: ``<corpus>.safetensor
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from trsllava_utils.cluster import spread
 from trsllava_utils.embedding.encoders import Encoder, kept_encoder, load_encoder
 
 CHUNK = 2048  # texts encoded by one call
+Stored = tuple[np.ndarray, list[str], dict]  # vectors, the keys of their texts, the manifest
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,14 @@ def embed_corpus(
     corpus = corpus.reset_index(drop=True)
     rows = fingerprint(corpus.astype(str).values.tolist(), role)
     identity = fingerprint(rows, model.identity)
-    vectors, _, manifest = _read(path)
+    stored = vectors, _, manifest = _read(path)
     if manifest.get("identity") == identity:
         return Embeddings(corpus, vectors, path, 0, identity)
 
     keys = [hashlib.sha256(f"{role}\0{text}".encode()).hexdigest() for text in corpus["text"]]
     texts = dict(zip(keys, corpus["text"], strict=True))
-    known = _stored(path, model.identity, texts)
+    others = (_read(p) for p in sorted({*path.parent.glob("*.safetensors")} - {path}))
+    known = _known(chain([stored], others), model.identity, texts)
     missing = {key: text for key, text in texts.items() if key not in known}
     if missing:
         # workers load an encoder given by name themselves, and in the precision resolved here
@@ -156,19 +160,20 @@ def _path(derived: Path, model: Encoder, label: str, name: str) -> Path:
     return derived / "embeddings" / folder / f"{slug(name)}.safetensors"
 
 
-def _stored(path: Path, encoder: str, wanted: dict[str, str]) -> dict[str, np.ndarray]:
-    """Vectors by text key that lie in ``path`` or in another corpus of the same encoder."""
+def _known(
+    corpora: Iterable[Stored], encoder: str, wanted: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Vectors by text key that lie in stored corpora of this encoder; reads no more than needed."""
     known: dict[str, np.ndarray] = {}
-    for file in [path, *sorted({*path.parent.glob("*.safetensors")} - {path})]:
-        if wanted.keys() <= known.keys():
-            break
-        vectors, keys, manifest = _read(file)
+    for vectors, keys, manifest in corpora:
         if manifest.get("encoder") == encoder:
             known.update((k, v) for k, v in zip(keys, vectors, strict=True) if k in wanted)
+        if wanted.keys() <= known.keys():
+            break
     return known
 
 
-def _read(path: Path) -> tuple[np.ndarray, list[str], dict]:
+def _read(path: Path) -> Stored:
     """Stored vectors, their text keys and the manifest; empty if a file is missing or damaged."""
     from safetensors.numpy import load_file
 
