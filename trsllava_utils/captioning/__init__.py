@@ -4,7 +4,8 @@ from trsllava_utils.captioning.captioner import Settings
 from trsllava_utils.captioning.captions import (
     caption_dataset,
     load_captions,
-    human_captions,
+    choose_captioner,
+    reference_captions,
     captioner_id,
     captions_file,
     merge,

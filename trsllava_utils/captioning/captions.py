@@ -1,9 +1,10 @@
 """Structured captioning: images go in, RSRT records come out, one JSON line per image.
 
-A captioner is named by a string: ``pixels`` (reads the picture, no weights),
-``transformers:MODEL`` (a vision-language model on this machine), ``openai:MODEL`` (one behind a
-server) or ``file:PATH`` (captions made elsewhere). A new one is a module with a class of the
-``Captioner`` protocol (``captioner.py``) and a line in :func:`open_captioner`.
+A captioner is named by a string: ``rsrt`` (the captions that come with a dataset or this project),
+``file:PATH`` (captions made elsewhere), ``transformers:MODEL`` (a vision-language model on this
+machine), ``openai:MODEL`` (one behind a server) or ``pixels`` (reads the picture, no weights). The
+empty name is ``rsrt`` where there are such captions, else ``pixels``. A new captioner is a module
+with a class of the ``Captioner`` protocol (``captioner.py``) and a line in :func:`open_captioner`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from trsllava_utils.artefacts import (
 )
 from trsllava_utils.captioning.caption_file import CaptionFile, in_shard
 from trsllava_utils.captioning.captioner import Captioner, Settings
-from trsllava_utils.captioning.imported import match_file
+from trsllava_utils.captioning.imported import WAYS, has_shipped_captions, match_captions
 from trsllava_utils.captioning.records import MAX_VARIANTS, Record, Variant, caption_corpus
 from trsllava_utils.captioning.run import Job, Report, run
 from trsllava_utils.cluster import spread, workers
 from trsllava_utils.datasets import Dataset
 
-KINDS = ("pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
+KINDS = ("rsrt", "pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,22 @@ class Captions:
         return caption_corpus(self.records.items(), self.captioner, texts)
 
 
+def choose_captioner(dataset: Dataset, captioner: str = "", prompt: str = "rsrt") -> str:
+    """The captioner's name; for an empty one ``rsrt`` where captions come with these images, else
+    ``pixels``."""
+    shipped = not captioner and prompt == "rsrt" and has_shipped_captions(dataset)
+    return captioner or ("rsrt" if shipped else "pixels")
+
+
 def captioner_id(captioner: str, prompt: str = "rsrt") -> str:
-    """The short id of a captioner string, used in file names: "pixels", "openai-gpt-4.1", or
+    """The short id of a captioner string, used in file names: "rsrt", "openai-gpt-4.1", or
     "file-NAME-xxxxxx"; with ".query" after it for image queries."""
     kind, _, rest = captioner.partition(":")
     suffix = "" if prompt == "rsrt" else f".{prompt}"
-    if captioner == "pixels":
+    if captioner in ("rsrt", "pixels"):
         return captioner + suffix
-    valid = {name.partition(":")[0]: name for name in KINDS}
-    if kind not in valid or kind == "pixels":
+    valid = {name.partition(":")[0]: name for name in KINDS if ":" in name}
+    if kind not in valid:
         check_choice("captioner", captioner, KINDS)
     if not rest or captioner in KINDS:
         raise InputError(f"captioner {captioner!r}: name the model or the file, as {valid[kind]}")
@@ -109,7 +117,7 @@ def open_captioner(captioner: str, settings: Settings) -> Captioner:
 
 def caption_dataset(
     dataset: Dataset,
-    captioner: str = "pixels",
+    captioner: str = "",
     settings: Settings | None = None,
     shard: str = "",
     scheduler: str = "",
@@ -122,7 +130,7 @@ def caption_dataset(
 
     Args:
         dataset: whose images.
-        captioner: name of the captioner.
+        captioner: its name; empty: see :func:`choose_captioner`.
         settings: how it is asked.
         shard: "i/n" captions only that part of the images, into a file of its own.
         scheduler: where it runs (see ``cluster.py``): one shard for each worker, merged at the end.
@@ -133,13 +141,15 @@ def caption_dataset(
         MissingError: the images (or the weights, the key, the file of the captioner) are not there.
     """
     settings = settings or Settings()
-    if captioner.startswith("file:"):
+    captioner = choose_captioner(dataset, captioner, settings.prompt)
+    if _is_import(captioner):
+        _check_import(captioner, settings.prompt, shard)
         return _import_captions(dataset, captioner)
     if dataset.with_pixels.empty:
         raise MissingError(
             f"{dataset.name} ({dataset.split}): no image files in {shown(dataset.root)}, so "
-            "nothing can be captioned. Get the images (see data/README.md) or bring captions: "
-            "-p captioner file:PATH.jsonl."
+            "nothing can be captioned. Get the images (see data/README.md) or bring captions "
+            "(-p captioner file:PATH.jsonl)."
         )
     if scheduler:
         return _caption_on_cluster(dataset, captioner, settings, shard, scheduler)
@@ -217,13 +227,14 @@ def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Setti
     return caption_dataset(dataset, captioner, settings, shard).report
 
 
-def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rsrt") -> Captions:
-    """The captions that notebook 01 made. A ``file:`` captioner is imported again.
+def load_captions(dataset: Dataset, captioner: str = "", prompt: str = "rsrt") -> Captions:
+    """The captions that notebook 01 made. Those of ``rsrt`` and ``file:`` are imported again.
 
     Raises:
-        MissingError: there are none yet; the message is the command that makes them.
+        MissingError: there are none yet; the message says how to get some.
     """
-    if captioner.startswith("file:"):
+    captioner = choose_captioner(dataset, captioner, prompt)
+    if _is_import(captioner):
         return _import_captions(dataset, captioner)
     file = captions_file(dataset, captioner, prompt)
     by_name, problems = file.read()
@@ -236,8 +247,8 @@ def load_captions(dataset: Dataset, captioner: str = "pixels", prompt: str = "rs
         )
     if not records:
         raise MissingError(
-            f"no captions by {captioner!r} for {dataset.title} ({dataset.split}); make them first: "
-            f"papermill 01_structured_captioning.ipynb out.ipynb {where}"
+            f"no captions by {captioner!r} for {dataset.title} ({dataset.split}): {WAYS}; the "
+            f"command is papermill 01_structured_captioning.ipynb out.ipynb {where}"
         )
     problems += _stale(dataset, captioner, records, file.manifest())
     return Captions(captioner_id(captioner, prompt), records, file, tuple(problems))
@@ -249,13 +260,13 @@ def _by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]
     return {image_id: records[name] for image_id, name in names if name in records}
 
 
-def human_captions(dataset: Dataset) -> dict[str, Record]:
+def reference_captions(dataset: Dataset) -> dict[str, Record]:
     """The dataset's own captions as records (the first five per image), to compare with."""
     names = dataset.images.set_index("image_id")["filename"]
     records = {}
     for image_id, texts in dataset.captions.groupby("image_id", sort=False)["text"]:
         variants = [Variant(caption=text) for text in texts[:MAX_VARIANTS]]
-        records[image_id] = Record(image=names[image_id], model="human", variants=variants)
+        records[image_id] = Record(image=names[image_id], model="reference", variants=variants)
     return records
 
 
@@ -284,8 +295,19 @@ def _stale(
     return [f"{reason}; run 01_structured_captioning again" for reason in reasons]
 
 
+def _is_import(captioner: str) -> bool:
+    return captioner == "rsrt" or captioner.startswith("file:")
+
+
+def _check_import(captioner: str, prompt: str, shard: str) -> None:
+    if captioner == "rsrt" and prompt != "rsrt":
+        raise InputError(f"prompt={prompt!r}: captioner rsrt has structured captions only")
+    if shard:
+        raise InputError(f"shard={shard!r}: the captions of {captioner} exist, nothing is to share")
+
+
 def _import_captions(dataset: Dataset, captioner: str) -> Captions:
-    records, problems = match_file(dataset, captioner)
+    records, problems = match_captions(dataset, captioner)
     file = captions_file(dataset, captioner)
     file.rewrite(records.values())
     report = Report(already=len(records))
@@ -294,7 +316,7 @@ def _import_captions(dataset: Dataset, captioner: str) -> Captions:
 
 def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
     """Merge the shards of a captioner; returns a sentence on the outcome."""
-    file = captions_file(dataset, captioner, prompt)
+    file = captions_file(dataset, choose_captioner(dataset, captioner, prompt), prompt)
     merged = file.merge_shards()
     records, rejected, _ = file.finished()
     names = dataset.with_pixels["filename"]

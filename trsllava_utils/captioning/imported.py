@@ -1,63 +1,110 @@
-"""Captioner ``file:PATH``: captions made elsewhere, matched to a dataset's images by file name."""
+"""Captions made elsewhere, matched to a dataset's images by file name: captioner ``file:PATH`` (a
+file of the user) and captioner ``rsrt`` (the captions that come with a dataset or this project).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from trsllava_utils.artefacts import InputError, MissingError, shown
+from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError, shown
 from trsllava_utils.captioning.records import Record, read_records
-from trsllava_utils.datasets.dataset import Dataset
+from trsllava_utils.datasets.dataset import Dataset, other_split
+
+WAYS = (
+    "write them with notebook 01 (-p captioner transformers:MODEL runs a vision-language model "
+    "here, openai:MODEL asks a server, pixels needs no weights but is often wrong) or bring your "
+    "own (-p captioner file:PATH.jsonl)"
+)
 
 
-def match_file(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], list[str]]:
-    """Captions of a ``file:`` captioner, matched by path, then by file name, then by stem (of equal
-    stems the last).
+def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], list[str]]:
+    """Captions of ``rsrt`` or a ``file:`` captioner, matched by path, then by file name, then by
+    stem.
 
     Returns:
         Records by image id, and sentences about unreadable lines and images without a match.
 
     Raises:
-        MissingError: the file is not there.
-        InputError: it holds no usable line, or none for this dataset.
+        MissingError: the file is not there, or no captions come with the dataset.
+        InputError: the file holds no usable line, or none for this dataset.
     """
-    source = Path(captioner.removeprefix("file:")).expanduser()
-    if not source.is_file():
+    here, shipped = f"{dataset.title} ({dataset.split})", captioner == "rsrt"
+    files = _shipped(dataset) if shipped else [Path(captioner.removeprefix("file:")).expanduser()]
+    if not shipped and not files[0].is_file():
         raise MissingError(
-            f"captioner {captioner!r}: {source} not found (from {shown(Path.cwd())}); give the "
+            f"captioner {captioner!r}: {files[0]} not found (from {shown(Path.cwd())}); give the "
             "path of an RSRT JSONL file"
         )
-    records, problems = read_records(source)
-    if not records:
-        raise InputError(f"{source.name} holds no usable caption line. {' '.join(problems[:3])}")
-    by_stem = {record.stem: record for record in records.values()}
-    images = list(zip(dataset.images["image_id"], dataset.images["filename"], strict=True))
-    matched = {}
-    for image_id, filename in images:
-        name = Path(filename)
-        record = records.get(filename) or records.get(name.name) or by_stem.get(name.stem)
-        if record is not None:
-            matched[image_id] = record.model_copy(update={"image": filename})
-    here = f"{dataset.title} ({dataset.split})"
+    records, problems = _read(files)
+    names = " and ".join(file.name for file in files)
+    if files and not records:
+        raise InputError(f"{names} holds no usable caption line. {' '.join(problems[:3])}")
+    if not files:
+        raise MissingError(f"no captions come with {here}: {WAYS}")
+    matched = _matched(dataset, records)
     if not matched:
         raise InputError(
-            f"{source.name}: none of its {len(records):,} images is in {here}; the file names "
-            f"{next(iter(records))!r} and {images[0][1]!r} are examples of the two sides. Is it "
-            "another split?"
+            f"{names}: none of its {len(records):,} images is in {here}; the file names "
+            f"{next(iter(records))!r} and {dataset.images['filename'][0]!r} are examples of the "
+            "two sides. Is it another split?"
         )
-    used = {record.stem for record in matched.values()}
-    bare = [image_id for image_id, _ in images if image_id not in matched]
-    foreign = [name for name, record in records.items() if record.stem not in used]
+    bare = [image_id for image_id in dataset.images["image_id"] if image_id not in matched]
     if bare:
         problems.append(
-            f"{len(bare):,} images of {here} have no caption in {source.name}; the gallery is "
+            f"{len(bare):,} images of {here} have no caption in {names}; the gallery is "
             f"restricted to the others: {_some(bare)}"
         )
-    if foreign:
+    used = {record.stem for record in matched.values()}
+    foreign = [name for name, record in records.items() if record.stem not in used]
+    if foreign and not shipped:  # the shipped files describe other splits too
         problems.append(
-            f"{len(foreign):,} captioned images of {source.name} are not in {here}: "
-            f"{_some(foreign)}"
+            f"{len(foreign):,} captioned images of {names} are not in {here}: {_some(foreign)}"
         )
     return matched, problems
+
+
+def has_shipped_captions(dataset: Dataset) -> bool:
+    """Whether captions of any of its images come with the dataset or with this project. A file that
+    is damaged, or names no image of any split, counts too, so that it is noticed."""
+    files = _shipped(dataset)
+    records = _read(files)[0]
+    if not files or _matched(dataset, records):
+        return bool(files)
+    return not _matched(other_split(dataset, "all"), records)
+
+
+def _shipped(dataset: Dataset) -> list[Path]:
+    """``rsrt.jsonl`` in the dataset's folder, and ``data/rsrt/<name>_*.jsonl``."""
+    own = [file for file in [dataset.root / "rsrt.jsonl"] if file.is_file()]
+    return own + sorted((PROJECT_ROOT / "data" / "rsrt").glob(f"{dataset.name}_*.jsonl"))
+
+
+def _read(files: list[Path]) -> tuple[dict[str, Record], list[str]]:
+    """Records by file name; of two for one image the first is kept."""
+    records, problems = {}, []
+    for file in files:
+        more, odd = read_records(file)
+        records, problems = more | records, problems + odd
+    return records, problems
+
+
+def _matched(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
+    """Records by file name -> by image id. A name or stem that several images share decides
+    nothing, and a record that names an image is used for no other."""
+    filenames = dataset.images.set_index("image_id")["filename"]
+    found = filenames.map(records)
+    free = [Path(name) for name in records.keys() - set(filenames)]
+    for part in ("name", "stem"):
+        parts = filenames.map(lambda filename, part=part: getattr(Path(filename), part))
+        loose = {getattr(path, part): records[str(path)] for path in free}
+        once = parts.where(~parts.duplicated(keep=False))
+        found = found.where(found.notna(), once.map(loose))
+    named = zip(filenames.items(), found, strict=True)
+    return {
+        image_id: record.model_copy(update={"image": filename})
+        for (image_id, filename), record in named
+        if isinstance(record, Record)
+    }
 
 
 def _some(names: list[str]) -> str:

@@ -170,17 +170,12 @@ def measure(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index").round(1)
 
 
-def scenes_in(text: str) -> list[str]:
-    """The scene words that a text says, in singular or plural."""
-    said = set(words(text))
-    return [w for w in SCENE_WORDS.split() if w in said or f"{w}s" in said]
-
-
 def scene_words(records: Iterable[Record]) -> pd.Series:
     """Share of images (%) whose captions mention each scene word, most frequent first."""
     records = list(records)
     counts = Counter()
     for record in records:
-        counts.update(scenes_in(" ".join(v.joined() for v in record.variants)))
+        said = set(words(" ".join(v.joined() for v in record.variants)))
+        counts.update(w for w in SCENE_WORDS.split() if w in said or f"{w}s" in said)
     shares = {w: 100 * n / len(records) for w, n in counts.most_common()}
     return pd.Series(shares, name="images (%)", dtype=float).round(1)
