@@ -7,5 +7,6 @@ from trsllava_utils.datasets.dataset import (
     other_split,
     Dataset,
 )
+from trsllava_utils.datasets.download import get
 from trsllava_utils.datasets.imagery import read_image, read_renderings
 from trsllava_utils.datasets.places import locate

@@ -2,7 +2,7 @@
 
 Knows the sample set, RSITMD, RSICD, UCM-captions and Sydney-captions, and any folder of images.
 The layout on disk is recognised (see ``annotations.py``); everything odd is listed in
-``Dataset.problems``. Human captions come out as a text corpus, one row per caption:
+``Dataset.problems``. Reference captions come out as a text corpus, one row per caption:
 ``image_id, source, variant, field, text``.
 """
 
@@ -37,7 +37,7 @@ SPLITS = ("train", "val", "test")
 
 # name -> title; the cards with licences, sizes and layouts are in data/README.md
 KNOWN = {
-    "sample": "Sample (rendered scenes)",
+    "sample": "Sample (UC Merced)",
     "rsitmd": "RSITMD",
     "rsicd": "RSICD",
     "ucm": "UCM-captions",
@@ -61,7 +61,7 @@ class Dataset:
         figures: the folder its figures go to.
         images: one row per image: ``image_id, filename, split, label, path`` (path is "" where
             there are no pixels).
-        captions: human captions as a text corpus (may be empty).
+        captions: reference captions as a text corpus (may be empty).
         problems: what was found odd on loading, one sentence each.
         split_sizes: images per split in the whole dataset.
     """
@@ -166,8 +166,9 @@ def _read(
         return annotations.read(paths, problems) or None, files, problems
     if name in KNOWN:
         raise MissingError(
-            f"{name}: no annotations found in {shown(root)}. Get {title} (see "
-            f"data/README.md#{name}) or pass -p data_dir DIR, the folder that holds it."
+            f"{name}: no annotations found in {shown(root)}. Get {title} (python -m "
+            f"trsllava_utils get {name}; see data/README.md#{name}) or pass -p data_dir DIR, the "
+            "folder that holds it."
         )
     if not files:
         raise MissingError(f"{shown(root)} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -228,7 +229,7 @@ def _corpus(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     """The captions as a text corpus, without empty ones."""
     corpus = table[["image_id", "captions"]].explode("captions").dropna(subset="captions")
     texts = corpus["captions"].map(clean_text).astype(str)
-    corpus = corpus.assign(text=texts, source="human", field="caption")[texts != ""]
+    corpus = corpus.assign(text=texts, source="reference", field="caption")[texts != ""]
     corpus["variant"] = corpus.groupby("image_id").cumcount().astype(int)
     repeated = "captions repeat another caption of the same image (kept: the protocol counts them)"
     counts = {
@@ -344,7 +345,7 @@ def statistics(dataset: Dataset) -> pd.Series:
         "images": len(dataset.images),
         "images with pixels": len(dataset.with_pixels),
         "classes": dataset.images["label"].replace("", np.nan).nunique(),
-        "human captions": len(texts),
+        "reference captions": len(texts),
         "distinct captions": texts.nunique(),
         "captions shared by several images": int((images_with > 1).sum()),
         "words per caption (median)": float(words.median()) if len(words) else 0.0,

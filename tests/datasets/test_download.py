@@ -1,0 +1,205 @@
+"""``get``: RSICD from a stand-in for the Hugging Face hub on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.conftest import draw
+from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
+from trsllava_utils.datasets import download, get, load_dataset
+
+FILE = f"/datasets/{download.HUB}/resolve/{download.REVISION}/data/test-00000-of-00001.parquet"
+
+
+def parquet(rows: int, **renamed: str) -> bytes:
+    """A test split as the hub has it, 27 MB for all 1,093 images."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "green").save(picture, "jpeg")
+    picture, noise = picture.getvalue(), np.random.default_rng(0)  # noise does not compress
+    images = [{"bytes": picture + noise.bytes(25_000), "path": None} for _ in range(rows)]
+    table = pd.DataFrame(
+        {
+            "filename": [f"rsicd_images/park_{i}.jpg" for i in range(rows)],
+            "captions": [[f"a park with {i} trees .", "a green park ."] for i in range(rows)],
+            "image": images,
+        }
+    )
+    out = io.BytesIO()
+    table.rename(columns=renamed).to_parquet(out)
+    return out.getvalue()
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves one file; the first answer to a GET breaks off in the middle."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.content, self.ranges = content, []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self) -> Hub:
+        Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        content = self.server.content
+        if self.path != FILE:
+            self.send_error(404)
+            return
+        asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        first = int(asked[1]) if asked else 0
+        self.send_response(206 if asked else 200)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", download.REVISION)
+        self.send_header("Content-Length", str(len(content) - first))
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "GET":
+            broken = not self.server.ranges
+            self.server.ranges.append(first)
+            self.wfile.write(content[first : len(content) // 2 if broken else None])
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def fetch(hub: Hub | None, folder: Path) -> subprocess.CompletedProcess:
+    """The command, with a cache of its own; without a hub nobody answers."""
+    address = hub.url if hub else "http://127.0.0.1:9"
+    own = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0"}
+    words = ["-m", "trsllava_utils", "get", "rsicd", "--split", "test", "-p", "data_dir"]
+    return subprocess.run(
+        [sys.executable, *words, str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT_ROOT,
+        env={**os.environ, **own, "TQDM_DISABLE": "1"},
+    )
+
+
+def test_a_broken_download_is_resumed_and_laid_out_as_the_official_one(tmp_path):
+    with Hub(parquet(download.IMAGES["test"])) as hub:
+        out = fetch(hub, tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert "rsicd (test) is in" in out.stdout and 0 < hub.ranges[1] < len(hub.content)
+    dataset = load_dataset("rsicd", str(tmp_path))
+    assert len(dataset.with_pixels) == 1093 and not dataset.problems
+    assert dataset.captions["text"].iloc[0] == "a park with 0 trees ."
+    assert set(dataset.images["label"]) == {"park"}
+    root = tmp_path / "rsicd"
+    annotations = (root / "dataset_rsicd.json").read_text()
+    first = json.loads(annotations)["images"][0]
+    assert first["filename"] == "park_0.jpg" and first["sentids"] == [0, 1]
+    assert first["sentences"][0]["tokens"] == ["a", "park", "with", "0", "trees"]
+    (root / "RSICD_images" / "park_5.jpg").unlink()  # a run cut off while it unpacked
+    (root / "RSICD_images" / "park_6.jpg").write_bytes(b"half")
+    (root / "dataset_rsicd.json").unlink()
+    assert fetch(None, tmp_path).returncode == 0  # from the cache
+    assert len(list((root / "RSICD_images").iterdir())) == 1093
+    assert (root / "RSICD_images" / "park_6.jpg").stat().st_size > 100
+    assert (root / "dataset_rsicd.json").read_text() == annotations
+
+
+def test_without_a_network_one_sentence(tmp_path):
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    words = [
+        sys.executable,
+        *["-m", "trsllava_utils", "get", "rsicd", "--split", "val", "-p", "data_dir"],
+    ]
+    out = subprocess.run(
+        [*words, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT_ROOT,
+        env={**os.environ, **env},
+    )
+    assert out.returncode == 1 and len(out.stderr.strip().splitlines()) == 1
+    assert "error: cannot fetch RSICD (val)" in out.stderr
+    assert "The same command goes on where it stopped" in out.stderr
+    assert not (tmp_path / "rsicd").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (parquet(7), "7 rows .* not the 1,093 images of RSICD test"),
+        (parquet(1093, captions="text"), "columns filename, text, image"),
+    ],
+)
+def test_a_copy_that_is_not_rsicd_is_refused(content, message, tmp_path, monkeypatch):
+    path = tmp_path / "test.parquet"
+    path.write_bytes(content)
+    monkeypatch.setattr(download, "_download", lambda split: path)
+    with pytest.raises(InputError, match=message):
+        get("rsicd", str(tmp_path), "test")
+    assert not (tmp_path / "rsicd").exists()
+
+
+def test_entries_of_the_official_file_stay_and_a_damaged_one_stops(tmp_path, monkeypatch):
+    path = tmp_path / "test.parquet"
+    path.write_bytes(parquet(1093))
+    monkeypatch.setattr(download, "_download", lambda split: path)
+    annotations = tmp_path / "rsicd" / "dataset_rsicd.json"
+    annotations.parent.mkdir()
+    entry = {"filename": "park_3.jpg", "split": "test", "sentences": [{"raw": "official"}]}
+    annotations.write_text(json.dumps({"images": [entry], "licence": "mine"}))
+    mine = draw(tmp_path / "rsicd" / "RSICD_images" / "park_7.jpg").read_bytes()
+    get("rsicd", str(tmp_path), "test")
+    value = json.loads(annotations.read_text())
+    assert value["images"][0] == entry and len(value["images"]) == 1093
+    assert value["licence"] == "mine"
+    assert (tmp_path / "rsicd" / "RSICD_images" / "park_7.jpg").read_bytes() == mine
+    monkeypatch.delattr(download, "_download")  # all is there: nothing is fetched
+    get("rsicd", str(tmp_path), "test")
+    for text in ('{"images": [', '{"images": {}}', '{"images": ["park_3.jpg"]}', "[]"):
+        annotations.write_text(text)
+        with pytest.raises(InputError, match="damaged, or no annotation file"):
+            get("rsicd", str(tmp_path), "test")
+        assert annotations.read_text() == text
+
+
+def test_a_damaged_download_is_removed(tmp_path, monkeypatch):
+    content = parquet(1093)
+    for number, damaged in enumerate(
+        (content[:-100], content[:5000] + bytes(90_000) + content[95_000:])
+    ):
+        path = tmp_path / f"{number}.parquet"
+        path.write_bytes(damaged)
+        monkeypatch.setattr(download, "_download", lambda split, path=path: path)
+        with pytest.raises(MissingError, match="damaged and has been removed"):
+            get("rsicd", str(tmp_path), "test")
+        assert not path.exists()
+
+
+def test_where_to_ask_for_the_others():
+    with pytest.raises(MissingError, match=r"RSITMD is known.*xiaoyuan1996/AMFMN"):
+        get("rsitmd")
+    with pytest.raises(InputError, match="comes with the project"):
+        get("sample")
+    with pytest.raises(InputError, match="unknown split 'valid'"):
+        get("rsicd", split="valid")
