@@ -127,14 +127,14 @@ def embeddings(image_ids: list[str], vectors: np.ndarray) -> Embeddings:
     return Embeddings(rows, vectors, Path("none.safetensors"), 0)
 
 
-def sources(joined: Embeddings, human: Embeddings) -> SimpleNamespace:
+def sources(joined: Embeddings, reference: Embeddings) -> SimpleNamespace:
     """What retrieval needs of ``Sources``, made of vectors."""
     return SimpleNamespace(
         joined=joined,
-        human=human,
+        reference=reference,
         embed_captions=lambda texts: joined,
-        embed_human=lambda: human,
-        gallery=sorted(set(joined.rows["image_id"]) & set(human.rows["image_id"])),
+        embed_reference=lambda: reference,
+        gallery=sorted(set(joined.rows["image_id"]) & set(reference.rows["image_id"])),
         relevance=None,
         scheduler="",
     )

@@ -132,7 +132,7 @@ def test_retrieval_on_workers(static_encoder, tmp_path, monkeypatch):
     captioner = write_captions(tmp_path / "made.jsonl", dataset)
     here = Sources(dataset, captioner, static_encoder)
     there = replace(here, scheduler=HERE)
-    for method in ("max", "hybrid", "csls", "human"):
+    for method in ("max", "hybrid", "csls", "reference"):
         for mine, theirs in zip(retrieve(method, here), retrieve(method, there), strict=True):
             pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
 

@@ -1,5 +1,6 @@
 """Command line: ``python -m trsllava_utils`` with
 
+* ``get DATASET [--split test]``: fetch a dataset;
 * ``run DATASET [DATASET …] [--from 02] [--to 04]``: the notebooks, headlessly;
 * ``search DATASET "QUERY" [--k 8] [--html FILE] [--csv FILE]``: images for a sentence;
 * ``report DATASET [--html FILE]``: the results as one page for colleagues;
@@ -32,7 +33,7 @@ from trsllava_utils.artefacts import (
     shown,
 )
 from trsllava_utils.captioning import load_captions, merge
-from trsllava_utils.datasets import load_dataset
+from trsllava_utils.datasets import get, load_dataset
 from trsllava_utils.embedding import MINILM
 
 NOTEBOOKS = {
@@ -74,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     which = "sample, rsitmd, rsicd, ucm, sydney, or a folder of images"
+    fetch = command("get", _get, "fetch a dataset")
+    fetch.add_argument("dataset", metavar="DATASET", help="rsicd; of others it says where to ask")
+    fetch.add_argument("--split", default="all", help="train, val, test or all (default)")
     run = command("run", _run, "run notebooks 00–04 over one or several datasets")
     run.add_argument("datasets", nargs="+", metavar="DATASET", help=which)
     number = {"metavar": "NN", "choices": NOTEBOOKS}
@@ -121,10 +125,10 @@ def parse_value(text: str) -> object:
 
 def _run(args: argparse.Namespace, given: Parameters) -> None:
     executed = run_chain(args.datasets, given, args.first, args.last)
+    print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
     if args.last == "04":
         for name in args.datasets:
             _print_results(name, str(given.get("data_dir", "")))
-    print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
 
 
 def run_chain(
@@ -192,23 +196,31 @@ def _run_one(path: Path, output: Path, parameters: Parameters, dataset: str) -> 
 
 
 def _print_results(name: str, data_dir: str) -> None:
-    """The newest results of a dataset as a table, and its figures."""
+    """The newest results of a dataset: its figures, its rules and its captioners."""
     from trsllava_utils.evaluation import recall_table
 
     dataset = load_dataset(name, data_dir, "all")
     results = sorted((dataset.derived / "results").glob("*.json"), key=lambda p: p.stat().st_mtime)
     result = json.loads(results[-1].read_text(encoding="utf-8"))
+    figures = (f"  {shown(path)}" for path in sorted(dataset.figures.glob("*.*")))
+    print("\nresults:", f"  {shown(results[-1])}", "figures:", *figures, sep="\n")
     print(
         f"\n{dataset.title} · {result['split']} · {result['n_images']:,} images, "
-        f"{result['n_captions']:,} captions · captioner {result['captioner']} · encoder "
-        f"{result['encoder']} (percent; MedR is a rank)\n"
+        f"{result['n_captions']:,} captions · encoder {result['encoder']} (percent; MedR is a rank)"
     )
-    print(recall_table({**result["methods"], "chance": result["chance"]}).to_string())
-    figures = (f"  {shown(path)}" for path in sorted(dataset.figures.glob("*.png")))
-    print("\nresults:", f"  {shown(results[-1])}", "figures:", *figures, sep="\n")
+    print(f"\nScoring rules, images described by {result['captioner']}:")
+    print(recall_table({**result["methods"], "chance": result["chance"]}).to_string(na_rep="–"))
+    about = f"rule {result['baseline']}, {result['n_common']:,} images that all describe"
+    print(f"\nWho describes the images, {about}:")
+    print(recall_table(result["captioners"]).to_string(na_rep="–"))
 
 
 # — single steps —
+
+
+def _get(args: argparse.Namespace, given: Parameters) -> None:
+    folder = get(args.dataset, **_texts(given, {"data_dir"}), split=args.split)
+    print(f"{args.dataset} ({args.split}) is in {shown(folder)}")
 
 
 def _search(args: argparse.Namespace, given: Parameters) -> None:
@@ -217,6 +229,7 @@ def _search(args: argparse.Namespace, given: Parameters) -> None:
     known = {"method", "captioner", "encoder", "split", "data_dir"}
     known |= {"clip", "reranker", "bands", "precision"}
     found = search(args.query, args.dataset, args.k, **_texts(given, known))
+    print(f"{found.total:,} images, described by {found.sources.captioner}", file=sys.stderr)
     print(found)
     for path, save in ((args.html, found.save_html), (args.csv, found.save_csv)):
         if path:
@@ -232,7 +245,7 @@ def _report(args: argparse.Namespace, given: Parameters) -> None:
 
 def _merge(args: argparse.Namespace, given: Parameters) -> None:
     """Merge the shards that notebook 01 wrote with these parameters."""
-    defaults = {"data_dir": "", "split": "test", "captioner": "pixels", "prompt": "rsrt"}
+    defaults = {"data_dir": "", "split": "test", "captioner": "", "prompt": "rsrt"}
     values = defaults | _texts(given, set(defaults))
     dataset = load_dataset(args.dataset, values["data_dir"], values["split"])
     print(merge(dataset, values["captioner"], values["prompt"]))
@@ -241,7 +254,7 @@ def _merge(args: argparse.Namespace, given: Parameters) -> None:
 def _gallery(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.retrieval import Gallery
 
-    source = {"data_dir": "", "split": "test", "captioner": "pixels"}
+    source = {"data_dir": "", "split": "test", "captioner": ""}
     how = {"encoder": MINILM, "dtype": "float32", "scheduler": "", "precision": "float32"}
     values = source | how | _texts(given, {*source, *how})
     gallery = Gallery(args.url, **{name: values[name] for name in how})

@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from trsllava_utils.artefacts import MissingError, file_sha256, read_json, write_text
-from trsllava_utils.captioning import captioner_id
+from trsllava_utils.captioning import captioner_id, choose_captioner
 from trsllava_utils.datasets.dataset import Dataset, load_dataset
 from trsllava_utils.embedding.encoders import MINILM
 from trsllava_utils.evaluation import breakdown, published, recall_table, results_path
@@ -26,7 +26,6 @@ FIGURES = {
     "04_class_recall": "Recall at 10 by class",
     "04_confusion": "Class of the query's image against that of the image found first",
     "04_difficulty": "Mean recall from easy to hard images",
-    "04_caption_traits": "Recall against what captions are like",
 }
 EXAMPLES, SHOWN = 10, 3  # successes and failures each; images found for each
 
@@ -35,7 +34,7 @@ def report(
     dataset: str = "sample",
     path: str | Path = "",
     *,
-    captioner: str = "pixels",
+    captioner: str = "",
     encoder: str = MINILM,
     split: str = "test",
     data_dir: str = "",
@@ -55,11 +54,12 @@ def report(
         MissingError: notebook 04 has not been run with this setting.
     """
     ds = load_dataset(dataset, data_dir, split)
+    captioner = choose_captioner(ds, captioner)
     results = results_path(ds.derived, ds.split, captioner_id(captioner), encoder)
     result = read_json(results)
     chain = ["python -m trsllava_utils run", shlex.quote(dataset)]
     given = {"split": ds.split, "captioner": captioner, "encoder": encoder}
-    if not isinstance(result, dict) or "figures" not in result:
+    if not isinstance(result, dict) or not {"figures", "n_common"} <= result.keys():
         command = _command(chain, {"data_dir": data_dir, **given})
         raise MissingError(f"no results to report for this setting; make them first: {command}")
     parameters = result["parameters"]
@@ -74,6 +74,7 @@ def report(
         captions=sources.captions,
         identity=sources.captions.file.manifest().get("identity", {}),
         recall=_table(recall_table({**result["methods"], "chance": result["chance"]})),
+        captioners=_table(recall_table(result["captioners"])),
         compared=_table(pd.DataFrame.from_dict(result["compared"], orient="index")),
         published=_published(ds, result),
         figures=_figures(ds, result["figures"]),
@@ -119,7 +120,7 @@ def _figures(ds: Dataset, claimed: dict[str, str]) -> list[dict]:
 
 def _examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources) -> list[dict]:
     """Queries with their own image, what was said of it, and the images found."""
-    texts = caption_texts(sources.embed_human())
+    texts = caption_texts(sources.embed_reference())
     top = ranking.top[(ranking.top["direction"] == "t2i") & (ranking.top["rank"] <= SHOWN)]
     first = dict(iter(top.groupby("query_id")))
     return [

@@ -12,7 +12,6 @@ from scipy import stats as scipy_stats
 
 from tests.conftest import embeddings, random_sources, sources
 from trsllava_utils import evaluation, retrieval
-from trsllava_utils.captioning.records import Record, Variant
 from trsllava_utils.evaluation import breakdown
 from trsllava_utils.evaluation import statistics as stats
 from trsllava_utils.evaluation.recall import hit_probability
@@ -171,14 +170,6 @@ def test_by_label_counts_images_and_captions():
     assert breakdown.by_label(ranks, pd.Series({"a": ""})).empty
 
 
-def test_by_scene_reads_the_captions():
-    ranks = ranks_of({"a": [0, 20], "b": [3]}, {"a": [0], "b": [0]})
-    texts = {"a#0": "Two bridges over a river.", "a#1": "A bridge", "b#0": "A lake."}
-    table = breakdown.by_scene(ranks, texts).set_index("scene")
-    assert table.loc["bridge"].to_dict() == {"captions": 2, "images": 1, "t2i": 50}
-    assert table.loc["lake", "t2i"] == 100 and "airport" not in table.index
-
-
 def test_confusion_shares_a_tied_first_place():
     top = pd.DataFrame(
         {
@@ -195,42 +186,20 @@ def test_confusion_shares_a_tied_first_place():
     assert table.loc["river"].to_dict() == {"port": 0, "river": 100}
 
 
-def test_near_twins_and_strata():
-    human = embeddings(
+def test_likeness_of_the_twin_and_strata():
+    reference = embeddings(
         ["a", "a", "b", "b", "c"], [[1, 0, 0], [1, 0.1, 0], [1, 0, 0.1], [1, 0, 0], [0, 1, 0]]
     )
-    twins = breakdown.near_twins(human, ["a", "b", "c"])
-    assert twins.to_dict() == {"a": 1, "b": 1, "c": 0}
-    assert breakdown.near_twins(human, ["a", "c"]).to_dict() == {"a": 0, "c": 0}
-    groups = breakdown.strata(pd.Series({"a": 0, "b": 1, "c": 12}))
-    assert groups.tolist() == ["0", "1–2", "11 or more"]
+    mean_of_a, mean_of_b = np.array([1, 0.05, 0]), np.array([1, 0, 0.05])
+    with_b = mean_of_a @ mean_of_b / 1.0025  # their lengths are equal
+    likeness = breakdown.twin_likeness(reference, ["a", "b", "c"])
+    assert likeness.to_dict() == pytest.approx({"a": with_b, "b": with_b, "c": 0.05}, abs=2e-3)
+    assert breakdown.twin_likeness(reference, ["c"]).to_dict() == {"c": -1}
+    groups = breakdown.strata(pd.Series({"a": -1, "b": 0.85, "c": 0.99}))
+    assert groups.tolist() == ["below 0.8", "0.8 to 0.85", "above 0.9"]
     ranks = ranks_of({"a": [0], "b": [49], "c": [0]}, {"a": [0], "b": [49], "c": [49]})
     table = breakdown.by_stratum({"max": ranks}, groups)
     assert table["images"].tolist() == [1, 1, 1] and table["max"].tolist() == [100, 0, 50]
-
-
-def test_caption_traits_and_their_correlation():
-    def record(*texts):
-        return Record(image="x.png", model="m", variants=[Variant(caption=t) for t in texts])
-
-    records = {
-        "a": record("a green river", "a green river bends"),
-        "b": record("a green river"),
-        "c": record("a blue lake with two boats"),
-    }
-    table = breakdown.caption_traits(records)
-    assert table["words"].tolist() == [3.5, 3, 6]
-    assert table["repeats"].tolist() == [1, 1, 0]
-    assert table.loc["a", "likeness"] == pytest.approx(2 / 3) and np.isnan(
-        table.loc["b", "likeness"]
-    )
-    assert table.loc["b", "specificity"] == pytest.approx(
-        2 * np.log(3 / 2) / 3
-    )  # "a" is everywhere
-    ranks = ranks_of({"a": [7], "b": [49], "c": [0]}, {"a": [7], "b": [49], "c": [0]})
-    found = breakdown.traits_against_recall(table, ranks)
-    assert found.loc["words", "correlation"] == pytest.approx(1)
-    assert "likeness" not in found.index  # one image only
 
 
 # — geometry —
@@ -249,11 +218,11 @@ def test_alignment_uniformity_and_gap_in_closed_form():
 
 def test_hubs_are_counted_and_centring_closes_the_gap():
     given = random_sources(0, images=30, variants=2, captions=3)
-    human = embeddings(
-        given.human.rows["image_id"].tolist(), given.human.vectors + np.eye(8)[0] * 3
+    reference = embeddings(
+        given.reference.rows["image_id"].tolist(), given.reference.vectors + np.eye(8)[0] * 3
     )
-    given = sources(given.joined, human)
-    given.embed_bank = given.embed_human
+    given = sources(given.joined, reference)
+    given.embed_bank = given.embed_reference
     described, captions, _ = retrieval.sides(Method("max"), given, given.gallery)
     found = geometry.measure(captions, described, k=5)
     scores = captions.side.vectors @ described.side.vectors.reshape(30, 2, -1).transpose(1, 2, 0)

@@ -152,8 +152,8 @@ def test_command_line(static_encoder, tmp_path, capsys):
     assert main(["run", "sample", "--from", "01", "--to", "01", *made]) == 0
     url, encoder = f"{tmp_path}/g", ["-p", "encoder", static_encoder]
     assert main(["gallery", url, "--add", "sample", *made, *encoder]) == 0
-    assert "80 texts of Sample" in (out := capsys.readouterr().out) and "1 of them embedded" in out
-    assert main(["gallery", url, "--find", "boats in a port", "--k", "3", *encoder]) == 0
+    assert "315 texts of Sample" in (out := capsys.readouterr().out) and "1 of them embedded" in out
+    assert main(["gallery", url, "--find", "boats in a harbour", "--k", "3", *encoder]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert main(["gallery", url, "--export", f"{tmp_path}/out", *encoder]) == 0
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 1

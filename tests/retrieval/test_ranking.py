@@ -25,12 +25,12 @@ from trsllava_utils.retrieval.side import Side, one_each
 
 
 def brute_scores(given: SimpleNamespace, method: str) -> np.ndarray:
-    """Human captions x images, one dot product at a time."""
+    """Reference captions x images, one dot product at a time."""
     reduce = np.max if method == "max" else np.mean
     own = given.joined.rows["image_id"].to_numpy()
     return np.array(
         [[reduce([c @ q for c in given.joined.vectors[own == i]]) for i in given.gallery]
-         for q in given.human.vectors]
+         for q in given.reference.vectors]
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_recall_equals_brute_force_and_torchmetrics(method, levels):
     given = random_sources(1, images=8, levels=levels, dim=3)
     ranks, _ = retrieval.retrieve(method, given, top_k=4)
     t2i_scores = brute_scores(given, method)
-    owner = given.human.rows["image_id"].to_numpy()
+    owner = given.reference.rows["image_id"].to_numpy()
     relevant = owner[:, None] == np.array(given.gallery)
     result = evaluation.metrics(ranks)
     for direction, scores, right in (
@@ -106,7 +106,7 @@ def test_long_lists_have_the_same_first_items_as_a_stable_sort(n, k, levels):
 def test_tiles_and_blocks_of_any_size_give_the_same(monkeypatch):
     """However small the pieces in which scores are made and ranked."""
     given = random_sources(2)
-    for method in ("max", "mean", "human", "hybrid(weight=0.3)"):
+    for method in ("max", "mean", "reference", "hybrid(weight=0.3)"):
         whole = retrieval.retrieve(method, given)
         with monkeypatch.context() as small:
             small.setattr(scoring, "TILE", 7)
@@ -172,7 +172,7 @@ def test_row_order_does_not_matter_and_recall_grows_with_k(seed):
     mix = np.random.default_rng(seed).permutation(len(given.joined.rows))
     rows = given.joined.rows.iloc[mix].reset_index(drop=True)
     shuffled = sources(
-        replace(given.joined, rows=rows, vectors=given.joined.vectors[mix]), given.human
+        replace(given.joined, rows=rows, vectors=given.joined.vectors[mix]), given.reference
     )
     assert evaluation.metrics(retrieval.retrieve("max", shuffled)[0]) == evaluation.metrics(ranks)
     curve = evaluation.recall_curve(ranks, np.arange(1, 13))
@@ -183,7 +183,9 @@ def test_row_order_does_not_matter_and_recall_grows_with_k(seed):
 def test_chance_is_exact_and_all_equal_scores_reach_just_it():
     given = random_sources(3)
     flat = embeddings(given.joined.rows["image_id"].tolist(), np.ones_like(given.joined.vectors))
-    same = embeddings(given.human.rows["image_id"].tolist(), np.ones_like(given.human.vectors))
+    same = embeddings(
+        given.reference.rows["image_id"].tolist(), np.ones_like(given.reference.vectors)
+    )
     ranks, _ = retrieval.retrieve("max", sources(flat, same))
     level = evaluation.chance(ranks)
     found = evaluation.metrics(ranks)
@@ -207,11 +209,11 @@ def test_distractors_make_the_gallery_larger_but_ask_nothing():
     assert few.groupby("direction")["n_items"].first().to_dict() == {"i2t": 6, "t2i": 3}
 
 
-def test_human_captions_are_left_out_one_at_a_time():
+def test_reference_captions_are_left_out_one_at_a_time():
     """Against a loop that builds every gallery anew."""
     given = random_sources(9, images=6, captions=3)
-    ranks, _ = retrieval.retrieve("human", given)
-    owner, x = given.human.rows["image_id"].to_numpy(), given.human.vectors
+    ranks, _ = retrieval.retrieve("reference", given)
+    owner, x = given.reference.rows["image_id"].to_numpy(), given.reference.vectors
     for n, query in enumerate(x):
         rest = np.arange(len(x)) != n
         cosine = x[rest] @ query

@@ -69,7 +69,7 @@ def test_a_method_is_its_steps_in_order_with_all_settings():
         ("hybrid(weight=nan)", "weight must be 0 or more"),
         ("max)", "not NAME or NAME(setting=number)"),
         ("centred+lexical", "centred has no effect together with lexical"),
-        ("max+human", "max has no effect together with human"),
+        ("max+reference", "max has no effect together with reference"),
         ("fields+clip", "fields has no effect together with clip"),
     ],
 )
@@ -281,8 +281,8 @@ def test_leave_one_out_never_finds_the_query_itself():
     texts = unit([1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1])
     asked = side(texts)
     described = images("max", [(i // 2, "caption", str(i)) for i in range(4)], texts)
-    scores = Scorer(Method("human"), described)(asked)(slice(0, 4))
+    scores = Scorer(Method("reference"), described)(asked)(slice(0, 4))
     assert scores[0, 0] == pytest.approx(texts[0] @ texts[1], abs=1e-6)
     assert (scores.argmax(axis=1) == [0, 0, 1, 1]).all()
-    one = Scorer(Method("human"), asked)(asked)(slice(0, 4))
+    one = Scorer(Method("reference"), asked)(asked)(slice(0, 4))
     assert (np.diag(one) < -1).all()

@@ -1,4 +1,4 @@
-"""Search, its pages and its panel, on the sample dataset with captions made of human words, and on
+"""Search, its pages and its panel, on the sample dataset with captions made of reference words, and on
 folders with hostile names and known places."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_every_rule_of_a_single_query_composes_and_the_others_are_refused(source
         assert image_id in set(found["image_id"]) and len(found) == 10
         assert found["score"].is_monotonic_decreasing
         assert len(index.like(image_id).table) == 8
-    for method in ("csls", "dual_softmax", "human"):
+    for method in ("csls", "dual_softmax", "reference"):
         with pytest.raises(InputError, match="not one of your own"):
             Index(sources, method)
 
@@ -70,34 +70,34 @@ def test_a_page_says_which_variant_matched_and_whose_the_query_is(index, sources
 
 
 def test_pages_are_the_ranking_in_pieces(index):
-    whole = index.find("boats in a harbour", 96).table
-    pieces = [index.find("boats in a harbour", 20, page).table for page in range(1, 6)]
+    whole = index.find("boats in a harbour", 105).table
+    pieces = [index.find("boats in a harbour", 20, page).table for page in range(1, 7)]
     pd.testing.assert_frame_equal(pd.concat(pieces, ignore_index=True), whole)
-    ports = index.find("boats in a harbour", 96, label="port")
-    assert set(ports.table["label"]) == {"port"} and ports.total == len(ports.table)
-    for page, k in ((0, 8), (13, 8), (1, 0)):
+    harbours = index.find("boats in a harbour", 105, label="harbor")
+    assert set(harbours.table["label"]) == {"harbor"} and harbours.total == 5
+    for page, k in ((0, 8), (15, 8), (1, 0)):
         with pytest.raises(InputError, match="no page"):
             index.find("boats", k, page)
-    with pytest.raises(InputError, match="Did you mean 'port'"):
-        index.find("boats", label="prot")
+    with pytest.raises(InputError, match="Did you mean 'harbor'"):
+        index.find("boats", label="habror")
     with pytest.raises(InputError, match="query is empty"):
         index.find("  ")
 
 
 def test_more_like_this_leaves_the_image_out_and_stays_near(index, sources):
-    found = index.like("port_5", 95)
-    assert "port_5" not in set(found.table["image_id"]) and found.by_image
+    found = index.like("harbor92", 104)
+    assert "harbor92" not in set(found.table["image_id"]) and found.by_image
     vectors, rows = sources.embed_captions().vectors, sources.embed_captions().rows
-    mine = vectors[(rows["image_id"] == "port_5").to_numpy()]
+    mine = vectors[(rows["image_id"] == "harbor92").to_numpy()]
     best = pd.Series((vectors @ mine.T).max(axis=1)).groupby(rows["image_id"]).max()
     assert found.table.set_index("image_id")["score"].to_dict() == pytest.approx(
-        best.drop("port_5").to_dict(), abs=1e-6
+        best.drop("harbor92").to_dict(), abs=1e-6
     )
     with pytest.raises(InputError, match="no captions"):
         index.like("nothing")
     images = sources.dataset.images.assign(label=lambda t: t["image_id"])  # each its own class
     alone = Index(replace(sources, dataset=replace(sources.dataset, images=images)))
-    nobody = alone.like("port_5", label="port_5")
+    nobody = alone.like("harbor92", label="harbor92")
     assert nobody.total == 0 and nobody.table.empty and "0 of 0" in nobody._repr_html_()
 
 
@@ -171,8 +171,8 @@ def test_images_without_readable_pixels_have_a_place_all_the_same(sources, tmp_p
     broken.write_bytes(b"not a picture")
     images.loc[images.index[0], "path"], images.loc[images.index[1], "path"] = "", str(broken)
     blind = replace(sources, dataset=replace(sources.dataset, images=images))
-    page = Index(blind).find("anything", 96)._repr_html_()
-    assert page.count("no pixels on disk") == 2 and page.count("<img") == 94
+    page = Index(blind).find("anything", 105)._repr_html_()
+    assert page.count("no pixels on disk") == 2 and page.count("<img") == 103
 
 
 def test_coordinates_file(sources, tmp_path):
@@ -250,8 +250,8 @@ def test_panel(sources, monkeypatch):
     assert panel.page.value == 2 and panel.found.table["rank"].iloc[0] == 5
     panel.k.value = 8
     assert panel.page.value == 1 and len(panel.pictures.children) == 8
-    panel.label.value = "port"
-    assert panel.found.total == 6 and panel.next.disabled
+    panel.label.value = "harbor"
+    assert panel.found.total == 5 and panel.next.disabled
     panel.label.value = ""
     panel.method.value = "lexical"
     assert panel.found.method == "lexical"
@@ -291,5 +291,5 @@ def test_one_call_and_the_command(sources, tmp_path, capsys):
     assert out.returncode == 0, out.stderr
     assert pd.read_csv(tmp_path / "a.csv")["image_id"].tolist() == found.table["image_id"].tolist()
     assert found.table["image_id"].iloc[0] in out.stdout and (tmp_path / "a.html").is_file()
-    with pytest.raises(MissingError, match="make them first: papermill 01_structured"):
-        search.search("two planes", split="val", data_dir=str(folder))
+    with pytest.raises(MissingError, match="the command is papermill 01_structured"):
+        search.search("two planes", captioner="pixels", split="val", data_dir=str(folder))

@@ -1,6 +1,6 @@
 """Notebook 04: ranks go in; recall, intervals, tests and breakdowns come out."""
 
-from trsllava_utils.evaluation.results import require_human_captions
+from trsllava_utils.evaluation.results import require_reference_captions
 from trsllava_utils.evaluation.recall import (
     chance,
     recall_table,

@@ -1,18 +1,14 @@
-"""Breakdown: where recall is won and lost — by class, by scene word, by difficulty, by what the
-captions are like, and by the size of the gallery.
+"""Breakdown: where recall is won and lost — by class, by difficulty, and by the size
+of the gallery.
 
 Ranks go in, tables in percent come out.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.captioning import quality
-from trsllava_utils.captioning.records import Record
 from trsllava_utils.embedding.vectors import Embeddings
 from trsllava_utils.evaluation.recall import expected_rank, hit_probability
 from trsllava_utils.evaluation.statistics import contributions
@@ -35,22 +31,6 @@ def by_label(ranks: pd.DataFrame, labels: pd.Series, k: int = 10) -> pd.DataFram
     return out.sort_values(["t2i", "label"], ascending=[False, True], ignore_index=True)
 
 
-def by_scene(ranks: pd.DataFrame, texts: dict[str, str], k: int = 10) -> pd.DataFrame:
-    """Text-to-image recall at ``k`` of the captions that say a scene word, whatever the class of
-    their image: ``scene, captions, images, t2i``, most captions first.
-
-    Args:
-        texts: human caption by query id.
-    """
-    t2i = ranks[ranks["direction"] == "t2i"]
-    scenes = [quality.scenes_in(texts[query_id]) for query_id in t2i["query_id"]]
-    rows = t2i.assign(scene=scenes, hit=100 * hit_probability(t2i, k)).explode("scene")
-    images = ("image_id", "nunique")
-    table = rows.groupby("scene").agg(captions=("hit", "size"), images=images, t2i=("hit", "mean"))
-    order = {"by": ["captions", "scene"], "ascending": [False, True]}
-    return table.reset_index().sort_values(**order, ignore_index=True)
-
-
 def confusion(top: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     """Classes confused at rank 1 of text-to-image: row the class of the query's image, column that
     of the first image, percent of the row's captions. Images tied with the first share its place.
@@ -71,25 +51,28 @@ def confusion(top: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     return 100 * table.div(table.sum(axis=1).where(lambda total: total > 0, 1), axis=0)
 
 
-def near_twins(human: Embeddings, images: list[str], threshold: float = 0.95) -> pd.Series:
-    """How many other images of the gallery people describe in nearly the same words: the mean
-    directions of their human captions have a cosine of ``threshold`` or more. By image id.
+def twin_likeness(reference: Embeddings, images: list[str]) -> pd.Series:
+    """How like an image its twin is, the most similar other image of the gallery: the cosine of the
+    mean directions of their reference captions, by image id (-1 without another image).
 
     It says how hard an image is to tell apart, whatever the captioner made of it.
     """
-    rows = human.rows["image_id"].isin(images).to_numpy()
-    means = pd.DataFrame(human.vectors[rows]).groupby(human.rows["image_id"][rows].to_numpy())
-    means = means.mean()
+    rows = reference.rows["image_id"].isin(images).to_numpy()
+    owner = reference.rows["image_id"][rows].to_numpy()
+    means = pd.DataFrame(reference.vectors[rows]).groupby(owner).mean()
     unit = means.to_numpy() / np.linalg.norm(means, axis=1, keepdims=True)
-    pieces = blocks(len(unit), len(unit))
-    counts = [(unit[block] @ unit.T >= threshold).sum(axis=1) - 1 for block in pieces]
-    return pd.Series(np.concatenate(counts), means.index, name="twins").astype(int)
+    nearest = []
+    for block in blocks(len(unit), len(unit)):
+        cosine = unit[block] @ unit.T
+        cosine[np.arange(len(cosine)), np.arange(block.start, block.stop)] = -1  # with itself
+        nearest.append(cosine.max(axis=1))
+    return pd.Series(np.concatenate(nearest), means.index, name="likeness")
 
 
-def strata(twins: pd.Series) -> pd.Series:
-    """Images grouped by their number of near-twins, from easy to hard (a categorical)."""
-    names = ["0", "1–2", "3–5", "6–10", "11 or more"]
-    return pd.cut(twins, [-1, 0, 2, 5, 10, np.inf], labels=names)
+def strata(likeness: pd.Series) -> pd.Series:
+    """Images grouped by the likeness of their twin, from easy to hard (a categorical)."""
+    names = ["below 0.8", "0.8 to 0.85", "0.85 to 0.9", "above 0.9"]
+    return pd.cut(likeness, [-2, 0.8, 0.85, 0.9, 2], labels=names)
 
 
 def by_stratum(rankings: dict[str, pd.DataFrame], groups: pd.Series) -> pd.DataFrame:
@@ -102,46 +85,6 @@ def by_stratum(rankings: dict[str, pd.DataFrame], groups: pd.Series) -> pd.DataF
     table = pd.DataFrame(out).reindex([c for c in groups.cat.categories])
     table.insert(0, "images", groups.value_counts())
     return table.dropna(how="all", subset=table.columns[1:])
-
-
-def caption_traits(records: dict[str, Record]) -> pd.DataFrame:
-    """What the machine's texts of an image are like, by image id:
-
-    ``words``: mean words per variant. ``specificity``: mean over its words of
-    :math:`\\ln N / n_w`, :math:`n_w` of N images saying the word. ``likeness``: mean Jaccard
-    similarity of its variants' word pairs (none for a single variant). ``repeats``: other images
-    whose first variant has the very same words.
-    """
-    said = {i: [quality.words(v.joined()) for v in r.variants] for i, r in records.items()}
-    images_with = Counter(w for texts in said.values() for w in {w for t in texts for w in t})
-    rare = {w: np.log(len(said) / n) for w, n in images_with.items()}
-    traits = {
-        i: {
-            "words": np.mean([len(t) for t in texts]),
-            "specificity": np.mean([rare[w] for t in texts for w in t]) if any(texts) else 0.0,
-            "likeness": np.mean(quality.similarities(records[i].variants) or [np.nan]),
-        }
-        for i, texts in said.items()
-    }
-    table = pd.DataFrame.from_dict(traits, orient="index")
-    first = pd.Series({i: " ".join(t[0]) for i, t in said.items()})
-    table["repeats"] = first.map(first.value_counts()) - 1
-    return table
-
-
-def traits_against_recall(traits: pd.DataFrame, ranks: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's rank correlation of each trait with the mR of an image, with its p-value."""
-    from scipy.stats import spearmanr  # slow to import
-
-    mr = contributions(ranks)["", "mR"]
-    rows = {}
-    for name, trait in traits.reindex(mr.index).items():
-        known = trait.notna()
-        varied = known.sum() > 2 and np.ptp(trait[known]) > 0 and np.ptp(mr[known]) > 0
-        if varied:  # else there is nothing to rank
-            rows[name] = spearmanr(trait[known], mr[known])
-    columns = ["correlation", "p"]
-    return pd.DataFrame([[*r] for r in rows.values()], index=list(rows), columns=columns)
 
 
 def by_gallery_size(ranks: pd.DataFrame, sizes: list[int], k: int = 10) -> pd.DataFrame:

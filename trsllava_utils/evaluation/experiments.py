@@ -98,23 +98,35 @@ def ablate(
 
 def compare_captioners(
     captioners: Iterable[str], sources: Sources, method: str
-) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """One method with several captioners on the *same* images: those that all of them describe.
+) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """One method with several captioners on the *same* images: those that all of them describe;
+    beside them the reference captions of these images as descriptions (method ``reference``).
+
+    Args:
+        captioners: to compare with that of ``sources``.
+        sources: what the method draws on.
+        method: a scoring rule; ``max`` in place of ``reference``, which looks at no captioner.
 
     Returns:
-        Ranks by captioner, and the images.
-
-    Raises:
-        InputError: no image is described by all of them.
+        Ranks by captioner, the one of ``sources`` first, and the reasons for captioners that are
+        left out: no captions, or none of the same images.
     """
-    several = [
-        replace(sources, captioner=c) for c in dict.fromkeys([sources.captioner, *captioners])
-    ]
-    common = sorted(set.intersection(*(set(one.gallery) for one in several)))
-    if not common:
-        raise InputError("no image is described by all captioners")
+    several, missing, common = [sources], {}, set(sources.gallery)
+    for name in dict.fromkeys(captioners):
+        other = replace(sources, captioner=name)
+        try:
+            shared = common & set(other.gallery)
+        except (InputError, MissingError) as error:
+            missing[name] = str(error)
+            continue
+        if not shared:
+            missing[name] = "describes none of the images that the others describe"
+        elif other.captioner != sources.captioner:
+            several, common = [*several, other], shared
+    common, method = sorted(common), "max" if "reference" in Method(method).steps else method
     ranks = {one.captions.captioner: retrieve(method, one, 1, common)[0] for one in several}
-    return ranks, common
+    ranks[Method("reference").label] = retrieve("reference", sources, 1, common)[0]
+    return ranks, missing
 
 
 def growing_gallery(method: str, sources: Sources) -> tuple[pd.DataFrame, int]:

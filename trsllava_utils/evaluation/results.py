@@ -23,15 +23,15 @@ from trsllava_utils.evaluation.recall import KS, TITLES, chance, recall_table
 VERSIONS = ("trsllava-utils", "sentence-transformers", "transformers", "torch", "numpy")
 
 
-def require_human_captions(dataset: Dataset) -> None:
+def require_reference_captions(dataset: Dataset) -> None:
     """Stop with a sentence where there is nothing to evaluate against.
 
     Raises:
-        MissingError: the dataset has no human captions.
+        MissingError: the dataset has no reference captions.
     """
     if dataset.captions.empty:
         raise MissingError(
-            f"{dataset.title} ({dataset.split}) has no human captions, so recall cannot be "
+            f"{dataset.title} ({dataset.split}) has no reference captions, so recall cannot be "
             "measured. Put a captions.jsonl with "
             'lines {"image": "NAME.tif", "caption": "…"} into its folder, or stop after '
             "03_retrieval (--to 03)."
@@ -40,8 +40,9 @@ def require_human_captions(dataset: Dataset) -> None:
 
 def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **about) -> dict:
     """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner,
-    encoder, reference (the method that the others are compared with), compared (differences to
-    it), parameters (as the notebook got them), left_out."""
+    encoder, baseline (the method that the others are compared with), compared (differences to
+    it), captioners (metrics of several on the same ``n_common`` images), parameters (as the
+    notebook got them), left_out."""
     t2i = ranks[ranks["direction"] == "t2i"]
     result = {
         **about,

@@ -76,7 +76,7 @@ def intervals(
 
 def compare(
     ranks: pd.DataFrame,
-    reference: pd.DataFrame,
+    baseline: pd.DataFrame,
     measure: tuple[str, str] = ("", "mR"),
     resamples: int = 9999,
     seed: int = 0,
@@ -87,7 +87,7 @@ def compare(
     which of its two results belongs to which method.
 
     Args:
-        ranks, reference: of the two methods, with the same queries' images.
+        ranks, baseline: of the two methods, with the same queries' images.
         measure: one of :data:`MEASURES`.
         resamples: of the permutation test; the bootstrap uses 2,000.
 
@@ -101,7 +101,7 @@ def compare(
     """
     from scipy import stats  # slow to import
 
-    a, b = contributions(ranks)[measure], contributions(reference)[measure]
+    a, b = contributions(ranks)[measure], contributions(baseline)[measure]
     if not a.index.equals(b.index):
         raise ValueError("the two methods did not rank the same images")
     delta = (a - b).to_numpy()
@@ -125,9 +125,9 @@ def compare(
 
 
 def compare_all(
-    rankings: dict[str, pd.DataFrame], reference: str, measure: tuple[str, str] = ("", "mR")
+    rankings: dict[str, pd.DataFrame], baseline: str, measure: tuple[str, str] = ("", "mR")
 ) -> pd.DataFrame:
-    """:func:`compare` of every method with the reference.
+    """:func:`compare` of every method with the baseline.
 
     ``p (adjusted)`` controls the false discovery rate over the table (Benjamini and Hochberg,
     1995): of the rows below 0.05 no more than a twentieth are expected to be false alarms.
@@ -135,9 +135,9 @@ def compare_all(
     from scipy import stats  # slow to import
 
     rows = {
-        name: compare(ranks, rankings[reference], measure)
+        name: compare(ranks, rankings[baseline], measure)
         for name, ranks in rankings.items()
-        if name != reference
+        if name != baseline
     }
     columns = ["difference", "low", "high", "d", "p"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)

@@ -22,5 +22,4 @@ from trsllava_utils.figures.charts import (
     methods,
     recall_curves,
     strata,
-    traits,
 )

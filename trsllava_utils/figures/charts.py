@@ -24,7 +24,7 @@ def embedding_map(
     """t-SNE of unit vectors: colour and marker by class (the commonest eight), and by kind of text.
 
     Args:
-        vectors: ``(n, dim) float32``; labels, kinds: class and kind ("human", "captioner") of
+        vectors: ``(n, dim) float32``; labels, kinds: class and kind ("reference", "captioner") of
             each row.
     """
     points, classes, writers = _project(vectors, seed), np.asarray(labels), np.asarray(kinds)
@@ -114,7 +114,7 @@ def grid(table: pd.DataFrame, chosen: dict[str, str], title: str) -> Figure:
     return figure
 
 
-def methods(results: dict[str, dict], reference: str, chance: float, title: str) -> Figure:
+def methods(results: dict[str, dict], baseline: str, chance: float, title: str) -> Figure:
     """mR of every method with its 95 % interval, best on top; methods that look at the other test
     queries (marked † or ‡) are hollow."""
     names = sorted(results, key=lambda name: results[name]["mR"])
@@ -122,17 +122,17 @@ def methods(results: dict[str, dict], reference: str, chance: float, title: str)
     for y, name in enumerate(names):
         value = results[name]["mR"]
         low, high = results[name]["interval"]["mR"]
-        style = {"color": RED, "fmt": "D"} if name == reference else {"color": BLUE, "fmt": "o"}
+        style = {"color": RED, "fmt": "D"} if name == baseline else {"color": BLUE, "fmt": "o"}
         style |= {"markerfacecolor": "white"} if name[-1] in "†‡" else {}
         error = [[max(0, value - low)], [max(0, high - value)]]
         ax.errorbar(value, y, xerr=error, capsize=3, **style)
-    ax.axvline(results[reference]["mR"], color=RED, linestyle=":", linewidth=1.2)
+    ax.axvline(results[baseline]["mR"], color=RED, linestyle=":", linewidth=1.2)
     ax.axvline(chance, color=GREY, linestyle="--", label=f"chance {chance:.1f} %")
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="mR (%), 95 % bootstrap over images", title=title)
     ax.set_xlim(left=0)
     ax.grid(axis="x")
-    ax.legend(loc="lower right")
+    ax.legend(**BESIDE)
     return figure
 
 
@@ -156,7 +156,7 @@ def strata(table: pd.DataFrame, label: str, title: str) -> Figure:
     Args:
         table: index the groups, column ``images``, then a column per method.
     """
-    figure, ax = plt.subplots(figsize=(8, 4))
+    figure, ax = plt.subplots(figsize=(10, 4))
     x = np.arange(len(table))
     _curves(ax, x, table.drop(columns="images"))
     ticks = [f"{g}\n({n:.0f} images)" for g, n in zip(table.index, table["images"], strict=True)]
@@ -225,33 +225,4 @@ def confusion(table: pd.DataFrame, title: str, most: int = 24) -> Figure:
     ax.set(xlabel="class of the image at rank 1", ylabel="class of the caption's image")
     ax.set_title(title)
     figure.colorbar(image, label="captions of the row (%)", shrink=0.8)
-    return figure
-
-
-def traits(table: pd.DataFrame, recalls: pd.Series, correlations: pd.DataFrame) -> Figure:
-    """mR of images against what their captions are like: mean and standard error in up to five
-    groups of equal size.
-
-    Args:
-        table: traits by image id; recalls: mR contribution by image id; correlations: of each
-            trait with it (``correlation, p``).
-    """
-    n = max(1, len(correlations))
-    figure, axes = plt.subplots(1, n, figsize=(3.2 * n, 3.6), sharey=True, squeeze=False)
-    highest = 1.0
-    for ax, name in zip(axes[0], correlations.index, strict=False):
-        known = table[name].reindex(recalls.index).dropna()
-        groups = pd.qcut(known, 5, labels=False, duplicates="drop").fillna(0)
-        if groups.max() == 0:  # most values equal the minimum
-            groups = (known > known.min()).astype(int)
-        means = known.groupby(groups).mean()
-        recall = recalls[known.index].groupby(groups).agg(["mean", "sem"]).fillna(0)
-        ax.errorbar(means, recall["mean"], yerr=recall["sem"], color=BLUE, capsize=3)
-        highest = max(highest, (recall["mean"] + recall["sem"]).max())
-        rho, p = correlations.loc[name]
-        ax.set_xlabel(name)
-        ax.set_title(f"Spearman {rho:+.2f}, p = {p:.2g}", fontsize=12)
-        ax.grid()
-    axes[0, 0].set_ylim(0, 1.08 * highest)
-    axes[0, 0].set_ylabel("mR (%)")
     return figure

@@ -90,7 +90,7 @@ class Gallery:
         return len(todo)
 
     def rank(self, queries: Embeddings, top_k: int = 100) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Text-to-image retrieval of human captions. The result is exact: the first k images of
+        """Text-to-image retrieval of reference captions. The result is exact: the first k images of
         the partitions are merged, and the numbers of images ahead are added.
 
         Args:

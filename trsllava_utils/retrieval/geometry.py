@@ -17,7 +17,7 @@ class Geometry:
     """The measures, and samples to plot them."""
 
     numbers: pd.Series  # the measures by name
-    pairs: dict[str, np.ndarray]  # squared distances of a human and a machine text
+    pairs: dict[str, np.ndarray]  # squared distances of a reference and a machine text
     within: dict[str, np.ndarray]  # squared distances of two texts of one side
     along: dict[str, np.ndarray]  # positions along the line that joins the two means
     occurrences: np.ndarray  # (n_images,) int64: captions that have the image in their top k
@@ -52,7 +52,7 @@ def modality_gap(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def k_occurrence(captions: NamedSide, images: NamedSide, k: int = 10) -> np.ndarray:
-    """How many human captions have each image among their ``k`` best: ``(n_images,) int64``."""
+    """How many reference captions have each image among their ``k`` best: ``(n_images,) int64``."""
     score = cosine(captions.side, images.side)
     counts = np.zeros(images.side.n, np.int64)
     for block in blocks(captions.side.n, images.side.n):
@@ -62,7 +62,7 @@ def k_occurrence(captions: NamedSide, images: NamedSide, k: int = 10) -> np.ndar
 
 
 def measure(captions: NamedSide, images: NamedSide, k: int = 10, limit: int = 4000) -> Geometry:
-    """The geometry of human captions and the machine texts of images.
+    """The geometry of reference captions and the machine texts of images.
 
     Hubness is the skewness of the k-occurrences (Radovanović et al., JMLR 2010): above 1, a few
     images come up for very many captions.
@@ -75,28 +75,29 @@ def measure(captions: NamedSide, images: NamedSide, k: int = 10, limit: int = 40
     from scipy.stats import skew  # slow to import
 
     rng = np.random.default_rng(0)
-    human, machine = captions.side.vectors, images.side.vectors
+    reference, machine = captions.side.vectors, images.side.vectors
     first = np.searchsorted(images.side.groups, captions.owner)  # first text of a caption's image
-    h = rng.permutation(len(human))[:limit]
+    r = rng.permutation(len(reference))[:limit]
     m = rng.permutation(len(machine))[:limit]
     half = max(1, len(images.ids) // 2)
-    other = np.searchsorted(images.side.groups, (captions.owner[h] + half) % len(images.ids))
-    gap = machine.mean(axis=0) - human.mean(axis=0)
+    other = np.searchsorted(images.side.groups, (captions.owner[r] + half) % len(images.ids))
+    gap = machine.mean(axis=0) - reference.mean(axis=0)
     direction = gap / max(np.linalg.norm(gap), 1e-12)
     counts = k_occurrence(captions, images, k)
     numbers = {
-        "alignment (0 best)": alignment(human, machine[first]),
-        "uniformity of human captions (lower is more even)": uniformity(human[h]),
+        "alignment (0 best)": alignment(reference, machine[first]),
+        "uniformity of reference captions (lower is more even)": uniformity(reference[r]),
         "uniformity of machine texts": uniformity(machine[m]),
-        "modality gap (0 none, 2 largest)": modality_gap(human, machine),
+        "modality gap (0 none, 2 largest)": modality_gap(reference, machine),
         "hubness (0 none, above 1 strong)": float(skew(counts)) if counts.std() else 0.0,
         f"images in the top {k} of no caption (%)": 100 * float(np.mean(counts == 0)),
     }
-    pairs = {"same image": _squared(human[h], machine[first[h]])}
-    pairs["another image"] = _squared(human[h], machine[other])
-    within = {"two human captions": _squared(human[h], np.roll(human[h], 1, axis=0))}
+    pairs = {"same image": _squared(reference[r], machine[first[r]])}
+    pairs["another image"] = _squared(reference[r], machine[other])
+    within = {"two reference captions": _squared(reference[r], np.roll(reference[r], 1, axis=0))}
     within["two machine texts"] = _squared(machine[m], np.roll(machine[m], 1, axis=0))
-    along = {"human captions": human[h] @ direction, "machine texts": machine[m] @ direction}
+    along = {"reference captions": reference[r] @ direction}
+    along["machine texts"] = machine[m] @ direction
     return Geometry(pd.Series(numbers, name="value"), pairs, within, along, counts, k)
 
 

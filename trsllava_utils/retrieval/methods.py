@@ -36,7 +36,7 @@ STEPS = {
     "lexical": Step(3, {"k1": 1.2, "b": 0.75}),
     "hybrid": Step(3, {"weight": 0.5, "k": 60.0}),
     "clip": Step(3, {}, clip=True),
-    "human": Step(3, {}),
+    "reference": Step(3, {}),
     "fusion": Step(4, {"weight": 0.5}, clip=True),
     "querybank": Step(5, {"temperature": 0.05, "k": 10.0}, bank=True),
     "csls": Step(5, {"k": 10.0}, transductive=("t2i", "i2t")),
@@ -45,7 +45,7 @@ STEPS = {
 }
 # refused combinations: the first step does not use the others
 _IDLE = {
-    "human": set(STEPS) - {"human"},
+    "reference": set(STEPS) - {"reference"},
     "lexical": {"centred"},
     "clip": {"centred", "max", "mean", "fields", "fusion"},
 }
@@ -79,6 +79,7 @@ class Method:
 
     def __init__(self, text: str) -> None:
         self.name = re.sub(r"\s+", "", text)
+        self.name = {"human": "reference"}.get(self.name, self.name)  # its earlier name
         self.steps: dict[str, dict[str, float]] = {}
         self.written: dict[str, str] = {}
         self._given: dict[str, set[str]] = {}
@@ -135,14 +136,16 @@ class Method:
 
     @property
     def ranks_one_query(self) -> bool:
-        """Whether a query of one's own can be ranked: neither other queries nor captions that
-        people wrote of the images are needed."""
-        return not self.transductive("t2i") and "human" not in self.steps
+        """Whether a query of one's own can be ranked: neither other queries nor reference
+        captions are needed."""
+        return not self.transductive("t2i") and "reference" not in self.steps
 
     @property
     def label(self) -> str:
-        """The name, marked where the method looks at the other test queries: † in both directions,
-        ‡ in image-to-text only."""
+        """The name in tables, marked where the method looks at the other test queries: † in both
+        directions, ‡ in image-to-text only."""
+        if self.name == "reference":
+            return "reference captions"
         return self.name + ("†" if self.transductive("t2i") else "‡" * self.transductive("i2t"))
 
     def candidates(self, step: str) -> list[Method]:

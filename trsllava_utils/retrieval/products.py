@@ -99,7 +99,7 @@ def lexical(queries: Side, items: Side) -> Score:
 
 
 def leave_one_out(queries: Side, items: Side) -> Score:
-    """``human``: a human caption is the query, and every image is described by its human captions
+    """``reference``: a reference caption is the query, and every image is described by all its own
     without the query itself. Query n is text n of the items."""
 
     def score(block: slice) -> np.ndarray:

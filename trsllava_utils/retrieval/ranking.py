@@ -1,6 +1,6 @@
 """Ranking: a method and its sources go in, ranks come out.
 
-In text-to-image the queries are human captions and the items are images, described by the texts of
+In text-to-image the queries are reference captions and the items images, described by the texts of
 a captioner; in image-to-text it is the other way round. Both are one scoring function over two
 sides of texts. Scores within 1e-6 are tied.
 """
@@ -58,13 +58,13 @@ class NamedSide:
 def sides(
     method: Method, sources: Sources, images: list[str]
 ) -> tuple[NamedSide, NamedSide, Side | None]:
-    """The images, their human captions, and the bank (None where the method needs none)."""
+    """The images, their reference captions, and the bank (None where the method needs none)."""
     index = {image_id: i for i, image_id in enumerate(images)}
-    human_rows, human_vectors, owner = _rows(sources.embed_human(), index)
-    rows, vectors, groups = human_rows, human_vectors, owner  # "human": described by people
-    if "human" not in method.steps:
+    reference_rows, reference_vectors, owner = _rows(sources.embed_reference(), index)
+    rows, vectors, groups = reference_rows, reference_vectors, owner  # method "reference"
+    if "reference" not in method.steps:
         rows, vectors, groups = _rows(sources.embed_captions(method.texts), index)
-    clip_images = clip_human = clip_bank = bank = None
+    clip_images = clip_reference = clip_bank = bank = None
     if method.needs_clip:
         embedded = sources.embed_clip_images()
         blind = index.keys() - set(embedded.rows["image_id"])
@@ -74,19 +74,19 @@ def sides(
                 "pixels for CLIP to look at"
             )
         clip_images = _rows(embedded, index)[1]
-        clip_human = _rows(sources.embed_clip_human(), index)[1]
+        clip_reference = _rows(sources.embed_clip_reference(), index)[1]
         clip_bank = sources.embed_clip_bank().vectors if method.needs_bank else None
     machine = by_image(rows, vectors, groups, method, clip_images)
-    human = one_each(human_rows["text"].to_numpy(), human_vectors, clip_human)
+    reference = one_each(reference_rows["text"].to_numpy(), reference_vectors, clip_reference)
     if method.needs_bank:
         training = sources.embed_bank()
         mean = training.vectors.mean(axis=0)
         bank = one_each(training.rows["text"].to_numpy(), training.vectors, clip_bank, mean)
-        human = replace(human, mean=mean)
+        reference = replace(reference, mean=mean)
         machine = replace(machine, mean=machine.vectors.mean(axis=0))
     names = np.array(images, dtype=object)
     described = NamedSide(machine, names, np.arange(len(images)))
-    return described, NamedSide(human, query_ids(human_rows).to_numpy(), owner), bank
+    return described, NamedSide(reference, query_ids(reference_rows).to_numpy(), owner), bank
 
 
 def _rows(
@@ -133,9 +133,9 @@ def retrieve(
     images: Iterable[str] = (),
     queries: Iterable[str] = (),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both directions: human captions against images, and images against human captions.
+    """Both directions: reference captions against images, and images against reference captions.
 
-    Human captions are named ``<image_id>#<variant>``.
+    Reference captions are named ``<image_id>#<variant>``.
 
     Args:
         method: a scoring rule, see ``methods.py``.
@@ -158,11 +158,11 @@ def retrieve(
     own = set(queries) or set(gallery)
     gallery.sort(key=lambda image_id: image_id not in own)  # distractors last
     described, captions, bank = sides(parsed, sources, gallery)
-    image_queries = captions if "human" in parsed.steps else described
+    image_queries = captions if "reference" in parsed.steps else described
     ranks, top = [], []
     for direction, left, right in (("t2i", captions, described), ("i2t", image_queries, captions)):
         n = int(np.searchsorted(left.owner, len(own)))
-        # the bank holds human captions: it can stand in for the queries of text-to-image only
+        # the bank holds reference captions: it can stand in for the queries of text-to-image only
         scorer = Scorer(parsed, right.side, bank if direction == "t2i" else None, sources.relevance)
         score = scorer(left.side.take(slice(0, n)))
         task = RankingTask(direction, score, left, right, np.array(gallery, dtype=object), n, top_k)
@@ -246,12 +246,12 @@ def check_top_k(top_k: int) -> None:
 
 
 def query_ids(rows: pd.DataFrame) -> pd.Series:
-    """The name of every human caption, ``<image_id>#<variant>``."""
+    """The name of every reference caption, ``<image_id>#<variant>``."""
     return rows["image_id"] + "#" + rows["variant"].astype(str)
 
 
 def caption_texts(queries: Embeddings) -> dict[str, str]:
-    """The text of every human caption by its id ``<image_id>#<variant>``."""
+    """The text of every reference caption by its id ``<image_id>#<variant>``."""
     return dict(zip(query_ids(queries.rows), queries.rows["text"], strict=True))
 
 

@@ -60,7 +60,7 @@ class Scorer:
 
     def __call__(self, queries: Side) -> Score:
         steps, queries = self.steps, self.prepare(queries)
-        if "human" in steps:
+        if "reference" in steps:
             return leave_one_out(queries, self.items)
         score, penalty = self._compare(queries), self._bank_penalty
         if "csls" in steps:

@@ -1,7 +1,7 @@
 """The two sides of a retrieval: texts with their vectors, grouped into queries or items.
 
 A *group* is one query or one item. An image has several texts, so its group has several rows; a
-human caption is a group of one.
+reference caption is a group of one.
 """
 
 from __future__ import annotations

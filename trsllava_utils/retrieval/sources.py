@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from trsllava_utils.artefacts import InputError, MissingError, fingerprint, not_here
-from trsllava_utils.captioning import Captions, load_captions
+from trsllava_utils.captioning import Captions, choose_captioner, load_captions
 from trsllava_utils.datasets import Dataset, locate, other_split
 from trsllava_utils.embedding import (
     MINILM,
@@ -50,7 +50,8 @@ class Sources:
 
     Attributes:
         dataset: the split.
-        captioner: who described its images.
+        captioner: who described its images; empty: see ``choose_captioner``, chosen once, so that
+            other splits have the same.
         encoder: name of the text encoder.
         clip: name of a CLIP (see ``clip.py``); empty: none.
         reranker: a sentence-transformers CrossEncoder, by hub id or folder; empty: none.
@@ -61,7 +62,7 @@ class Sources:
     """
 
     dataset: Dataset
-    captioner: str = "pixels"
+    captioner: str = ""
     encoder: str = MINILM
     clip: str = ""
     reranker: str = ""
@@ -71,27 +72,30 @@ class Sources:
     precision: str = "float32"
     _results: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "captioner", choose_captioner(self.dataset, self.captioner))
+
     @cached_property
     def captions(self) -> Captions:
         """The captioner's records.
 
         Raises:
-            MissingError: there are none yet; the message is the command that makes them.
+            MissingError: there are none yet; the message says how to get some.
         """
         return load_captions(self.dataset, self.captioner)
 
     @property
     def gallery(self) -> list[str]:
-        """Ids of the images that are searched: those with machine and human captions, sorted.
+        """Ids of the images that are searched: those with machine and reference captions, sorted.
 
         Raises:
             InputError: there are none.
         """
-        human = set(self.dataset.captions["image_id"])
-        common = sorted(image_id for image_id in self.captions.records if image_id in human)
+        reference = set(self.dataset.captions["image_id"])
+        common = sorted(image_id for image_id in self.captions.records if image_id in reference)
         if not common:
             raise InputError(
-                "no image has both captions of the captioner and human captions; evaluation "
+                "no image has both captions of the captioner and reference captions; evaluation "
                 "needs both"
             )
         return common
@@ -114,13 +118,13 @@ class Sources:
         return replace(made, rows=rows, vectors=made.vectors[first])
 
     @_once
-    def embed_human(self) -> Embeddings:
-        """The human captions, as queries."""
-        return self._embed(self.dataset.captions, f"{self.dataset.split}.human", "query")
+    def embed_reference(self) -> Embeddings:
+        """The reference captions, as queries."""
+        return self._embed(self.dataset.captions, f"{self.dataset.split}.reference", "query")
 
     @_once
     def embed_bank(self) -> Embeddings:
-        """The bank: distinct human captions of the *training* split, as queries.
+        """The bank: distinct reference captions of the *training* split, as queries.
 
         Raises:
             MissingError: there are none.
@@ -150,9 +154,9 @@ class Sources:
         return embed_clip_images(self.dataset, self._clip_name(), self.bands)
 
     @_once
-    def embed_clip_human(self) -> Embeddings:
-        """CLIP's vectors of the human captions."""
-        captions, name = self.dataset.captions, f"{self.dataset.split}.human"
+    def embed_clip_reference(self) -> Embeddings:
+        """CLIP's vectors of the reference captions."""
+        captions, name = self.dataset.captions, f"{self.dataset.split}.reference"
         return embed_clip_texts(self.dataset, captions, self._clip_name(), name)
 
     @_once
@@ -216,11 +220,11 @@ class Sources:
 
     def identity(self, method: Method) -> str:
         """Fingerprint of all that a method draws on, for manifests; embeds what is missing."""
-        inputs = [self.embed_human(), self.embed_captions(method.texts)]
+        inputs = [self.embed_reference(), self.embed_captions(method.texts)]
         if method.needs_bank:
             inputs.append(self.embed_bank())
         if method.needs_clip:
-            inputs += [self.embed_clip_images(), self.embed_clip_human()]
+            inputs += [self.embed_clip_images(), self.embed_clip_reference()]
             inputs += [self.embed_clip_bank()] if method.needs_bank else []
         reranker = self.reranker_name() if method.needs_reranker else ""
         return fingerprint([e.identity for e in inputs], reranker, self.variants)

@@ -48,7 +48,7 @@ class Found:
         method: the scoring rule.
         table: ``rank, image_id, score, label, variant, text, hit, lat, lon``: ``variant`` (from 1)
             and ``text`` are the captioner's nearest to the query; ``hit`` says whether the query is
-            a human caption of this image (NA where it is nobody's); ``lat`` and ``lon`` are there
+            a reference caption of this image (NA where it is none); ``lat`` and ``lon`` are there
             only where the dataset knows places.
         total: images that were ranked.
         sources: the images and captions that were searched.
@@ -125,7 +125,7 @@ def tiles(found: Found) -> list[dict]:
 
 def card(found: Found, image_id: str) -> str:
     """Everything that is known of one image, as a fragment: its picture, all its captions with the
-    words of the query marked, what people wrote."""
+    words of the query marked, its reference captions."""
     sources = found.sources
     images, captions = sources.dataset.images, sources.dataset.captions
     row = found.table[found.table["image_id"] == image_id].iloc[0]
@@ -136,7 +136,7 @@ def card(found: Found, image_id: str) -> str:
         record=sources.captions.records[image_id],
         query=_query_words(found),
         picture=picture_uri(sources, image_id, LARGE),
-        people=captions.loc[captions["image_id"] == image_id, "text"].tolist(),
+        reference=captions.loc[captions["image_id"] == image_id, "text"].tolist(),
         place=format_coordinates(row.get("lat"), row.get("lon")),
     )
 

@@ -1,7 +1,7 @@
 """Search: a sentence or an image goes in, the images it finds come out.
 
-No human captions are needed: what is searched are the captioner's texts. Where the sentence is one
-of the dataset's own captions, its images are known, and marked.
+What is searched are the captioner's texts; reference captions are not needed. Where the sentence is
+one of the dataset's own captions, its images are known, and marked.
 
     from trsllava_utils.search import search
     search("two planes near a round building", dataset="rsicd", k=8)
@@ -32,7 +32,7 @@ class _Answer:
     query: str  # the sentence, or the id of an image
     side: Side  # its texts, with their vectors as the method compares them
     scores: np.ndarray  # (n_images,)
-    own: set[str] | None  # images that have it as a human caption; None if it is an image
+    own: set[str] | None  # images that have it as a reference caption; None if it is an image
     left_out: int | None = None  # index of an image that is not listed
 
 
@@ -101,12 +101,12 @@ class Index:
 
     @cached_property
     def _by_image(self) -> Scorer:
-        # a bank of human captions cannot stand in for queries that are images
+        # a bank of reference captions cannot stand in for queries that are images
         return Scorer(self._method, self._described, None, self.sources.relevance)
 
     @cached_property
     def _captioned(self) -> dict[str, set[str]]:
-        """Human caption -> the images that have it."""
+        """Reference caption -> the images that have it."""
         captions = self.sources.dataset.captions
         images: dict[str, set[str]] = {}
         for image_id, text in zip(captions["image_id"], captions["text"], strict=True):
@@ -171,7 +171,7 @@ def search(
     k: int = 8,
     *,
     method: str = "max",
-    captioner: str = "pixels",
+    captioner: str = "",
     encoder: str = MINILM,
     split: str = "test",
     data_dir: str = "",

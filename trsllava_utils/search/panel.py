@@ -99,7 +99,7 @@ class Panel:
         self.query = w.Text(
             query, placeholder=hint, description="query", continuous_update=False, layout=long
         )
-        tip = "take a human caption as the query, so that hits can be told from misses"
+        tip = "take a reference caption as the query, so that hits can be told from misses"
         self.any_caption = self._button("a caption of the dataset", tooltip=tip)
         self.method = w.Dropdown(options=methods, description="method")
         classes = [("all", ""), *((label, label) for label in labels)]
@@ -154,7 +154,7 @@ class Panel:
         captions = self._sources.dataset.captions
         captions = captions[captions["image_id"].isin(list(self._sources.captions.records))]
         if captions.empty:
-            self._say("nobody has written captions for these images")
+            self._say("these images have no reference captions")
         else:
             self.query.value = captions["text"].sample(1).iloc[0]
 
@@ -240,7 +240,7 @@ class Panel:
         text = f"<b>{escape(what)}</b> · {found.total:,} images, {last:,} pages · "
         text += f"{milliseconds:.0f} ms"
         if found.table["hit"].notna().any():
-            text += " · a human caption of this dataset: its own images are framed in green"
+            text += " · a reference caption of this dataset: its own images are framed in green"
         self._say(text, html=True)
 
     def _say(self, text: str, error: bool = False, html: bool = False) -> None:
