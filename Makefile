@@ -5,27 +5,23 @@ BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo validation-captions test lab lint notebooks clean
+.PHONY: demo test lab lint notebooks clean
 
-demo: validation-captions
+demo: $(VENV)/.installed
 	TQDM_DISABLE=1 $(BIN)/python -m trsllava_utils run sample
 
-# Settings of scoring rules are chosen on validation images, so these need captions too.
-validation-captions: $(VENV)/.installed
-	TQDM_DISABLE=1 $(BIN)/python -m trsllava_utils run sample --from 01 --to 01 -p split val
-
-test: validation-captions
+test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests
 	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax notebooks -p no:cacheprovider
 
 lab: $(VENV)/.installed
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(BIN)/jupyter lab --notebook-dir . notebooks/index.ipynb
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-notebooks: validation-captions
+notebooks: $(VENV)/.installed
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/ruff format notebooks
 

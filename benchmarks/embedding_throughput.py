@@ -1,4 +1,4 @@
-"""Embedding the human captions of a dataset: plain ``SentenceTransformer.encode`` of every caption
+"""Embedding the captions of a dataset: plain ``SentenceTransformer.encode`` of every caption
 against this project in each precision, which encodes equal captions once, in batches of equal
 length, one thread per batch; then what 1 % more captions cost, and nothing new at all. Last, for
 each captioner named (notebook 01 has to have described them): mR on the validation images with the
@@ -43,17 +43,17 @@ def timed(function, *arguments, **options) -> tuple:
 def ranks_of(dataset: Dataset, captioner: str, encode: Callable) -> pd.DataFrame:
     """Ranks by the rule ``max`` with vectors from ``encode(texts)``."""
     corpora = dataset.captions, load_captions(dataset, captioner).corpus("joined")
-    human, joined = (
+    reference, joined = (
         Embeddings(rows.reset_index(drop=True), encode(rows["text"].tolist()), Path(), 0)
         for rows in corpora
     )
     sources = SimpleNamespace(
-        embed_human=lambda: human,
+        embed_reference=lambda: reference,
         embed_captions=lambda texts: joined,
         relevance=None,
         scheduler="",
     )
-    images = sorted(set(joined.rows["image_id"]) & set(human.rows["image_id"]))
+    images = sorted(set(joined.rows["image_id"]) & set(reference.rows["image_id"]))
     return retrieve("max", sources, images=images)[0]
 
 
@@ -72,7 +72,7 @@ def growing(encoder: Encoder, corpus: pd.DataFrame) -> tuple[list[dict], np.ndar
     with tempfile.TemporaryDirectory() as folder:
 
         def embed(rows: pd.DataFrame) -> Embeddings:
-            return embed_corpus(rows, encoder, Path(folder), "human")
+            return embed_corpus(rows, encoder, Path(folder), "reference")
 
         first, cold = timed(embed, corpus[: -(len(corpus) // 100)])
         more, added = timed(embed, corpus)
