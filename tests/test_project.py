@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from PIL import Image
 
 from tests.conftest import draw
 from trsllava_utils import __main__ as command_line
+from trsllava_utils import figures
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError
 from trsllava_utils.captioning import caption_dataset, load_captions
 from trsllava_utils.datasets import load_dataset
@@ -92,6 +95,17 @@ def test_pictures_have_alternative_texts():
             for output in cell.get("outputs", []):
                 for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
                     assert output.metadata[kind]["alt"] == output.data["text/plain"] != ""
+
+
+def test_photographs_are_saved_as_jpeg_and_charts_as_png(tmp_path):
+    dataset = replace(load_dataset("sample", split="train", limit=2), figures=tmp_path)
+    for name, file, kind in (("photos.jpg", "photos.jpg", "jpeg"), ("chart", "chart.png", "png")):
+        figure = figures.image_grid(dataset, dataset.images["image_id"].tolist())
+        picture = figures.save(figure, dataset, name)
+        with Image.open(tmp_path / file) as saved:
+            assert saved.format == kind.upper() and saved.width > 500
+        assert picture.format == kind and "agricultural82" in picture.alt
+    assert (tmp_path / "photos.jpg").stat().st_size < (tmp_path / "chart.png").stat().st_size / 2
 
 
 def test_every_parameter_is_typed_and_commented():

@@ -156,8 +156,12 @@ def test_ablation_is_each_setting_by_itself(sources):
 
 def test_captioners_are_compared_on_the_images_of_all(sources, tmp_path):
     few = write_captions(tmp_path / "few.jsonl", sources.dataset, every=2)
-    ranks, missing = experiments.compare_captioners([few, "pixels"], sources, "max")
+    others = write_captions(tmp_path / "others.jsonl", load_dataset("sample", split="train"))
+    ranks, missing = experiments.compare_captioners([few, "pixels", others], sources, "max")
     assert list(ranks)[2:] == ["reference captions"] and "no captions by" in missing["pixels"]
+    assert "none of its 42 images is in" in missing[others]
+    again = experiments.compare_captioners([few], sources, "reference")[0]
+    assert {n: r.equals(ranks[n]) for n, r in again.items()} == dict.fromkeys(ranks, True)
     images = set(sources.dataset.images["image_id"][::2])
     for rows in ranks.values():
         assert set(rows["image_id"]) == images
