@@ -75,17 +75,18 @@ def test_a_dataset_may_bring_its_own_and_without_any_the_ways_are_named(data_dir
 
 
 def test_a_name_that_several_images_share_decides_nothing(tmp_path):
-    names = ("forest/1.png", "forest/2.png", "port/1.png", "port/2.png", "port/3.png")
+    names = ("forest/1.png", "forest/2.png", "port/1.png", "port/2.png", "port/3.png", "port/4.png")
     for n, name in enumerate(names):
         draw(tmp_path / "mine" / name, n)
     dataset = load_dataset(str(tmp_path / "mine"), str(tmp_path))
-    described = ["forest/1.png", "2.png", "elsewhere/3.jpg"]
+    described = ["forest/1.png", "2.png", "./elsewhere//3.jpg", "a/4.png", "b/4.png"]
     lines = [{"image": name, "caption": f"words for {name}"} for name in described]
     (tmp_path / "mine" / "rsrt.jsonl").write_text("\n".join(map(json.dumps, lines)))
     captions = captioning.load_captions(dataset)
     said = {i: record.variants[0].caption for i, record in captions.records.items()}
-    assert said == {"forest/1": "words for forest/1.png", "port/3": "words for elsewhere/3.jpg"}
-    assert "3 images" in captions.problems[0]
+    words = {"forest/1": "forest/1.png", "port/3": "./elsewhere//3.jpg"}
+    assert said == {image_id: f"words for {name}" for image_id, name in words.items()}
+    assert "4 images" in captions.problems[0]
 
 
 def test_a_file_that_names_no_image_is_noticed_and_added_to_the_shipped_ones(data_dir, tmp_path):

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError, shown
 from trsllava_utils.captioning.records import Record, read_records
 from trsllava_utils.datasets.dataset import Dataset, other_split
@@ -89,16 +91,19 @@ def _read(files: list[Path]) -> tuple[dict[str, Record], list[str]]:
 
 
 def _matched(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
-    """Records by file name -> by image id. A name or stem that several images share decides
-    nothing, and a record that names an image is used for no other."""
+    """Records by file name -> by image id. A name or stem that several images or several records
+    share decides nothing, and a record that names an image is used for no other."""
     filenames = dataset.images.set_index("image_id")["filename"]
-    found = filenames.map(records)
-    free = [Path(name) for name in records.keys() - set(filenames)]
+    found, known = filenames.map(records), set(filenames)
+    free = pd.Series({name: r for name, r in records.items() if name not in known}, dtype=object)
     for part in ("name", "stem"):
-        parts = filenames.map(lambda filename, part=part: getattr(Path(filename), part))
-        loose = {getattr(path, part): records[str(path)] for path in free}
-        once = parts.where(~parts.duplicated(keep=False))
-        found = found.where(found.notna(), once.map(loose))
+        images, others = (
+            names.map(lambda name, part=part: getattr(Path(name), part))
+            for names in (filenames, free.index.to_series())
+        )
+        loose = free.set_axis(others)[~others.duplicated(keep=False).to_numpy()]
+        unique = images.where(~images.duplicated(keep=False))
+        found = found.where(found.notna(), unique.map(loose.to_dict()))
     named = zip(filenames.items(), found, strict=True)
     return {
         image_id: record.model_copy(update={"image": filename})
