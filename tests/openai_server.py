@@ -40,7 +40,19 @@ def answer(seed: int, n: int) -> dict:
     return {"variants": variants}
 
 
-class Server(ThreadingHTTPServer):
+class LocalServer(ThreadingHTTPServer):
+    """A server on this machine that answers from a thread while it is entered."""
+
+    def __enter__(self) -> LocalServer:
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Server(LocalServer):
     """Serves in a thread: ``with Server() as server: … server.url``.
 
     Args:
@@ -68,14 +80,6 @@ class Server(ThreadingHTTPServer):
         self.now = self.most = 0  # requests under way: now, and at most
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def __enter__(self) -> Server:
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
     def handle_error(self, request, client_address) -> None:
         """Clients that are killed break the connection; nobody needs to read that."""

@@ -9,9 +9,8 @@ import os
 import re
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import draw
+from tests.openai_server import LocalServer
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.datasets import download, get, load_dataset
 
@@ -43,21 +43,13 @@ def parquet(rows: int, **renamed: str) -> bytes:
     return out.getvalue()
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(LocalServer):
     """Serves one file; the first answer to a GET breaks off in the middle."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.content, self.ranges = content, []
         self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def __enter__(self) -> Hub:
-        Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
 
 class Answer(BaseHTTPRequestHandler):

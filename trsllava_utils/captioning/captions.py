@@ -143,8 +143,7 @@ def caption_dataset(
     settings = settings or Settings()
     captioner = choose_captioner(dataset, captioner, settings.prompt)
     if _is_import(captioner):
-        _check_import(captioner, settings.prompt, shard)
-        return _import_captions(dataset, captioner)
+        return _import_captions(dataset, captioner, settings.prompt, shard)
     if dataset.with_pixels.empty:
         raise MissingError(
             f"{dataset.name} ({dataset.split}): no image files in {shown(dataset.root)}, so "
@@ -235,7 +234,7 @@ def load_captions(dataset: Dataset, captioner: str = "", prompt: str = "rsrt") -
     """
     captioner = choose_captioner(dataset, captioner, prompt)
     if _is_import(captioner):
-        return _import_captions(dataset, captioner)
+        return _import_captions(dataset, captioner, prompt)
     file = captions_file(dataset, captioner, prompt)
     by_name, problems = file.read()
     records = _by_image(dataset, by_name)
@@ -299,14 +298,11 @@ def _is_import(captioner: str) -> bool:
     return captioner == "rsrt" or captioner.startswith("file:")
 
 
-def _check_import(captioner: str, prompt: str, shard: str) -> None:
+def _import_captions(dataset: Dataset, captioner: str, prompt: str, shard: str = "") -> Captions:
     if captioner == "rsrt" and prompt != "rsrt":
         raise InputError(f"prompt={prompt!r}: captioner rsrt has structured captions only")
     if shard:
         raise InputError(f"shard={shard!r}: the captions of {captioner} exist, nothing is to share")
-
-
-def _import_captions(dataset: Dataset, captioner: str) -> Captions:
     records, problems = match_captions(dataset, captioner)
     file = captions_file(dataset, captioner)
     file.rewrite(records.values())

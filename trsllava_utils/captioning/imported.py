@@ -97,19 +97,21 @@ def _matched(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
     found, known = filenames.map(records), set(filenames)
     free = pd.Series({name: r for name, r in records.items() if name not in known}, dtype=object)
     for part in ("name", "stem"):
-        images, others = (
-            names.map(lambda name, part=part: getattr(Path(name), part))
-            for names in (filenames, free.index.to_series())
-        )
-        loose = free.set_axis(others)[~others.duplicated(keep=False).to_numpy()]
-        unique = images.where(~images.duplicated(keep=False))
-        found = found.where(found.notna(), unique.map(loose.to_dict()))
+        keys = _unshared(free.index.to_series(), part).dropna()
+        loose = free[keys.index].set_axis(keys)
+        found = found.where(found.notna(), _unshared(filenames, part).map(loose))
     named = zip(filenames.items(), found, strict=True)
     return {
         image_id: record.model_copy(update={"image": filename})
         for (image_id, filename), record in named
         if isinstance(record, Record)
     }
+
+
+def _unshared(filenames: pd.Series, part: str) -> pd.Series:
+    """The "name" or "stem" of each file; missing where several files share it."""
+    parts = filenames.map(lambda filename: getattr(Path(filename), part))
+    return parts.where(~parts.duplicated(keep=False))
 
 
 def _some(names: list[str]) -> str:

@@ -7,6 +7,7 @@ others no public copy is known.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -62,24 +63,22 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
             f"no public copy of {KNOWN[dataset]} is known. Its authors say how to get it: "
             f"{ASK[dataset]}. Put it into {shown(root)} (see data/README.md#{dataset})"
         )
+    annotations = _annotations(root / "dataset_rsicd.json")
+    images = annotations["images"]
     for name in SPLITS if split == "all" else (split,):
-        if not _complete(root, name):
-            path = _download(name)
-            try:
-                _add(root, name, path)
-            except (pa.ArrowException, OSError) as error:
-                path.resolve().unlink(missing_ok=True)
-                raise MissingError(
-                    f"the download of RSICD ({name}) was damaged and has been removed; run the "
-                    f"same command again ({error})"
-                ) from error
+        if _complete(root, images, name):
+            continue
+        new = _entries(images, name, _unpack(root, name, _download(name)))
+        if new:
+            images += new
+            text = json.dumps(annotations, ensure_ascii=False)
+            write_text(root / "dataset_rsicd.json", text)
     return root
 
 
-def _complete(root: Path, split: str) -> bool:
+def _complete(root: Path, images: list[dict], split: str) -> bool:
     """Whether all images of a split are there, with their captions."""
-    entries = _annotations(root / "dataset_rsicd.json")["images"]
-    names = [entry["filename"] for entry in entries if entry.get("split") == split]
+    names = [image["filename"] for image in images if image.get("split") == split]
     there = all((root / "RSICD_images" / name).is_file() for name in names)
     return there and len(names) >= IMAGES[split]
 
@@ -103,9 +102,26 @@ def _download(split: str) -> Path:
         ) from error
 
 
-def _add(root: Path, split: str, path: Path) -> None:
-    """Put the images and captions of a Parquet file into the folder."""
-    captions, columns = {}, ["filename", "captions", "image"]
+def _unpack(root: Path, split: str, path: Path) -> dict[str, list[str]]:
+    """Write the images of a Parquet file into the folder; returns the captions by file name."""
+    captions = {}
+    try:
+        for row in progress(_rows(path, split), total=IMAGES[split], desc=f"unpacking {split}"):
+            name = PurePosixPath(row["filename"]).name
+            captions[name] = row["captions"]
+            _write(root / "RSICD_images" / name, row["image"]["bytes"])
+    except (pa.ArrowException, OSError) as error:
+        path.resolve().unlink(missing_ok=True)
+        raise MissingError(
+            f"the download of RSICD ({split}) was damaged and has been removed; run the same "
+            f"command again ({error})"
+        ) from error
+    return captions
+
+
+def _rows(path: Path, split: str) -> Iterator[dict]:
+    """The rows of a Parquet file, a few in memory at a time."""
+    columns = ["filename", "captions", "image"]
     with pq.ParquetFile(path) as table:
         rows, names = table.metadata.num_rows, table.schema_arrow.names
         if rows != IMAGES[split] or not set(columns) <= set(names):
@@ -113,13 +129,8 @@ def _add(root: Path, split: str, path: Path) -> None:
                 f"{path.name} of {HUB} holds {rows:,} rows with the columns {', '.join(names)}, "
                 f"not the {IMAGES[split]:,} images of RSICD {split} with {', '.join(columns)}"
             )
-        batches = table.iter_batches(64, columns=columns)
-        for batch in progress(batches, total=-(-rows // 64), desc=f"unpacking {split}"):
-            for row in batch.to_pylist():
-                name = PurePosixPath(row["filename"]).name
-                captions[name] = row["captions"]
-                _write(root / "RSICD_images" / name, row["image"]["bytes"])
-    _annotate(root / "dataset_rsicd.json", split, captions)
+        for batch in table.iter_batches(64, columns=columns):
+            yield from batch.to_pylist()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -134,27 +145,24 @@ def _write(path: Path, content: bytes) -> None:
         tmp.write_bytes(content)
 
 
-def _annotate(path: Path, split: str, captions: dict[str, list[str]]) -> None:
-    """Add images to ``dataset_rsicd.json`` in the layout of the official file; an image that is
-    there already keeps its entry."""
-    annotations = _annotations(path)
-    images = list(annotations["images"])
+def _entries(images: list[dict], split: str, captions: dict[str, list[str]]) -> list[dict]:
+    """Entries, in the layout of the official file, of the images that have none yet."""
     known = {image["filename"] for image in images}
     sentence = sum(len(image.get("sentences", [])) for image in images)
+    entries = []
     for name, texts in captions.items():
         if name in known:
             continue
-        number, ids = len(images), list(range(sentence, sentence + len(texts)))
+        number, ids = len(images) + len(entries), list(range(sentence, sentence + len(texts)))
         sentences = [
             {"raw": text, "tokens": [w for w in text.split() if w != "."]}
             | {"imgid": number, "sentid": i}
             for i, text in zip(ids, texts, strict=True)
         ]
         entry = {"filename": name, "imgid": number, "split": split}
-        images.append({**entry, "sentids": ids, "sentences": sentences})
+        entries.append({**entry, "sentids": ids, "sentences": sentences})
         sentence += len(texts)
-    if len(images) > len(known):
-        write_text(path, json.dumps({**annotations, "images": images}, ensure_ascii=False))
+    return entries
 
 
 def _annotations(path: Path) -> dict:

@@ -123,7 +123,9 @@ def compare_captioners(
             missing[name] = "describes none of the images that the others describe"
         elif other.captioner != sources.captioner:
             several, common = [*several, other], shared
-    common, method = sorted(common), "max" if "reference" in Method(method).steps else method
+    common = sorted(common)
+    if "reference" in Method(method).steps:
+        method = "max"
     ranks = {one.captions.captioner: retrieve(method, one, 1, common)[0] for one in several}
     ranks[Method("reference").label] = retrieve("reference", sources, 1, common)[0]
     return ranks, missing

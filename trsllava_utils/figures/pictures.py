@@ -46,13 +46,16 @@ def save(figure: Figure, dataset: Dataset, name: str) -> Picture:
     """
     kind = "jpeg" if name.endswith(".jpg") else "png"
     path = dataset.figures / (name if kind == "jpeg" else f"{name}.png")
-    options = {"quality": 85} if kind == "jpeg" else {"compress_level": 3}
-    drawn, small = PIL.Image.open(io.BytesIO(png(figure))).convert("RGB"), io.BytesIO()
+    drawn, small = png(figure), io.BytesIO()
+    picture = PIL.Image.open(io.BytesIO(drawn)).convert("RGB")
     with atomic_path(path) as tmp:
-        drawn.save(tmp, kind, **options)
+        if kind == "jpeg":
+            picture.save(tmp, kind, quality=85)
+        else:
+            tmp.write_bytes(drawn)
     print("saved", shown(path))
-    size = [round(n * INLINE_SCALE) for n in drawn.size]
-    drawn.resize(size, reducing_gap=3).save(small, kind, optimize=True, quality=80)
+    size = [round(n * INLINE_SCALE) for n in picture.size]
+    picture.resize(size, reducing_gap=3).save(small, kind, optimize=True, quality=80)
     return Picture(data=small.getvalue(), format=kind, alt=describe(figure))
 
 
