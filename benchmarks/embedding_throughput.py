@@ -50,6 +50,7 @@ def ranks_of(dataset: Dataset, captioner: str, encode: Callable) -> pd.DataFrame
     sources = SimpleNamespace(
         embed_reference=lambda: reference,
         embed_captions=lambda texts: joined,
+        query_captioner="",
         relevance=None,
         scheduler="",
     )

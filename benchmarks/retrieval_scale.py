@@ -40,7 +40,7 @@ from trsllava_utils.figures import charts
 from trsllava_utils.retrieval.methods import Method
 from trsllava_utils.retrieval.ranking import NamedSide, RankingTask
 from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.side import by_image, one_each
+from trsllava_utils.retrieval.side import Side, one_each
 
 ROUNDS = 3
 SIZES = (5_000, 50_000, 500_000, 1_000_000)
@@ -72,9 +72,8 @@ def matrix_product(texts: np.ndarray, queries: np.ndarray) -> None:
 def this_project(texts: np.ndarray, queries: np.ndarray, owner: np.ndarray) -> dict:
     n = len(texts) // EACH
     groups = np.repeat(np.arange(n), EACH)
-    rows = pd.DataFrame({"text": np.full(len(texts), "", dtype=object)})
     images = [str(i) for i in range(n)]
-    described = by_image(rows, texts, groups, Method("max"))
+    described = Side(np.full(len(texts), "", dtype=object), groups, texts)
     asked = one_each(np.full(len(queries), "", dtype=object), queries)
     ids = np.arange(len(queries)).astype(str).astype(object)
     left = NamedSide(asked, ids, owner)

@@ -135,6 +135,7 @@ def sources(joined: Embeddings, reference: Embeddings) -> SimpleNamespace:
         embed_captions=lambda texts: joined,
         embed_reference=lambda: reference,
         gallery=sorted(set(joined.rows["image_id"]) & set(reference.rows["image_id"])),
+        query_captioner="",
         relevance=None,
         scheduler="",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -152,9 +153,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, request: dict) -> str:
         asked = json.dumps(request["messages"][0]["content"][0])
-        n = next((k for k in range(1, 6) if f"Describe it {k} times" in asked), 1)
+        wanted = re.search(r"Describe it (\d) times|Write (\d) captions", asked)
+        n = int(wanted[1] or wanted[2]) if wanted else 1
         value = answer(request.get("seed", random.getrandbits(31)), n)
-        if "Somebody wants to find" in asked:
+        if "Write" in asked:  # as the examples are: plain captions
+            value["variants"] = [{"caption": v["one_sentence"]} for v in value["variants"]]
+        if not wanted:
             value = {"caption": value["variants"][0]["caption"]}
         return json.dumps(value, ensure_ascii=False)
 

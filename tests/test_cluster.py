@@ -152,8 +152,8 @@ def test_captioning_on_workers(tmp_path):
     mine = caption_dataset(sets["here"], "pixels", settings)
     caption_dataset(sets["there"], "pixels", settings, shard="2/3")  # a run that was cut off
     theirs = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
-    assert theirs.records == mine.records and not theirs.file.shards()
-    assert lines(theirs.path) == lines(mine.path)
+    assert theirs.records == mine.records and not theirs.files[0].shards()
+    assert lines(theirs.files[0].path) == lines(mine.files[0].path)
     assert 0 < theirs.report.captioned < 14 == theirs.report.captioned + theirs.report.already
     again = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
     assert again.report.captioned == 0 and again.report.already == 14

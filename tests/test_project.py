@@ -122,7 +122,7 @@ def test_every_parameter_is_typed_and_commented():
 def test_parameters_from_the_shell():
     assert command_line.parse_value("5") == 5 and command_line.parse_value("true") is True
     assert command_line.parse_value("[max, mean]") == ["max", "mean"]
-    weighted = "fields(caption=2,feature=1)"
+    weighted = "texts(caption,one_sentence+feature)"
     assert command_line.parse_value(f"[{weighted}, csls(k=5)]") == [weighted, "csls(k=5)"]
     assert command_line.parse_value("__import__('os')") == "__import__('os')"
 
@@ -143,7 +143,7 @@ def run(*words: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess:
 def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
     """Captioning to results by the command line, and a second run that makes nothing anew."""
     words = ("-m", "trsllava_utils", "run", "rsitmd", "-p", "data_dir", str(data_dir))
-    methods = ("-p", "methods", "[mean, csls, hybrid(weight=0.3), fields(caption=2,feature=1)]")
+    methods = ("-p", "methods", "[mean, csls, hybrid(weight=0.3), texts(caption,feature)]")
     first = run(*words, *methods, "--from", "01")
     assert first.returncode == 0, first.stderr
     assert "chance" in first.stdout and "04_evaluation_visualisation" in first.stdout
@@ -151,7 +151,7 @@ def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
         next((data_dir / "rsitmd" / "derived" / "results").glob("*.json")).read_text()
     )
     assert result["n_images"] == 4 and list(result["methods"]) == [
-        *("max", "mean", "csls†", "hybrid(weight=0.3)", "fields(caption=2,feature=1)"),
+        *("max", "mean", "csls†", "hybrid(weight=0.3)", "texts(caption,feature)"),
         *("lexical", "reference captions"),
     ]
     assert "clip" in result["left_out"]

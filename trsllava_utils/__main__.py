@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import inspect
 import json
 import os
 import re
@@ -114,7 +113,7 @@ def parse_value(text: str) -> object:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         if text.startswith("[") and text.endswith("]"):  # [max, mean], as one types it in a shell
-            parts = re.split(r",(?![^(]*\))", text[1:-1])  # not the commas of fields(caption=2,…)
+            parts = re.split(r",(?![^(]*\))", text[1:-1])  # not the commas of texts(plain,joined)
             return [part.strip().strip("'\"") for part in parts if part.strip()]
         return text
     return value if isinstance(value, int | float | list | str) else text
@@ -227,7 +226,7 @@ def _search(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.search import search
 
     known = {"method", "captioner", "encoder", "split", "data_dir"}
-    known |= {"clip", "reranker", "bands", "precision"}
+    known |= {"texts", "clip", "reranker", "bands", "precision"}
     found = search(args.query, args.dataset, args.k, **_texts(given, known))
     print(f"{found.total:,} images, described by {found.sources.captioner}", file=sys.stderr)
     print(found)
@@ -237,9 +236,9 @@ def _search(args: argparse.Namespace, given: Parameters) -> None:
 
 
 def _report(args: argparse.Namespace, given: Parameters) -> None:
-    from trsllava_utils.report import report
+    from trsllava_utils.report import SETTING, report
 
-    known = set(inspect.signature(report).parameters) - {"dataset", "path"}
+    known = {"split", "data_dir", *SETTING}
     print("wrote", shown(report(args.dataset, args.html or "", **_texts(given, known))))
 
 

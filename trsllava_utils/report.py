@@ -5,15 +5,14 @@ the tables, the figures, successes and failures, and how to run it again. It nee
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from markupsafe import Markup
 
-from trsllava_utils.artefacts import MissingError, file_sha256, read_json, write_text
-from trsllava_utils.captioning import captioner_id, choose_captioner
+from trsllava_utils.artefacts import MissingError, check_choice, file_sha256, read_json, write_text
 from trsllava_utils.datasets.dataset import Dataset, load_dataset
-from trsllava_utils.embedding.encoders import MINILM
 from trsllava_utils.evaluation import breakdown, published, recall_table, results_path
 from trsllava_utils.retrieval import Rankings, Sources, caption_texts, rank_dataset
 from trsllava_utils.search.found import SMALL, data_uri, picture_uri, render
@@ -27,6 +26,7 @@ FIGURES = {
     "04_confusion": "Class of the query's image against that of the image found first",
     "04_difficulty": "Mean recall from easy to hard images",
 }
+SETTING = ("captioner", "texts", "query_captioner", "encoder", "precision")
 EXAMPLES, SHOWN = 10, 3  # successes and failures each; images found for each
 
 
@@ -34,18 +34,17 @@ def report(
     dataset: str = "sample",
     path: str | Path = "",
     *,
-    captioner: str = "",
-    encoder: str = MINILM,
     split: str = "test",
     data_dir: str = "",
-    precision: str = "float32",
+    **how: str,
 ) -> Path:
     """Write the page of one setting.
 
     Args:
         dataset: a name or a folder, as in the notebooks.
         path: where to; empty: beside the results.
-        captioner, encoder, split, data_dir, precision: which results, as in the notebooks.
+        split, data_dir: of the dataset.
+        how: which results, as in the notebooks: :data:`SETTING`.
 
     Returns:
         Its path.
@@ -53,18 +52,22 @@ def report(
     Raises:
         MissingError: notebook 04 has not been run with this setting.
     """
+    for name in how:
+        check_choice("parameter", name, SETTING)
     ds = load_dataset(dataset, data_dir, split)
-    captioner = choose_captioner(ds, captioner)
-    results = results_path(ds.derived, ds.split, captioner_id(captioner), encoder)
+    sources = Sources(ds, **how)
+    results = results_path(ds.derived, sources.setting)
     result = read_json(results)
     chain = ["python -m trsllava_utils run", shlex.quote(dataset)]
-    given = {"split": ds.split, "captioner": captioner, "encoder": encoder}
+    usual = Sources(ds, sources.captioner)  # what is as usual need not be said
+    setting = {n: getattr(sources, n) for n in SETTING if getattr(sources, n) != getattr(usual, n)}
+    given = {"split": ds.split, "captioner": sources.captioner, **setting}
     if not isinstance(result, dict) or not {"figures", "n_common"} <= result.keys():
         command = _command(chain, {"data_dir": data_dir, **given})
         raise MissingError(f"no results to report for this setting; make them first: {command}")
     parameters = result["parameters"]
-    names = ("clip", "reranker", "bands", "precision")
-    sources = Sources(ds, captioner, encoder, **{name: parameters[name] for name in names})
+    others = {name: parameters[name] for name in ("clip", "reranker", "bands")}
+    sources = replace(sources, **others)
     ranking = rank_dataset(parameters["method"], sources)
     successes, failures = breakdown.extremes(ranking.ranks, ranking.top, EXAMPLES)
     page = render(
@@ -72,7 +75,7 @@ def report(
         ds=ds,
         result=result,
         captions=sources.captions,
-        identity=sources.captions.file.manifest().get("identity", {}),
+        identities=[f.manifest().get("identity", {}) for f in sources.captions.files],
         recall=_table(recall_table({**result["methods"], "chance": result["chance"]})),
         captioners=_table(recall_table(result["captioners"])),
         compared=_table(pd.DataFrame.from_dict(result["compared"], orient="index")),

@@ -198,19 +198,25 @@ def ten(tmp_path):
     return load_dataset(str(tmp_path / "ten"), str(tmp_path))
 
 
-@pytest.mark.parametrize("architecture", ["llava", "idefics"])
-def test_ten_images_through_transformers(architecture, ten, request):
-    """Random weights babble, but every reply is whole RSRT of the right lengths."""
-    folder = request.getfixturevalue(architecture)
-    settings = Settings(variants=2, batch_size=10, language="")
+@pytest.mark.parametrize(
+    ("architecture", "prompt"), [("llava", "rsrt"), ("llava", "style"), ("idefics", "rsrt")]
+)
+def test_ten_images_through_transformers(architecture, prompt, ten, request, tmp_path):
+    """Random weights babble, but every reply has the form asked for and the right lengths."""
+    folder, phrases = request.getfixturevalue(architecture), tmp_path / "phrases.txt"
+    phrases.write_text("a red barn\nboats at a quay")
+    settings = Settings(
+        prompt=prompt, style_file=str(phrases), variants=2, batch_size=10, language=""
+    )
     captions = caption_dataset(ten, f"transformers:{folder}", settings)
-    assert len(captions.records) == 10 and not captions.file.read_rejected()
+    assert len(captions.records) == 10 and not captions.files[0].read_rejected()
     for record in captions.records.values():
-        assert len(record.variants) == 2 and all(v.structured for v in record.variants)
-        assert all(len(getattr(v, f)) <= 1.25 * LIMITS[f] for v in record.variants for f in LIMITS)
+        assert len(record.variants) == 2
+        assert all(v.structured == (prompt == "rsrt") for v in record.variants)
+        assert all(len(t) <= 1.25 * LIMITS[f] for v in record.variants for f, t in v.fields.items())
     assert len({r.variants[0].caption for r in captions.records.values()}) == 10
     assert captions.report.usage["output tokens"] > 1000
-    assert json.loads(captions.file.manifest()["example"]["reply"], strict=False)["variants"]
+    assert json.loads(captions.files[0].manifest()["example"]["reply"], strict=False)["variants"]
 
 
 def test_words_do_not_depend_on_the_batch_nor_on_memory(llava, monkeypatch):

@@ -48,8 +48,8 @@ def test_pixels_reads_pixels_only(tmp_path):
 )
 def test_pixels_sees_the_scene(image, word):
     variants = PixelCaptioner(Settings()).variants(read_image(SAMPLE / f"{image}.jpg"))
-    assert len(variants) == 5 and len({v.joined() for v in variants}) == 5
-    assert any(word in v.joined().lower() for v in variants)
+    assert len(variants) == 5 and len({v.text() for v in variants}) == 5
+    assert any(word in v.text().lower() for v in variants)
 
 
 @pytest.mark.parametrize("fill", [0, 128, 255])
@@ -71,27 +71,33 @@ def test_cover_places():
 def test_pixels_writes_what_its_version_says():
     """Captions on disk stay valid while the words are these; other words need another ``MODEL``."""
     paths = sorted(SAMPLE.glob("*90.jpg"))[::3]
-    words = [v.joined() for p in paths for v in PixelCaptioner().variants(read_image(p))]
+    words = [v.text() for p in paths for v in PixelCaptioner().variants(read_image(p))]
     assert (fingerprint(words), pixels.MODEL) == ("ed0b9059a2d5dc6e", "pixels@2")
 
 
 def test_run_resumes_and_equals_one_run(data_dir):
     ds = load_dataset("rsitmd", str(data_dir))
     whole = captioning.caption_dataset(ds, "pixels", TWO)
-    lines = whole.path.read_bytes()
+    lines = whole.files[0].path.read_bytes()
     assert (
         whole.report.captioned == 4
         and captioning.caption_dataset(ds, "pixels", TWO).report.captioned == 0
     )
     cut = lines.splitlines(keepends=True)
-    whole.path.write_bytes(b"".join(cut[:2]) + cut[2][:40])  # killed in the third image
+    whole.files[0].path.write_bytes(b"".join(cut[:2]) + cut[2][:40])  # killed in the third image
     again = captioning.caption_dataset(ds, "pixels", TWO)
     assert again.report.captioned == 2 and again.records == whole.records
     assert captioning.load_captions(ds, "pixels").records == whole.records
-    assert sorted(whole.path.read_bytes().splitlines()) == sorted(lines.splitlines())
-    whole.path.write_bytes(lines[:-1])  # only the last line break is missing: nothing is lost
-    whole.file.append([Record(image="x.png", model="people", variants=[Variant(caption="added")])])
-    assert len(read_records(whole.path)[0]) == 5 and whole.path.read_bytes().startswith(lines)
+    assert sorted(whole.files[0].path.read_bytes().splitlines()) == sorted(lines.splitlines())
+    whole.files[0].path.write_bytes(
+        lines[:-1]
+    )  # only the last line break is missing: nothing is lost
+    whole.files[0].append(
+        [Record(image="x.png", model="people", variants=[Variant(caption="added")])]
+    )
+    assert len(read_records(whole.files[0].path)[0]) == 5 and whole.files[
+        0
+    ].path.read_bytes().startswith(lines)
 
 
 def test_changed_pixels_and_changed_captioner(data_dir):
@@ -101,10 +107,10 @@ def test_changed_pixels_and_changed_captioner(data_dir):
     assert "1 images changed" in " ".join(captioning.load_captions(ds, "pixels").problems)
     second = captioning.caption_dataset(ds, "pixels", TWO)
     assert not captioning.load_captions(ds, "pixels").problems
-    assert second.report.captioned == 1 and len(read_records(second.path)[0]) == 4
+    assert second.report.captioned == 1 and len(read_records(second.files[0].path)[0]) == 4
     assert second.records["park_3"].image_sha256 != first.records["park_3"].image_sha256
     assert captioning.caption_dataset(ds, "pixels", Settings(variants=3)).report.captioned == 4
-    assert list(second.path.parent.glob("*.superseded"))  # the earlier captions are kept
+    assert list(second.files[0].path.parent.glob("*.superseded"))  # the earlier captions are kept
 
 
 def test_a_broken_image_does_not_stop_the_run(data_dir):

@@ -41,9 +41,9 @@ def test_two_hundred_images_and_a_misbehaving_server(serve, tmp_path, impatient,
     server = serve(lambda n: random.Random(n).choice(names))
     ds = scenes(tmp_path, 200)
     captions = caption_dataset(ds, "openai:vlm", Settings(concurrency=32, timeout=1))
-    report, aside = captions.report, captions.file.read_rejected()
+    report, aside = captions.report, captions.files[0].read_rejected()
     assert set(server.done) >= set(names)  # each of these things happened
-    lines = [json.loads(line)["image"] for line in captions.path.read_text().splitlines()]
+    lines = [json.loads(line)["image"] for line in captions.files[0].path.read_text().splitlines()]
     assert len(lines) == len(set(lines)) == report.captioned == len(captions.records)
     assert {*lines, *aside} == set(ds.images["filename"]) and not {*lines} & {*aside}
     assert report.captioned > 150 and report.retried > 20 and not report.failed
@@ -59,7 +59,7 @@ def test_two_hundred_images_and_a_misbehaving_server(serve, tmp_path, impatient,
     # what failed is not asked about again; what was set aside can be tried again by hand
     assert caption_dataset(ds, "openai:vlm", Settings()).report.captioned == 0
     server.script = lambda n: "good"
-    captions.file.rejected_path.unlink(missing_ok=True)
+    captions.files[0].rejected_path.unlink(missing_ok=True)
     assert caption_dataset(ds, "openai:vlm", Settings()).report.captioned == len(aside)
 
 
@@ -116,7 +116,7 @@ def test_an_image_that_the_server_refuses_is_set_aside(serve, tmp_path):
     serve(lambda n: "safety" if n == 2 else "good")
     settings = Settings(concurrency=1, attempts=1)
     captions = caption_dataset(scenes(tmp_path, 5), "openai:vlm", settings)
-    (aside,) = captions.file.read_rejected().values()
+    (aside,) = captions.files[0].read_rejected().values()
     assert captions.report.captioned == 4 and aside["reason"] == "refused by the server"
 
 
@@ -162,12 +162,12 @@ def test_the_query_prompt_has_a_file_of_its_own(serve, tmp_path):
     ds = scenes(tmp_path, 3)
     structured = caption_dataset(ds, "openai:vlm", Settings(variants=2))
     query = caption_dataset(ds, "openai:vlm", Settings(prompt="query"))
-    assert query.path.name == "openai-vlm.query.jsonl" != structured.path.name
+    assert query.files[0].path.name == "openai-vlm.query.jsonl" != structured.files[0].path.name
     assert all(
         len(r.variants) == 1 and not r.variants[0].structured for r in query.records.values()
     )
-    assert load_captions(ds, "openai:vlm", "query").records == query.records
-    assert "Somebody wants to find" in query.file.manifest()["prompt"]
+    assert load_captions(ds, "query:openai:vlm").records == query.records
+    assert "Somebody wants to find" in query.files[0].manifest()["prompt"]
 
 
 def test_other_settings_never_share_a_file(serve, tmp_path):
@@ -175,7 +175,7 @@ def test_other_settings_never_share_a_file(serve, tmp_path):
     ds = scenes(tmp_path, 4)
     warm = caption_dataset(ds, "openai:vlm", Settings(temperature=0.7))
     cold = caption_dataset(ds, "openai:vlm", Settings(temperature=0.0))
-    assert cold.report.captioned == 4 and len(read_records(cold.path)[0]) == 4
+    assert cold.report.captioned == 4 and len(read_records(cold.files[0].path)[0]) == 4
     fingerprints = {r.settings for c in (warm, cold) for r in c.records.values()}
     assert len(fingerprints) == 2
     again = caption_dataset(ds, "openai:vlm", Settings(temperature=0.7))  # taken back, not redone
@@ -196,8 +196,8 @@ def test_shards_merge_into_what_one_run_makes(serve, tmp_path, capsys):
     serve()
     ds = scenes(tmp_path, 20)
     whole = caption_dataset(ds, "openai:vlm")
-    expected = set(whole.path.read_text().splitlines())
-    whole.path.unlink()
+    expected = set(whole.files[0].path.read_text().splitlines())
+    whole.files[0].path.unlink()
     parts = [caption_dataset(ds, "openai:vlm", shard=f"{i}/3") for i in (1, 2)]
     assert sum(p.report.captioned for p in parts) < 20 and all(p.records for p in parts)
     with pytest.raises(MissingError, match=r"2 shards; merge them first: .* merge .* -p captioner"):
@@ -207,8 +207,8 @@ def test_shards_merge_into_what_one_run_makes(serve, tmp_path, capsys):
     command = ["merge", str(tmp_path / "scenes"), "-p", "data_dir", str(tmp_path)]
     command += ["-p", "captioner", "openai:vlm"]
     assert main(command) == 0 and "20 images captioned" in capsys.readouterr().out
-    assert set(whole.path.read_text().splitlines()) == expected
-    assert not list(whole.path.parent.glob("*shard*.jsonl"))
+    assert set(whole.files[0].path.read_text().splitlines()) == expected
+    assert not list(whole.files[0].path.parent.glob("*shard*.jsonl"))
     assert main(command) == 1 and "no shards" in capsys.readouterr().err
 
 
@@ -261,4 +261,4 @@ def test_kills_at_random_instants(serve, tmp_path):
     whole = caption_dataset(scenes(tmp_path / "other", 60), "openai:vlm", Settings())
     assert interrupted.records == whole.records
     lines = path.read_text().splitlines()
-    assert len(lines) == 60 and set(lines) == set(whole.path.read_text().splitlines())
+    assert len(lines) == 60 and set(lines) == set(whole.files[0].path.read_text().splitlines())

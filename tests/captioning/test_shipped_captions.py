@@ -102,9 +102,9 @@ def test_a_file_that_names_no_image_is_noticed_and_added_to_the_shipped_ones(dat
     assert len(captioning.load_captions(load_dataset("rsicd", str(tmp_path))).records) == 2
 
 
-def test_captions_that_exist_answer_no_query_prompt_and_need_no_shards():
+def test_captions_that_exist_answer_no_other_prompt_and_need_no_shards():
     dataset = load_dataset("sample", split="train")
-    assert choose_captioner(dataset, prompt="query") == "pixels"
+    assert choose_captioner(dataset, prompt="query") == "query"
     with pytest.raises(InputError, match="prompt='query'"):
         captioning.caption_dataset(dataset, "rsrt", captioning.Settings(prompt="query"))
     with pytest.raises(InputError, match="shard='1/2'"):

@@ -94,7 +94,7 @@ def test_rankings_are_reused_and_made_again(sources):
     assert not retrieval.rank_dataset("max", sources, 3).reused
     assert len(retrieval.rank_dataset("max", sources, 3).ranks) == len(shorter) + 1
     names = {
-        retrieval.rank_dataset(m, sources).path for m in ("fields", "mean", "fields(caption=1)")
+        retrieval.rank_dataset(m, sources).path for m in ("texts(fields)", "mean", "texts(caption)")
     }
     assert len(names) == 3
 
@@ -251,7 +251,7 @@ def test_results_of_several_runs_join_into_one_table(sources, tmp_path):
     ranks = retrieval.retrieve("max", sources)[0]
     result = {"max": evaluation.metrics(ranks), "csls†": evaluation.metrics(ranks)}
     for name in ("a", "b_c"):
-        path = evaluation.results_path(tmp_path / name / "derived", "test", "pixels", "e")
+        path = evaluation.results_path(tmp_path / name / "derived", "test.pixels.e")
         about = {"dataset": name, "split": "test", "captioner": "pixels", "encoder": "e"}
         evaluation.write_results(path, result, ranks, **about)
     (path.parent / "old.json").write_text('{"other": 1}')

@@ -223,19 +223,23 @@ def test_hubs_are_counted_and_centring_closes_the_gap():
     )
     given = sources(given.joined, reference)
     given.embed_bank = given.embed_reference
-    described, captions, _ = retrieval.sides(Method("max"), given, given.gallery)
-    found = geometry.measure(captions, described, k=5)
-    scores = captions.side.vectors @ described.side.vectors.reshape(30, 2, -1).transpose(1, 2, 0)
+    both = retrieval.sides(Method("max"), given, given.gallery)
+    found = geometry.measure(both.captions, both.images, k=5)
+    scores = both.captions.side.vectors @ both.images.side.vectors.reshape(30, 2, -1).transpose(
+        1, 2, 0
+    )
     nearest = np.argsort(-scores.max(axis=0), axis=1)[:, :5]
     by_hand = np.bincount(nearest.ravel(), minlength=30)
     assert found.occurrences.tolist() == by_hand.tolist() and by_hand.sum() == 5 * 90
     assert found.numbers["hubness (0 none, above 1 strong)"] == pytest.approx(
         scipy_stats.skew(by_hand)
     )
-    both = retrieval.sides(Method("centred"), given, given.gallery)[1::-1]
-    centred = geometry.measure(*(replace(one, side=one.side.centred()) for one in both))
+    both = retrieval.sides(Method("centred"), given, given.gallery)
+    pair = (replace(one, side=one.side.centred()) for one in (both.captions, both.images))
+    centred = geometry.measure(*pair)
     gap = "modality gap (0 none, 2 largest)"
     assert centred.numbers[gap] < 0.25 * found.numbers[gap]
     flat = sources(embeddings(["a", "b"], np.ones((2, 3))), embeddings(["a", "b"], np.ones((2, 3))))
-    same = geometry.measure(*retrieval.sides(Method("max"), flat, flat.gallery)[1::-1], k=1)
+    both = retrieval.sides(Method("max"), flat, flat.gallery)
+    same = geometry.measure(both.captions, both.images, k=1)
     assert np.isfinite(same.numbers).all()

@@ -22,14 +22,14 @@ from trsllava_utils.retrieval.methods import Method
 from trsllava_utils.retrieval.partitions import ROW_GROUP
 from trsllava_utils.retrieval.ranking import NamedSide, RankingTask, query_ids
 from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.side import by_image, one_each
+from trsllava_utils.retrieval.side import Side, one_each
 
 
 def in_one_piece(corpus: pd.DataFrame, queries: Embeddings, encoder: str, k: int):
     """The same by ``retrieval.py``; the query without an image is left out."""
     vectors = load_encoder(encoder).encode(corpus["text"].tolist(), "document")
     groups, ids = pd.factorize(corpus["image_id"])
-    described = by_image(corpus, vectors, groups, Method("max"))
+    described = Side(corpus["text"].to_numpy(), groups, vectors)
     asked = one_each(queries.rows["text"].to_numpy()[:-1], queries.vectors[:-1])
     owner = pd.Index(ids).get_indexer(queries.rows["image_id"][:-1])
     names = query_ids(queries.rows).to_numpy()[:-1]

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.special import logsumexp
 
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.retrieval import formulas
 from trsllava_utils.retrieval.methods import GRIDS, STEPS, Method
-from trsllava_utils.retrieval.products import cosine
 from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.side import Side, by_image, one_each
+from trsllava_utils.retrieval.side import Side, one_each
 
 ALL = slice(0, 100)
 
@@ -29,25 +27,23 @@ def side(vectors, texts=None, clip=None) -> Side:
     return one_each(np.array(texts), np.asarray(vectors, np.float32), clip)
 
 
-def images(method: str, rows: list[tuple[int, str, str]], vectors=None, clip=None) -> Side:
-    """``rows``: (image, field, text)."""
-    groups = np.array([image for image, _, _ in rows])
-    table = pd.DataFrame({"field": [f for _, f, _ in rows], "text": [t for _, _, t in rows]})
-    vectors = np.eye(len(rows), dtype=np.float32) if vectors is None else vectors
-    return by_image(table, vectors, groups, Method(method), clip)
+def images(rows: list[tuple[int, str]], vectors: np.ndarray) -> Side:
+    """``rows``: (image, text)."""
+    texts = np.array([text for _, text in rows], dtype=object)
+    return Side(texts, np.array([image for image, _ in rows]), vectors)
 
 
 # — methods as text —
 
 
 def test_a_method_is_its_steps_in_order_with_all_settings():
-    method = Method(" centred + fields(caption = 2, feature=1)+hybrid(weight=0.3)+querybank ")
-    assert method.name == "centred+fields(caption=2,feature=1)+hybrid(weight=0.3)+querybank"
-    assert list(method.steps) == ["centred", "fields", "hybrid", "querybank"]
-    assert method.steps["fields"] == {"one_sentence": 0, "feature": 1, "caption": 2}
+    method = Method(" texts(one_sentence + caption, plain)+ centred+hybrid(weight=0.3)+querybank ")
+    assert method.name == "texts(one_sentence+caption,plain)+centred+hybrid(weight=0.3)+querybank"
+    assert list(method.steps) == ["texts", "centred", "hybrid", "querybank"]
+    assert method.texts == "one_sentence+caption,one_sentence+feature+caption"
     assert method.steps["querybank"]["temperature"] == 0.05
     assert method.given("hybrid", "weight") and not method.given("hybrid", "k")
-    assert method.texts == "fields" and method.needs_bank
+    assert Method("texts+max").texts == Method("max").texts == "" and method.needs_bank
     assert not method.needs_clip and not method.needs_reranker
 
 
@@ -70,7 +66,14 @@ def test_a_method_is_its_steps_in_order_with_all_settings():
         ("max)", "not NAME or NAME(setting=number)"),
         ("centred+lexical", "centred has no effect together with lexical"),
         ("max+reference", "max has no effect together with reference"),
-        ("fields+clip", "fields has no effect together with clip"),
+        ("centroid+clip", "centroid has no effect together with clip"),
+        ("texts(plain)+reference", "texts has no effect together with reference"),
+        ("max+texts(plain)", "texts cannot follow max; the order is texts, centred"),
+        ("texts(sentence)", "unknown texts 'sentence'; valid: joined, one_sentence"),
+        ("texts(caption+plane)", "unknown field in texts 'caption+plane': 'plane'"),
+        ("texts(caption+caption)", "names something twice"),
+        ("texts(fields,caption)", "caption names something twice"),
+        ("fields", "unknown method 'fields'"),
     ],
 )
 def test_what_is_wrong_with_a_method_is_said(text, says):
@@ -91,58 +94,69 @@ def test_grids_hold_valid_methods_and_leave_written_settings_alone():
     for step, settings in GRIDS.items():
         assert len(Method(step).candidates(step)) == len(settings) > 1
     assert Method("csls(k=3)").candidates("csls") == []
+    assert Method("texts(plain)+centroid").candidates("texts") == []
     tried = Method("centred+hybrid+csls(k=3)").candidates("hybrid")
     assert all(m.name.startswith("centred+hybrid") and m.steps["csls"]["k"] == 3 for m in tried)
 
 
-# — which texts of an image count —
+# — how the texts of an image are taken together —
 
-ROWS = [
-    (0, "one_sentence", "a"),
-    (0, "feature", "b"),
-    (0, "caption", "c"),
-    (1, "one_sentence", "d"),
-    (1, "feature", "e"),
-    (1, "caption", "f"),
-    (2, "caption", "plain"),
-]
-COSINES = np.array([[0.1, 0.5, 0.3, 0.4, 0.2, 0.6, 0.7]], np.float32)
+ROWS = [(0, "a"), (0, "b"), (0, "c"), (1, "d"), (1, "e"), (2, "plain")]
+TEXTS = unit([1, 0, 0], [0, 1, 0], [1, 0, 0], [0.6, 0.8, 0], [0.6, 0, 0.8], [0, 0, 1])
 
 
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("max", [0.5, 0.6, 0.7]),
-        ("fields", [0.5, 0.6, 0.7]),
-        ("mean", [0.3, 0.4, 0.7]),
-        ("fields(caption=1)", [0.3, 0.6, 0.7]),
-        ("fields(one_sentence=1,feature=3)", [0.4, 0.25, 0.7]),  # (0.1 + 3 x 0.5) / 4, …
+        ("max", [1, 0.6, 0]),
+        ("mean", [2 / 3, 0.6, 0]),
+        # means (2/3, 1/3, 0), (0.6, 0.4, 0.4), (0, 0, 1) divided by their lengths
+        ("centroid", [2 / 5**0.5, 0.6 / 0.68**0.5, 0]),
     ],
 )
-def test_texts_of_an_image(method, expected):
-    reduced = images(method, ROWS).reduce(COSINES.T).T
-    assert reduced == pytest.approx(np.array([expected]), abs=1e-6)
+def test_texts_of_an_image_by_hand(method, expected):
+    query, items = side(unit([1, 0, 0])), images(ROWS, TEXTS)
+    score = Scorer(Method(method), items)(query)(ALL)
+    assert score == pytest.approx(np.array([expected]), abs=1e-6)
+    asked = Scorer(Method(method), query)(items)(ALL)  # the images ask
+    assert asked == pytest.approx(np.array([expected]).T, abs=1e-6)
 
 
-def test_within_a_field_the_best_variant_counts():
-    rows = [(0, "caption", "a"), (0, "feature", "b"), (0, "caption", "c")]
-    reduced = images("fields(caption=1,feature=1)", rows).reduce(np.array([[0.2, 0.4, 0.8]]).T).T
-    # sorted by field: feature 0.4; the columns of the score follow the side's own order
-    assert images("fields(caption=1,feature=1)", rows).texts.tolist() == ["b", "a", "c"]
-    assert reduced == pytest.approx(np.array([[0.5 * 0.2 + 0.5 * 0.8]]))
+def test_centroids_are_taken_after_centring():
+    mean = np.array([0.2, 0.1, 0], np.float32)
+    items = replace(images(ROWS, TEXTS), mean=mean)
+    moved = formulas.centre(TEXTS, mean)
+    by_hand = unit(moved[:3].mean(0), moved[3:5].mean(0), moved[5])
+    query = replace(side(unit([1, 2, 3])), mean=np.zeros(3, np.float32))
+    score = Scorer(Method("centred+centroid"), items)(query)(ALL)
+    assert score == pytest.approx(query.vectors @ by_hand.T, abs=1e-6)
+
+
+def test_opposite_texts_have_a_mean_without_direction():
+    nothing = formulas.mean_vectors(unit([1, 0], [-1, 0]), np.array([0, 0]), unit=True)
+    assert nothing.tolist() == [[0, 0]]
+
+
+def test_merged_texts_are_one_document_for_the_lexical_rule():
+    rows = [(0, "a river"), (0, "a bridge"), (1, "a river"), (1, "a forest")]
+    items, query = images(rows, np.eye(4, dtype=np.float32)), side(np.eye(1), ["river bridge"])
+    whole = side(np.eye(2), ["a river a bridge", "a river a forest"])
+    merged = Scorer(Method("centroid+lexical"), items)(query)(ALL)
+    assert merged == pytest.approx(Scorer(Method("lexical"), whole)(query)(ALL))
+    best = Scorer(Method("lexical"), items)(query)(ALL)
+    assert best[0, 0] < merged[0, 0] or best[0, 0] == pytest.approx(best.max())
 
 
 def test_a_block_scores_like_the_whole():
     rng = np.random.default_rng(0)
-    asked = images(
-        "mean", [(i // 3, "full", str(i)) for i in range(12)], unit(*rng.normal(size=(12, 5)))
-    )
+    asked = images([(i // 3, str(i)) for i in range(12)], unit(*rng.normal(size=(12, 5))))
     items = side(unit(*rng.normal(size=(7, 5))))
-    whole = cosine(asked, items)(slice(0, 4))
-    parts = [cosine(asked, items)(slice(i, i + 2)) for i in (0, 2)]
-    assert np.concatenate(parts) == pytest.approx(whole, abs=1e-6)
-    by_hand = (asked.vectors @ items.vectors.T).reshape(4, 3, 7).mean(axis=1)
-    assert whole == pytest.approx(by_hand, abs=1e-6)
+    for method, taken in {"max": np.max, "mean": np.mean}.items():
+        score = Scorer(Method(method), items)(asked)
+        whole, parts = score(slice(0, 4)), [score(slice(i, i + 2)) for i in (0, 2)]
+        assert np.concatenate(parts) == pytest.approx(whole, abs=1e-6)
+        by_hand = taken((asked.vectors @ items.vectors.T).reshape(4, 3, 7), axis=1)
+        assert whole == pytest.approx(by_hand, abs=1e-6)
 
 
 # — the space, words, fusion —
@@ -260,8 +274,7 @@ def test_fusion_with_clip_by_hand():
 def test_rerank_orders_the_first_n_and_keeps_the_rest_below():
     queries = side(unit([1, 0]), ["q"])
     items = images(
-        "max",
-        [(0, "full", "a"), (0, "full", "a2"), (1, "full", "b"), (2, "full", "c"), (3, "full", "d")],
+        [(0, "a"), (0, "a2"), (1, "b"), (2, "c"), (3, "d")],
         unit([1, 0], [1, 0.1], [1, 0.5], [1, 1], [0, 1]),
     )
     said = {("q", "a"): 0.1, ("q", "a2"): 0.2, ("q", "b"): 0.9}
@@ -280,7 +293,7 @@ def test_rerank_orders_the_first_n_and_keeps_the_rest_below():
 def test_leave_one_out_never_finds_the_query_itself():
     texts = unit([1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1])
     asked = side(texts)
-    described = images("max", [(i // 2, "caption", str(i)) for i in range(4)], texts)
+    described = images([(i // 2, str(i)) for i in range(4)], texts)
     scores = Scorer(Method("reference"), described)(asked)(slice(0, 4))
     assert scores[0, 0] == pytest.approx(texts[0] @ texts[1], abs=1e-6)
     assert (scores.argmax(axis=1) == [0, 0, 1, 1]).all()

@@ -41,7 +41,7 @@ def index(sources) -> Index:
 def test_every_rule_of_a_single_query_composes_and_the_others_are_refused(sources):
     image_id = sources.gallery[3]
     query = sources.captions.records[image_id].variants[0].caption
-    for method in ("max", "fields", "centred+hybrid", "querybank", "lexical"):
+    for method in ("max", "texts(fields)", "centroid", "centred+hybrid", "querybank", "lexical"):
         index = Index(sources, method)
         found = index.find(query, 10).table
         assert image_id in set(found["image_id"]) and len(found) == 10
@@ -65,7 +65,7 @@ def test_a_page_says_which_variant_matched_and_whose_the_query_is(index, sources
     assert "✗" not in index.find("a purple dragon")._repr_html_()
     for row in found.itertuples():
         variant = sources.captions.records[row.image_id].variants[row.variant - 1]
-        assert row.text == variant.joined()
+        assert row.text == variant.text()
     assert index.find("a purple dragon").table["hit"].isna().all()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from trsllava_utils.artefacts import InputError, check_choice
 from trsllava_utils.captioning.records import MAX_VARIANTS
 
-PROMPTS = ("rsrt", "query")
+PROMPTS = ("rsrt", "style", "query", "description")
 QUANTIZATIONS = ("", "8bit", "4bit")
 Pictures = dict[str, np.ndarray]  # name of a rendering -> (H, W, 3) uint8
 
@@ -26,9 +26,15 @@ class Settings:
     """Settings of a captioning run. Captions made with other settings go into other files.
 
     Attributes:
-        prompt: "rsrt" (structured captions) or "query" (one description, an image-to-text query).
-        prompt_file: a text file that replaces the prompt; ``{n}`` and ``{language}`` are filled in.
-        variants: structured captions per image, 1 to 5.
+        prompt: "rsrt" (structured captions), "style" (plain captions in the manner of examples),
+            "query" (a short description to search with) or "description" (a long one, the paper's
+            image-to-text query).
+        prompt_file: a text file that replaces the prompt; ``{n}``, ``{language}`` and
+            ``{examples}`` are filled in.
+        style_from: "train": the examples of "style" are drawn from the training captions.
+        style_file: a text file with the examples instead, one per line.
+        examples: those examples, see :func:`trsllava_utils.captioning.prompts.with_examples`.
+        variants: captions per image, 1 to 5.
         language: two-letter code of the language asked for; the quality gate checks it.
         seed: of the sampling; every image and every retry has its own, derived from it.
         temperature: of the sampling; 0 takes the likeliest word. Retries use at least 0.5.
@@ -49,10 +55,13 @@ class Settings:
 
     prompt: str = "rsrt"
     prompt_file: str = ""
+    style_from: str = "train"
+    style_file: str = ""
+    examples: tuple[str, ...] = ()
     variants: int = MAX_VARIANTS
     language: str = "en"
     seed: int = 0
-    temperature: float = 0.7
+    temperature: float = 0.3
     bands: str = ""
     false_colour: str = ""
     max_side: int = 1024
@@ -67,6 +76,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_choice("prompt", self.prompt, PROMPTS)
+        check_choice("style_from", self.style_from, ("train",))
         check_choice("quantize", self.quantize, QUANTIZATIONS)
         for name, low, high in (
             ("variants", 1, MAX_VARIANTS),
@@ -91,8 +101,8 @@ class Settings:
 
     @property
     def n(self) -> int:
-        """Descriptions per image: 1 for the query prompt."""
-        return 1 if self.prompt == "query" else self.variants
+        """Descriptions per image: one where the image itself is to be a query."""
+        return 1 if self.prompt in ("query", "description") else self.variants
 
     def seed_of(self, filename: str, attempt: int) -> int:
         """The seed (31 bits) of one image's ``attempt``, the same on every machine and shard."""

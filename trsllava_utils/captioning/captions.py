@@ -3,13 +3,20 @@
 A captioner is named by a string: ``rsrt`` (the captions that come with a dataset or this project),
 ``file:PATH`` (captions made elsewhere), ``transformers:MODEL`` (a vision-language model on this
 machine), ``openai:MODEL`` (one behind a server) or ``pixels`` (reads the picture, no weights). The
-empty name is ``rsrt`` where there are such captions, else ``pixels``. A new captioner is a module
-with a class of the ``Captioner`` protocol (``captioner.py``) and a line in :func:`open_captioner`.
+empty name is ``rsrt`` where there are such captions, else ``pixels``. Captions by another prompt
+(``prompts.py``) have it in front, ``style:openai:MODEL``; those that come with the data are just
+``style``. Several captioners describe one gallery together as ``rsrt + style``. A new captioner is
+a module with a class of the ``Captioner`` protocol (``captioner.py``) and a line in
+:func:`open_captioner`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import pandas as pd
@@ -25,62 +32,96 @@ from trsllava_utils.artefacts import (
     slug,
 )
 from trsllava_utils.captioning.caption_file import CaptionFile, in_shard
-from trsllava_utils.captioning.captioner import Captioner, Settings
+from trsllava_utils.captioning.captioner import PROMPTS, Captioner, Settings
 from trsllava_utils.captioning.imported import WAYS, has_shipped_captions, match_captions
+from trsllava_utils.captioning.prompts import with_examples
 from trsllava_utils.captioning.records import MAX_VARIANTS, Record, Variant, caption_corpus
 from trsllava_utils.captioning.run import Job, Report, run
 from trsllava_utils.cluster import spread, workers
 from trsllava_utils.datasets import Dataset
 
 KINDS = ("rsrt", "pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
+# a + between two captioners, and not one in a path
+_PLUS = re.compile(
+    rf"\s*\+\s*(?=(?:{'|'.join(PROMPTS)}|pixels)\s*(?:\+|$)"
+    rf"|(?:{'|'.join(PROMPTS)}|transformers|openai|file):)"
+)
 
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of a dataset's images.
+    """The captions of a dataset's images, by one captioner or several.
 
     Attributes:
         captioner: the captioner's id.
-        records: RSRT record by image id, only images of the dataset, in its order.
-        file: where they are kept.
+        records: RSRT record by image id, only images of the dataset, in its order; of several
+            captioners, all variants of an image that they all describe.
+        files: where they are kept, one for each captioner.
         problems: images and lines that gave nothing, one sentence each.
         report: the run in numbers (None if loaded from an earlier run).
+        parts: of several captioners, the captions of each.
     """
 
     captioner: str
     records: dict[str, Record]
-    file: CaptionFile
+    files: tuple[CaptionFile, ...]
     problems: tuple[str, ...]
     report: Report | None = None
+    parts: tuple[Captions, ...] = ()
 
     @property
-    def path(self) -> Path:
-        """The JSONL file of the records."""
-        return self.file.path
+    def most_variants(self) -> int:
+        """The most variants that one captioner wrote for one image."""
+        each = self.parts or (self,)
+        return max((len(r.variants) for part in each for r in part.records.values()), default=0)
 
     def corpus(self, texts: str = "joined") -> pd.DataFrame:
-        """The text corpus of these captions; ``texts`` is "joined" or "fields"."""
-        return caption_corpus(self.records.items(), self.captioner, texts)
+        """The text corpus of these captions; for ``texts`` see ``records.py``."""
+        if not self.parts:
+            return caption_corpus(self.records.items(), self.captioner, texts)
+        rows = pd.concat([part.corpus(texts) for part in self.parts], ignore_index=True)
+        place = {image_id: n for n, image_id in enumerate(self.records)}
+        order = rows["image_id"].map(place).dropna().sort_values(kind="stable").index
+        return rows.loc[order].reset_index(drop=True)
 
 
 def choose_captioner(dataset: Dataset, captioner: str = "", prompt: str = "rsrt") -> str:
-    """The captioner's name; for an empty one ``rsrt`` where captions come with these images, else
-    ``pixels``."""
-    shipped = not captioner and prompt == "rsrt" and has_shipped_captions(dataset)
-    return captioner or ("rsrt" if shipped else "pixels")
+    """The captioner's full name, with the prompt where it is not "rsrt". For an empty one: the
+    captions that come with these images, else ``pixels``."""
+    if not captioner and has_shipped_captions(dataset, prompt):
+        return prompt
+    return " + ".join(_with_prompt(name, prompt) for name in _names(captioner or "pixels"))
 
 
-def captioner_id(captioner: str, prompt: str = "rsrt") -> str:
-    """The short id of a captioner string, used in file names: "rsrt", "openai-gpt-4.1", or
-    "file-NAME-xxxxxx"; with ".query" after it for image queries."""
-    kind, _, rest = captioner.partition(":")
+def _with_prompt(captioner: str, prompt: str) -> str:
+    named, rest = _split(captioner)
+    if captioner in PROMPTS or rest.startswith("file:"):
+        return rest  # exists already, whatever the prompt
+    kind = prompt if named == "rsrt" else named
+    return rest if kind == "rsrt" else f"{kind}:{rest}"
+
+
+def captioner_id(captioner: str) -> str:
+    """The short id of a captioner string, used in file names: "rsrt", "openai-gpt-4.1",
+    "openai-gpt-4.1.style", "file-NAME-xxxxxx" or, for several, "rsrt+style"."""
+    ids = [_one_id(name) for name in _names(captioner)]
+    if len(set(ids)) < len(ids):
+        raise InputError(f"captioner {captioner!r} names a captioner twice")
+    return "+".join(ids)
+
+
+def _one_id(captioner: str) -> str:
+    if captioner in (*PROMPTS, "pixels"):
+        return captioner
+    prompt, name = _split(captioner)
     suffix = "" if prompt == "rsrt" else f".{prompt}"
-    if captioner in ("rsrt", "pixels"):
-        return captioner + suffix
+    if name == "pixels":
+        return name + suffix
+    kind, _, rest = name.partition(":")
     valid = {name.partition(":")[0]: name for name in KINDS if ":" in name}
     if kind not in valid:
-        check_choice("captioner", captioner, KINDS)
-    if not rest or captioner in KINDS:
+        check_choice("captioner", captioner, (*KINDS, *PROMPTS[1:]))
+    if not rest or name in KINDS:
         raise InputError(f"captioner {captioner!r}: name the model or the file, as {valid[kind]}")
     path = Path(rest).expanduser()
     if kind == "file" or path.is_dir():  # two files may share a name
@@ -88,10 +129,25 @@ def captioner_id(captioner: str, prompt: str = "rsrt") -> str:
     return f"{kind}-{slug(rest)}{suffix}"
 
 
-def captions_file(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> CaptionFile:
-    """Where the captions of ``captioner`` for ``dataset`` are kept."""
-    name = f"{captioner_id(captioner, prompt)}.jsonl"
-    return CaptionFile(dataset.derived / "captions" / name)
+def _names(captioner: str) -> list[str]:
+    """``"rsrt + style"`` -> ``["rsrt", "style"]``."""
+    return _PLUS.split(captioner.strip())
+
+
+def _split(captioner: str) -> tuple[str, str]:
+    """``"style:openai:MODEL"`` -> ``("style", "openai:MODEL")``; the prompt is "rsrt" where none is
+    named."""
+    prompt, _, name = captioner.partition(":")
+    return (prompt, name) if name and prompt in PROMPTS else ("rsrt", captioner)
+
+
+def _is_import(captioner: str) -> bool:
+    return captioner in PROMPTS or captioner.startswith("file:")
+
+
+def captions_file(dataset: Dataset, captioner: str) -> CaptionFile:
+    """Where the captions of one captioner for ``dataset`` are kept."""
+    return CaptionFile(dataset.derived / "captions" / f"{captioner_id(captioner)}.jsonl")
 
 
 def open_captioner(captioner: str, settings: Settings) -> Captioner:
@@ -102,6 +158,7 @@ def open_captioner(captioner: str, settings: Settings) -> Captioner:
         MissingError: its weights or its key are not there.
     """
     captioner_id(captioner)  # refuses unknown names
+    captioner = _split(captioner)[1]
     if captioner == "pixels":
         from trsllava_utils.captioning.pixels import PixelCaptioner
 
@@ -130,8 +187,8 @@ def caption_dataset(
 
     Args:
         dataset: whose images.
-        captioner: its name; empty: see :func:`choose_captioner`.
-        settings: how it is asked.
+        captioner: its name, or several; empty: see :func:`choose_captioner`.
+        settings: how it is asked; the prompt in a captioner's name comes before theirs.
         shard: "i/n" captions only that part of the images, into a file of its own.
         scheduler: where it runs (see ``cluster.py``): one shard for each worker, merged at the end.
 
@@ -142,8 +199,19 @@ def caption_dataset(
     """
     settings = settings or Settings()
     captioner = choose_captioner(dataset, captioner, settings.prompt)
+    return _together(
+        captioner, lambda name: _caption_by_one(dataset, name, settings, shard, scheduler)
+    )
+
+
+def _caption_by_one(
+    dataset: Dataset, captioner: str, settings: Settings, shard: str, scheduler: str
+) -> Captions:
     if _is_import(captioner):
-        return _import_captions(dataset, captioner, settings.prompt, shard)
+        if captioner in PROMPTS and settings.prompt not in ("rsrt", captioner):
+            raise InputError(f"prompt={settings.prompt!r}: the captions of {captioner} exist")
+        return _import_captions(dataset, captioner, shard)
+    settings = with_examples(replace(settings, prompt=_split(captioner)[0]), dataset)
     if dataset.with_pixels.empty:
         raise MissingError(
             f"{dataset.name} ({dataset.split}): no image files in {shown(dataset.root)}, so "
@@ -153,7 +221,7 @@ def caption_dataset(
     if scheduler:
         return _caption_on_cluster(dataset, captioner, settings, shard, scheduler)
     describer = open_captioner(captioner, settings)
-    file = captions_file(dataset, captioner, settings.prompt).shard(shard)
+    file = captions_file(dataset, captioner).shard(shard)
     with file.held():
         file.claim(_identity(captioner, settings, describer), describer.prompt_text)
         jobs, records, aside, problems = _to_do(dataset, file, shard)
@@ -161,14 +229,43 @@ def caption_dataset(
         report += run(jobs, describer, settings, file)
         written = file.read()[0] if report.captioned else {}
     records |= {job.filename: written[job.filename] for job in jobs if job.filename in written}
-    name, problems = captioner_id(captioner, settings.prompt), (*problems, *report.problems)
-    return Captions(name, _by_image(dataset, records), file, problems, report)
+    problems = (*problems, *report.problems)
+    return Captions(captioner_id(captioner), _by_image(dataset, records), (file,), problems, report)
+
+
+def _together(captioner: str, captions_by: Callable[[str], Captions]) -> Captions:
+    """The captions of one captioner or, where it names several, of all: images that all of them
+    describe, each with the variants of all."""
+    parts = tuple(captions_by(name) for name in _names(captioner))
+    if len(parts) == 1:
+        return parts[0]
+    everyone = set.union(*(set(part.records) for part in parts))
+    common = set.intersection(*(set(part.records) for part in parts))
+    problems = [problem for part in parts for problem in part.problems]
+    if missing := len(everyone - common):
+        problems.append(
+            f"{missing:,} images that not all of {captioner} describe; the gallery is restricted "
+            "to the others"
+        )
+    records = {}
+    for image_id in parts[0].records:
+        if image_id in common:
+            several = [part.records[image_id] for part in parts]
+            model = " + ".join(dict.fromkeys(record.model for record in several))
+            variants = [variant for record in several for variant in record.variants]
+            records[image_id] = several[0].model_copy(update={"model": model, "variants": variants})
+    reports = [part.report for part in parts if part.report]
+    report = reduce(add, reports) if reports else None
+    files = tuple(file for part in parts for file in part.files)
+    return Captions(captioner_id(captioner), records, files, tuple(problems), report, parts)
 
 
 def _identity(captioner: str, settings: Settings, describer: Captioner) -> dict:
     """What captions depend on beside the pictures."""
     names = ("language", "bands", "false_colour", "max_side")
-    answer = {"captioner": captioner, "answer": f"{settings.prompt} x {settings.n}"}
+    answer = {"captioner": _split(captioner)[1], "answer": f"{settings.prompt} x {settings.n}"}
+    if settings.examples:
+        answer["examples"] = fingerprint(settings.examples)
     return answer | {n: getattr(settings, n) for n in names} | describer.identity
 
 
@@ -206,7 +303,7 @@ def _caption_on_cluster(
         raise InputError(
             f"shard={shard!r}: a scheduler makes its own shards; give one or the other"
         )
-    file = captions_file(dataset, captioner, settings.prompt)
+    file = captions_file(dataset, captioner)
     if file.shards():
         file.merge_shards()
     n = workers(scheduler)
@@ -218,24 +315,29 @@ def _caption_on_cluster(
     if file.shards():
         file.merge_shards()
     records, problems = file.read()
-    name, problems = captioner_id(captioner, settings.prompt), (*problems, *report.problems)
-    return Captions(name, _by_image(dataset, records), file, problems, report)
+    problems = (*problems, *report.problems)
+    return Captions(captioner_id(captioner), _by_image(dataset, records), (file,), problems, report)
 
 
 def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Settings) -> Report:
     return caption_dataset(dataset, captioner, settings, shard).report
 
 
-def load_captions(dataset: Dataset, captioner: str = "", prompt: str = "rsrt") -> Captions:
-    """The captions that notebook 01 made. Those of ``rsrt`` and ``file:`` are imported again.
+def load_captions(dataset: Dataset, captioner: str = "") -> Captions:
+    """The captions that notebook 01 made. Those that come with the data and those of ``file:`` are
+    imported again.
 
     Raises:
         MissingError: there are none yet; the message says how to get some.
     """
-    captioner = choose_captioner(dataset, captioner, prompt)
+    captioner = choose_captioner(dataset, captioner)
+    return _together(captioner, lambda name: _load_one(dataset, name))
+
+
+def _load_one(dataset: Dataset, captioner: str) -> Captions:
     if _is_import(captioner):
-        return _import_captions(dataset, captioner, prompt)
-    file = captions_file(dataset, captioner, prompt)
+        return _import_captions(dataset, captioner)
+    file = captions_file(dataset, captioner)
     by_name, problems = file.read()
     records = _by_image(dataset, by_name)
     where = f"{_parameters(dataset)} -p captioner {captioner}"
@@ -250,7 +352,7 @@ def load_captions(dataset: Dataset, captioner: str = "", prompt: str = "rsrt") -
             f"command is papermill 01_structured_captioning.ipynb out.ipynb {where}"
         )
     problems += _stale(dataset, captioner, records, file.manifest())
-    return Captions(captioner_id(captioner, prompt), records, file, tuple(problems))
+    return Captions(captioner_id(captioner), records, (file,), tuple(problems))
 
 
 def _by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
@@ -294,25 +396,19 @@ def _stale(
     return [f"{reason}; run 01_structured_captioning again" for reason in reasons]
 
 
-def _is_import(captioner: str) -> bool:
-    return captioner == "rsrt" or captioner.startswith("file:")
-
-
-def _import_captions(dataset: Dataset, captioner: str, prompt: str, shard: str = "") -> Captions:
-    if captioner == "rsrt" and prompt != "rsrt":
-        raise InputError(f"prompt={prompt!r}: captioner rsrt has structured captions only")
+def _import_captions(dataset: Dataset, captioner: str, shard: str = "") -> Captions:
     if shard:
         raise InputError(f"shard={shard!r}: the captions of {captioner} exist, nothing is to share")
     records, problems = match_captions(dataset, captioner)
     file = captions_file(dataset, captioner)
     file.rewrite(records.values())
     report = Report(already=len(records))
-    return Captions(captioner_id(captioner), records, file, tuple(problems), report)
+    return Captions(captioner_id(captioner), records, (file,), tuple(problems), report)
 
 
 def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
     """Merge the shards of a captioner; returns a sentence on the outcome."""
-    file = captions_file(dataset, choose_captioner(dataset, captioner, prompt), prompt)
+    file = captions_file(dataset, choose_captioner(dataset, captioner, prompt))
     merged = file.merge_shards()
     records, rejected, _ = file.finished()
     names = dataset.with_pixels["filename"]

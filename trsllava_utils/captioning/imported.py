@@ -1,5 +1,6 @@
 """Captions made elsewhere, matched to a dataset's images by file name: captioner ``file:PATH`` (a
-file of the user) and captioner ``rsrt`` (the captions that come with a dataset or this project).
+file of the user), and those named like a prompt, ``rsrt``, ``style`` or ``query`` (the captions
+that come with a dataset or this project).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ WAYS = (
 
 
 def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], list[str]]:
-    """Captions of ``rsrt`` or a ``file:`` captioner, matched by path, then by file name, then by
-    stem.
+    """Captions of ``file:`` or of those that come with the data, matched by path, then by file
+    name, then by stem.
 
     Returns:
         Records by image id, and sentences about unreadable lines and images without a match.
@@ -30,8 +31,9 @@ def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record],
         MissingError: the file is not there, or no captions come with the dataset.
         InputError: the file holds no usable line, or none for this dataset.
     """
-    here, shipped = f"{dataset.title} ({dataset.split})", captioner == "rsrt"
-    files = _shipped(dataset) if shipped else [Path(captioner.removeprefix("file:")).expanduser()]
+    here, shipped = f"{dataset.title} ({dataset.split})", not captioner.startswith("file:")
+    own = Path(captioner.removeprefix("file:")).expanduser()
+    files = _shipped(dataset, captioner) if shipped else [own]
     if not shipped and not files[0].is_file():
         raise MissingError(
             f"captioner {captioner!r}: {files[0]} not found (from {shown(Path.cwd())}); give the "
@@ -42,7 +44,7 @@ def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record],
     if files and not records:
         raise InputError(f"{names} holds no usable caption line. {' '.join(problems[:3])}")
     if not files:
-        raise MissingError(f"no captions come with {here}: {WAYS}")
+        raise MissingError(f"no captions {captioner!r} come with {here}: {WAYS}")
     matched = _matched(dataset, records)
     if not matched:
         raise InputError(
@@ -65,20 +67,21 @@ def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record],
     return matched, problems
 
 
-def has_shipped_captions(dataset: Dataset) -> bool:
-    """Whether captions of any of its images come with the dataset or with this project. A file that
+def has_shipped_captions(dataset: Dataset, name: str) -> bool:
+    """Whether captions of this name come with the dataset or with this project. A file that
     is damaged, or names no image of any split, counts too, so that it is noticed."""
-    files = _shipped(dataset)
+    files = _shipped(dataset, name)
     records = _read(files)[0]
     if not files or _matched(dataset, records):
         return bool(files)
     return not _matched(other_split(dataset, "all"), records)
 
 
-def _shipped(dataset: Dataset) -> list[Path]:
-    """``rsrt.jsonl`` in the dataset's folder, and ``data/rsrt/<name>_*.jsonl``."""
-    own = [file for file in [dataset.root / "rsrt.jsonl"] if file.is_file()]
-    return own + sorted((PROJECT_ROOT / "data" / "rsrt").glob(f"{dataset.name}_*.jsonl"))
+def _shipped(dataset: Dataset, name: str) -> list[Path]:
+    """``rsrt.jsonl`` in the dataset's folder, and ``data/rsrt/<dataset>_*.jsonl``; for other names
+    likewise."""
+    own = [file for file in [dataset.root / f"{name}.jsonl"] if file.is_file()]
+    return own + sorted((PROJECT_ROOT / "data" / name).glob(f"{dataset.name}_*.jsonl"))
 
 
 def _read(files: list[Path]) -> tuple[dict[str, Record], list[str]]:

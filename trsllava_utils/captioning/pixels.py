@@ -41,6 +41,11 @@ class PixelCaptioner:
             raise InputError(
                 f"language={self._settings.language!r}: the pixels captioner writes English only"
             )
+        if self._settings.prompt == "style":
+            raise InputError(
+                "prompt='style': pixels has words of its own; name a vision-language model, "
+                "-p captioner transformers:MODEL or openai:MODEL"
+            )
         self.identity = {"model": MODEL}
         self.usage: dict[str, int] = {}
         self.notes: list[str] = []
@@ -50,7 +55,7 @@ class PixelCaptioner:
 
     def _answer(self, image: np.ndarray) -> str:
         described = [v.model_dump() for v in self.variants(image)]
-        if self._settings.prompt == "query":
+        if self._settings.prompt != "rsrt":
             return json.dumps({"caption": described[0]["caption"]})
         return json.dumps({"variants": described})
 

@@ -1,8 +1,10 @@
 """The prompts, the JSON schema of the answer, and the parser that reads it.
 
 The prompts lie beside this module as text: ``prompt_rsrt.txt`` (structured captions),
-``prompt_query.txt`` (one description to search with) and ``prompt_renderings.txt`` (a note where an
-image has two pictures). The fingerprint of a prompt is part of the identity of its captions.
+``prompt_style.txt`` (plain captions in the manner of examples), ``prompt_query.txt`` (a short
+description to search with), ``prompt_description.txt`` (a long one) and ``prompt_renderings.txt``
+(a note where an image has two pictures). The fingerprint of a prompt is part of the identity of its
+captions.
 """
 
 from __future__ import annotations
@@ -10,18 +12,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from trsllava_utils.artefacts import InputError, MissingError, fingerprint
 from trsllava_utils.captioning.captioner import Settings
 from trsllava_utils.captioning.records import FIELDS, Variant
+from trsllava_utils.datasets.dataset import Dataset, other_split
 
-VERSION = 1
+VERSION = 2
+EXAMPLES = 40  # captions shown to the model by the prompt "style"
 LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters
 
 LANGUAGES = {
@@ -59,8 +64,10 @@ class Prompt:
     """A prompt with everything filled in."""
 
     text: str  # what the model reads, beside the pictures
-    kind: str  # "rsrt" or "query"
+    kind: str  # "rsrt", "style", "query" or "description"
     n: int  # how many descriptions it asks for
+    rules: str  # the text without the examples
+    examples: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -81,7 +88,7 @@ class Prompt:
             limits = {"minLength": 1, "maxLength": LIMITS[field]} if lengths else {}
             texts[field] = {"type": "string", **limits}
         variant = _object(texts)
-        if self.kind == "query":
+        if self.kind in ("query", "description"):
             return variant
         limits = {"minItems": self.n, "maxItems": self.n} if lengths else {}
         return _object({"variants": {"type": "array", "items": variant, **limits}})
@@ -108,26 +115,65 @@ def make_prompt(settings: Settings) -> Prompt:
         MissingError: ``prompt_file`` is not there.
         InputError: it is empty or not text.
     """
-    template = _template(settings.prompt)
+    template, examples = _template(settings.prompt), settings.examples
     if settings.prompt_file:
-        path = Path(settings.prompt_file).expanduser()
-        if not path.is_file():
-            raise MissingError(f"prompt_file: {path} not found; give the path of a text file")
-        try:
-            template = path.read_text(encoding="utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise InputError(f"prompt_file: {path} is not UTF-8 text") from error
-        if not template:
-            raise InputError(f"prompt_file: {path} is empty")
+        template = _read_text("prompt_file", settings.prompt_file)
+    if settings.prompt == "style" and not examples:
+        raise InputError("prompt='style' needs example captions: pass them through with_examples")
     language = LANGUAGES.get(settings.language, settings.language or "English")
-    return Prompt(_fill(template, n=settings.n, language=language), settings.prompt, settings.n)
+    values = {"n": settings.n, "language": language}
+    text = _fill(template, **values, examples="\n".join(f"- {example}" for example in examples))
+    rules = _fill(template, **values, examples="")
+    return Prompt(text, settings.prompt, settings.n, rules, examples)
+
+
+def with_examples(settings: Settings, dataset: Dataset) -> Settings:
+    """The settings with the examples that the prompt "style" shows: the lines of ``style_file``, or
+    a sample of the distinct training captions, drawn with ``seed``. Other prompts have none.
+
+    Raises:
+        MissingError: ``style_file`` is not there, or there are no training captions.
+        InputError: ``style_file`` is empty or not text.
+    """
+    if settings.prompt != "style":
+        return settings
+    if settings.style_file:
+        lines = _read_text("style_file", settings.style_file).splitlines()
+        texts = (line.strip().removeprefix("- ") for line in lines)
+        return replace(settings, examples=tuple(text for text in texts if text))
+    try:
+        texts = sorted(set(other_split(dataset, "train").captions["text"]))
+    except InputError:
+        texts = []
+    if not texts:
+        raise MissingError(
+            f"prompt='style' takes its examples from training captions, and {dataset.title} has "
+            "none; put captions or queries as your users write them into a text file, one per "
+            "line, and pass -p style_file FILE"
+        )
+    order = np.random.default_rng(settings.seed).permutation(len(texts))[:EXAMPLES]
+    return replace(settings, examples=tuple(texts[i] for i in order))
+
+
+def _read_text(parameter: str, file: str) -> str:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise MissingError(f"{parameter}: {path} not found; give the path of a text file")
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{parameter}: {path} is not UTF-8 text") from error
+    if not text:
+        raise InputError(f"{parameter}: {path} is empty")
+    return text
 
 
 def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
     """A model's words -> the variants asked for.
 
-    Prose or code fences around the JSON are tolerated, as is a bare list of variants; a model that
-    gives more variants than asked for is cut to the first ones.
+    Prose or code fences around the JSON are tolerated, as is a bare list of variants (of plain
+    captions, where the prompt is "style"); a model that gives more variants than asked for is cut
+    to the first ones.
 
     Raises:
         ReplyError: empty, no whole JSON, another shape, or too few variants.
@@ -149,6 +195,8 @@ def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
 
 def _variants(entries: list, prompt: Prompt) -> list[Variant]:
     """The descriptions, checked."""
+    if prompt.kind != "rsrt":  # plain captions, as objects or as bare strings
+        entries = [{"caption": e.get("caption") if isinstance(e, dict) else e} for e in entries]
     try:
         variants = [Variant.model_validate(entry) for entry in entries]
     except ValidationError as error:
@@ -182,7 +230,7 @@ def _entries(value: Any, prompt: Prompt) -> list | None:
     """The descriptions in a JSON value, if it has the shape of an answer."""
     if isinstance(value, dict) and isinstance(value.get("variants"), list):
         return value["variants"]
-    if isinstance(value, list) and value and isinstance(value[0], dict):
+    if isinstance(value, list) and value and isinstance(value[0], dict | str):
         return value
     if isinstance(value, dict) and prompt.n == 1 and "caption" in value:
         return [value]

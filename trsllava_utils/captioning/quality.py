@@ -25,9 +25,11 @@ LOOP_RATIO = 0.25  # compressed to original size; normal captions stay above 0.4
 TOO_LONG = 1.25  # times what was asked for
 CLEAR_MARGIN = 20.0  # difference of log-likelihoods; whole records differ by hundreds
 COPIED_WORDS = 8  # a run of so many words of the prompt is copied, not coincidence
-SCENE_WORDS = """airport beach bridge building church commercial desert farmland field forest
-harbour industrial intersection lake meadow mountain park parking playground pond port railway
-residential resort river road runway school square stadium storage tank terminal viaduct"""
+SCENE_WORDS = """airport apron baseball beach bridge church coast commercial court desert estate
+farm farmland field forest freeway golf harbor harbour highway housing industrial intersection
+lake marina meadow motorway mountain neighborhood neighbourhood overpass park parking playground
+pond port railway residential resort river runway school scrub scrubland sea shore stadium station
+storage suburb tennis terminal viaduct village wood woodland"""
 
 _REFUSAL = re.compile(
     r"\b(i'?m sorry|i am sorry|i apologi[sz]e|as an ai\b|i('m| am) (unable|not able)|"
@@ -37,13 +39,20 @@ _REFUSAL = re.compile(
 )
 
 
-def check(variants: list[Variant], language: str = "en", prompt_text: str = "") -> None:
+def check(
+    variants: list[Variant],
+    language: str = "en",
+    prompt_text: str = "",
+    examples: Iterable[str] = (),
+) -> None:
     """Pass, or say why not.
 
     Args:
         variants: the captions of one image.
         language: two-letter code they must be in; "" does not check.
         prompt_text: what was asked; long runs of its words must not come back.
+        examples: captions of other images that the prompt shows; at most half of the variants may
+            be one of them, word for word.
 
     Raises:
         ReplyError: with the first reason found: "no words", "too short", "too long", "refusal",
@@ -56,7 +65,11 @@ def check(variants: list[Variant], language: str = "en", prompt_text: str = "") 
         spoken = language_of(" ".join(variant.fields.values()), language)
         if spoken != language:
             raise ReplyError("wrong language", f"variant {n} is in {spoken!r}, not {language!r}")
-    if len({tuple(words(v.joined())) for v in variants}) < len(variants):
+    shown = {tuple(words(example)) for example in examples}
+    copied = [v.caption for v in variants if tuple(words(v.caption)) in shown]
+    if len(copied) > len(variants) / 2:
+        raise ReplyError("copied from the prompt", f"{len(copied)} examples: {copied[0][:60]!r}")
+    if len({tuple(words(v.text())) for v in variants}) < len(variants):
         raise ReplyError("equal variants", f"{variants[0].caption[:60]!r}")
     similar = sum(s >= NEAR_DUPLICATE for s in similarities(variants))
     if similar > len(variants) * (len(variants) - 1) / 4:
@@ -133,7 +146,7 @@ def language_of(text: str, expected: str) -> str:
 
 def similarities(variants: list[Variant]) -> list[float]:
     """Jaccard similarity of the word pairs of every two variants, 0 (nothing shared) to 1."""
-    pairs = [_runs(words(v.joined()), 2) for v in variants]
+    pairs = [_runs(words(v.text()), 2) for v in variants]
     return [len(a & b) / max(len(a | b), 1) for a, b in combinations(pairs, 2)]
 
 
@@ -148,7 +161,7 @@ def measure(records: Iterable[Record]) -> pd.DataFrame:
     table = {}
     for field in (*FIELDS, "joined"):
         variants = [v for record in records for v in record.variants]
-        texts = [v.joined() if field == "joined" else getattr(v, field) for v in variants]
+        texts = [v.text() if field == "joined" else getattr(v, field) for v in variants]
         texts = [text for text in texts if text]
         if not texts:
             continue
@@ -170,12 +183,46 @@ def measure(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index").round(1)
 
 
+def agreement(rows: pd.DataFrame, vectors: np.ndarray) -> pd.DataFrame:
+    """Variants in numbers: does each say what the others say, and what scene it is?
+
+    Args:
+        rows: a text corpus, a row per variant; vectors: ``(n, dim) float32`` unit rows.
+
+    Returns:
+        By captioner (``source``) and variant, from 1: ``texts``, ``cosine to the others`` (mean
+        cosine to the mean direction of the other variants of the image; NaN for images with one)
+        and ``names a scene (%)`` (texts with one of :data:`SCENE_WORDS`).
+    """
+    image = rows.groupby(["image_id", "source"], sort=False).ngroup().to_numpy()
+    sums = np.zeros((image.max() + 1, vectors.shape[1]), np.float32)
+    np.add.at(sums, image, vectors)
+    others = sums[image] - vectors
+    length = np.linalg.norm(others, axis=1)
+    cosine = (vectors * others).sum(axis=1) / np.where(length > 1e-6, length, np.nan)
+    named = [bool(_scenes(text)) for text in rows["text"]]
+    table = rows.assign(variant=rows["variant"] + 1, cosine=cosine, named=named)
+    each = table.groupby(["source", "variant"])
+    return pd.DataFrame(
+        {
+            "texts": each.size(),
+            "cosine to the others": each["cosine"].mean().round(3),
+            "names a scene (%)": (100 * each["named"].mean()).round(1),
+        }
+    )
+
+
+def _scenes(text: str) -> set[str]:
+    """The scene words in a text, in singular or plural."""
+    said = set(words(text))
+    return {word for word in SCENE_WORDS.split() if word in said or f"{word}s" in said}
+
+
 def scene_words(records: Iterable[Record]) -> pd.Series:
     """Share of images (%) whose captions mention each scene word, most frequent first."""
     records = list(records)
     counts = Counter()
     for record in records:
-        said = set(words(" ".join(v.joined() for v in record.variants)))
-        counts.update(w for w in SCENE_WORDS.split() if w in said or f"{w}s" in said)
+        counts.update(_scenes(" ".join(v.text() for v in record.variants)))
     shares = {w: 100 * n / len(records) for w, n in counts.most_common()}
     return pd.Series(shares, name="images (%)", dtype=float).round(1)

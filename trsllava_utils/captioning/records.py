@@ -3,11 +3,17 @@
 One line per image: ``{"image": "port_3.jpg", "model": "…", "variants": [{"one_sentence",
 "feature", "caption"}, …]}``.
 Lines made elsewhere may also be flat RSRT (one variant per line) or plain ``{"image", "caption"}``.
+A variant without ``one_sentence`` and ``feature`` is a plain caption.
+
+Which *texts* of a variant are embedded is written as forms, joined by commas: ``joined`` (the
+fields under their names, as in the paper), fields in any order without their names
+(``one_sentence+caption``), ``plain`` (all three so), ``fields`` (each as a text of its own).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +26,7 @@ from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, clean_text
 
 MAX_VARIANTS = 5
 FIELDS = ("one_sentence", "feature", "caption")
-TEXTS = ("joined", "fields")
+_FORMS = "Also plain, fields, fields joined by + and several of these joined by commas."
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -41,13 +47,14 @@ class Variant(BaseModel):
         """The texts of the fields that it has, by name."""
         return {f: text for f in FIELDS if (text := getattr(self, f)) is not None}
 
-    def joined(self) -> str:
-        """The variant as one text, as the paper embeds it."""
+    def text(self, form: str = "joined") -> str:
+        """The variant as one text: "joined", as the paper embeds it, or fields such as
+        "one_sentence+caption". A plain caption is its caption in every form."""
         if not self.structured:
             return self.caption
-        return (
-            f"ONE_SENTENCE: {self.one_sentence}\nFEATURE: {self.feature}\nCAPTION: {self.caption}"
-        )
+        if form == "joined":
+            return "\n".join(f"{name.upper()}: {text}" for name, text in self.fields.items())
+        return "\n".join(self.fields[name] for name in form.split("+"))
 
 
 class Record(BaseModel):
@@ -100,7 +107,7 @@ def parse_line(line: str) -> Record:
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{where}: {first['msg']}") from error
     for variant in record.variants:
-        if not variant.structured and (not plain or len(variant.fields) > 1):
+        if not variant.structured and len(variant.fields) > 1:
             absent = [name for name in FIELDS if name not in variant.fields]
             raise InputError(f"a variant lacks {' and '.join(absent)}")
     return record
@@ -142,14 +149,37 @@ def caption_corpus(
     Args:
         records: ``(image_id, record)`` pairs.
         source: the captioner's id.
-        texts: "joined" gives one text per variant (field "full", the paper's way; "caption"
-            for a plain caption), "fields" one text per field.
+        texts: their forms, see the module's first paragraphs. Column ``field`` holds the form, with
+            "full" for "joined"; of a plain caption there is one row, "caption".
+
+    Raises:
+        InputError: unknown forms.
     """
-    check_choice("texts", texts, TEXTS)
+    forms = text_forms(texts)
     rows = []
     for image_id, record in records:
         for n, variant in enumerate(record.variants):
-            parts = {"full": variant.joined()} if texts == "joined" else variant.fields
-            parts = parts if variant.structured else {"caption": variant.caption}
-            rows += [(image_id, source, n, f, clean_text(text)) for f, text in parts.items()]
+            for form in forms if variant.structured else ["caption"]:
+                field = "full" if form == "joined" else form
+                rows.append((image_id, source, n, field, clean_text(variant.text(form))))
     return pd.DataFrame(rows, columns=CORPUS_COLUMNS)
+
+
+def text_forms(texts: str) -> list[str]:
+    """``"fields,joined"`` -> ``["one_sentence", "feature", "caption", "joined"]``.
+
+    Raises:
+        InputError: an unknown form, or a form or field that comes twice.
+    """
+    short = {"fields": ",".join(FIELDS), "plain": "+".join(FIELDS)}
+    named = [short.get(name, name) for name in re.sub(r"\s+", "", texts).split(",")]
+    forms = ",".join(named).split(",")
+    for form in forms:
+        parts = form.split("+")
+        for part in parts if len(parts) > 1 else []:
+            check_choice(f"field in texts {texts!r}:", part, FIELDS)
+        if len(parts) == 1:
+            check_choice("texts", form, ("joined", *FIELDS), _FORMS)
+        if len(set(parts)) < len(parts) or forms.count(form) > 1:
+            raise InputError(f"texts {texts!r}: {form} names something twice")
+    return forms

@@ -274,7 +274,7 @@ def judge(job: Job, reply: Reply, prompt: Prompt, language: str, made_with: str)
             reason, _, detail = reply.problem.partition(": ")
             raise ReplyError(reason, detail or reply.text[:80])
         variants = parse_reply(reply.text, prompt)
-        quality.check(variants, language, prompt.text)
+        quality.check(variants, language, prompt.rules, prompt.examples)
     except ReplyError as error:
         return Outcome(job, reply, reason=error.reason, detail=str(error))
     record = Record(

@@ -29,7 +29,7 @@ from trsllava_utils.captioning.captioner import Question, Reply, Settings
 from trsllava_utils.captioning.prompts import LIMITS, make_prompt
 from trsllava_utils.cluster import device
 
-LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"  # the paper's
+LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"
 MAX_BATCH = 64
 MEMORY_SHARE = 0.85  # of the memory that is free: what a doubled batch may be expected to take
 

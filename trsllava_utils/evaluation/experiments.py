@@ -78,7 +78,7 @@ def ablate(
         Rows ``(method, encoder)``, a column for each number of variants that the captions have; and
         the reasons for what could not be run.
     """
-    most = max(len(record.variants) for record in sources.captions.records.values())
+    most = sources.captions.most_variants
     numbers = sorted({min(n, most) for n in variants})
     rows, missing = {}, {}
     for encoder in dict.fromkeys(encoders):
@@ -97,19 +97,19 @@ def ablate(
 
 
 def compare_captioners(
-    captioners: Iterable[str], sources: Sources, method: str
+    captioners: Iterable[str], sources: Sources, methods: Iterable[str]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """One method with several captioners on the *same* images: those that all of them describe;
+    """Several captioners on the *same* images, those that all of them describe, by each method;
     beside them the reference captions of these images as descriptions (method ``reference``).
 
     Args:
         captioners: to compare with that of ``sources``.
-        sources: what the method draws on.
-        method: a scoring rule; ``max`` in place of ``reference``, which looks at no captioner.
+        sources: what the methods draw on.
+        methods: scoring rules that look at a captioner.
 
     Returns:
-        Ranks by captioner, the one of ``sources`` first, and the reasons for captioners that are
-        left out: no captions, or none of the same images.
+        Ranks by captioner and method ("rsrt, max"), the captioner of ``sources`` first, and the
+        reasons for captioners that are left out: no captions, or none of the same images.
     """
     several, missing, common = [sources], {}, set(sources.gallery)
     for name in dict.fromkeys(captioners):
@@ -124,9 +124,11 @@ def compare_captioners(
         elif other.captioner != sources.captioner:
             several, common = [*several, other], shared
     common = sorted(common)
-    if "reference" in Method(method).steps:
-        method = "max"
-    ranks = {one.captions.captioner: retrieve(method, one, 1, common)[0] for one in several}
+    ranks = {
+        f"{one.described_by}, {Method(method).label}": retrieve(method, one, 1, common)[0]
+        for one in several
+        for method in dict.fromkeys(methods)
+    }
     ranks[Method("reference").label] = retrieve("reference", sources, 1, common)[0]
     return ranks, missing
 

@@ -13,7 +13,6 @@ from trsllava_utils.artefacts import (
     atomic_path,
     file_sha256,
     read_json,
-    slug,
     versions,
     write_json,
 )
@@ -39,10 +38,10 @@ def require_reference_captions(dataset: Dataset) -> None:
 
 
 def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **about) -> dict:
-    """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner,
-    encoder, baseline (the method that the others are compared with), compared (differences to
-    it), captioners (metrics of several on the same ``n_common`` images), parameters (as the
-    notebook got them), left_out."""
+    """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner
+    (``Sources.described_by``), encoder, baseline (the method that the others are compared with),
+    compared (differences to it), captioners (metrics of several on the same ``n_common`` images),
+    parameters (as the notebook got them), left_out."""
     t2i = ranks[ranks["direction"] == "t2i"]
     result = {
         **about,
@@ -64,9 +63,9 @@ def record_figures(path: Path, dataset: Dataset) -> None:
     write_json(path, {**read_json(path), "figures": figures})
 
 
-def results_path(derived: Path, split: str, captioner: str, encoder: str) -> Path:
-    """Where the results of one setting are kept."""
-    return derived / "results" / f"{split}.{slug(captioner)}.{slug(encoder)}.json"
+def results_path(derived: Path, setting: str) -> Path:
+    """Where the results of one setting (see ``Sources.setting``) are kept."""
+    return derived / "results" / f"{setting}.json"
 
 
 def summary(data_dir: Path) -> pd.DataFrame:

@@ -60,6 +60,38 @@ def _project(vectors: np.ndarray, seed: int) -> np.ndarray:
     return TSNE(2, perplexity=min(30, len(vectors) // 4), **settings).fit_transform(vectors)
 
 
+def histograms(samples: dict[str, np.ndarray], label: str, title: str) -> Figure:
+    """Two samples as overlaid histograms, their means dashed."""
+    figure, ax = plt.subplots(figsize=(7, 3.2))
+    _densities(ax, samples, label, title)
+    return figure
+
+
+def max_and_centroid(table: pd.DataFrame, own: str, title: str) -> Figure:
+    """One query against the texts of some images: each text a dot, with the maximum and the
+    centroid of each image.
+
+    Args:
+        table: a row per text, ``image_id, cosine, centroid`` (the cosine of its image's centroid);
+            images from top to bottom.
+        own: the image that the query was written for.
+        title: of the figure.
+    """
+    images = table["image_id"].unique()[::-1]
+    place = table["image_id"].map({image: y for y, image in enumerate(images)})
+    figure, ax = plt.subplots(figsize=(8.5, 0.5 * len(images) + 1.6))
+    ax.plot(table["cosine"], place, "o", color=GREY, markersize=5, label="one text")
+    best = table.groupby(place)["cosine"].max()
+    ax.plot(best, best.index, "^", color=RED, markersize=9, label="max")
+    ax.plot(table["centroid"], place, "D", color=BLUE, markersize=8, label="centroid")
+    ax.set_yticks(range(len(images)), [f"{i} (right)" if i == own else i for i in images])
+    ax.set(xlabel="cosine to the query", ylim=(-0.6, len(images) - 0.4))
+    ax.set_title(title, parse_math=False)
+    ax.grid(axis="x")
+    ax.legend(**BESIDE)
+    return figure
+
+
 def geometry(measured: Geometry, title: str) -> Figure:
     """Alignment, uniformity, modality gap and hubness, one panel each."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.2))

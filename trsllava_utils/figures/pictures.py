@@ -194,7 +194,7 @@ def _vocabulary(ax: Axes, records: list[Record]) -> None:
     seen: set[str] = set()
     growth = []
     for record in records:
-        seen.update(*(quality.words(v.joined()) for v in record.variants))
+        seen.update(*(quality.words(v.text()) for v in record.variants))
         growth.append(len(seen))
     ax.plot(range(1, len(growth) + 1), growth, marker="")
     ax.set(xlabel="images", ylabel="distinct words", title="Vocabulary", ylim=0, xlim=0)

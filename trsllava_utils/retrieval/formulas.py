@@ -1,9 +1,9 @@
 r"""Formulas of the scoring rules, each with its source. Arrays go in, arrays come out.
 
 Rows are queries and columns are items (images, or captions); a higher score is better. The plain
-rules need no formula of their own: ``max`` (arXiv 2512.10596) is
-:math:`s(q, i) = \max_v \mathbf q^\top \mathbf x_{i,v}` over the variants v of image i, ``mean`` the
-mean over them; both are computed by ``Side.reduce``.
+rule ``max`` (arXiv 2512.10596) needs no formula of its own: it is
+:math:`s(q, i) = \max_v \mathbf q^\top \mathbf x_{i,v}` over the texts v of image i, computed by
+``Side.reduce``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,29 @@ def centre(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
     moved = vectors - mean
     length = np.linalg.norm(moved, axis=1, keepdims=True)
     return (moved / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def mean_vectors(vectors: np.ndarray, groups: np.ndarray, unit: bool) -> np.ndarray:
+    r"""``mean``: :math:`\mathbf m_i = \frac1n \sum_v \mathbf x_{i,v}`, so that a score is the mean
+    of the cosines; ``centroid``: the same as a unit vector, :math:`\mathbf m_i / \lVert \mathbf m_i
+    \rVert`.
+
+    Errors of single texts cancel out in the mean, what they agree on stays. It is the prototype of
+    Rocchio's classifier (1971) and of prototypical networks (Snell et al., NeurIPS 2017); CLIP
+    takes it over its prompts (Radford et al., ICML 2021, section 3.1.4).
+
+    Args:
+        vectors: ``(n, dim) float32`` unit rows; groups: ``(n,)`` int from 0, ascending.
+
+    Returns:
+        ``(n_groups, dim) float32``; with ``unit``, unit rows.
+    """
+    sizes = np.bincount(groups)
+    starts = np.cumsum(sizes) - sizes
+    means = np.add.reduceat(vectors, starts, axis=0) / sizes[:, None]
+    if unit:
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return means.astype(np.float32)
 
 
 def bm25_weights(counts: csr_matrix, k1: float, b: float) -> csr_matrix:

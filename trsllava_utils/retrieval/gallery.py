@@ -245,7 +245,7 @@ def open_part(gallery: Gallery, name: str) -> Part:
     if len(vectors) != len(groups):
         raise InputError(f"{path} holds {len(vectors)} vectors for {len(groups)} texts; delete it")
     texts = np.broadcast_to(np.array("", dtype=object), len(groups))  # not needed for scores
-    side = Side(texts, groups, groups, np.ones(len(starts), np.float32), vectors)
+    side = Side(texts, groups, vectors)
     return Part(side, image_ids.to_numpy()[starts])
 
 

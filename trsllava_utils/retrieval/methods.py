@@ -1,8 +1,8 @@
 """Names of scoring rules: a method as text goes in, its checked steps and settings come out.
 
 A method is written as the steps it takes, in their order, joined by ``+``; settings stand in
-brackets: ``max``, ``fields(caption=2,feature=1)``, ``centred+hybrid+querybank(k=10)``. What each
-step computes is in ``formulas.py``, how steps follow each other in ``scoring.py``.
+brackets: ``max``, ``texts(plain)+centroid``, ``centred+hybrid+querybank(k=10)``. What each step
+computes is in ``formulas.py``, how steps follow each other in ``scoring.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from trsllava_utils.artefacts import InputError, check_choice
-from trsllava_utils.captioning.records import FIELDS
+from trsllava_utils.captioning.records import text_forms
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,14 @@ class Step:
     transductive: tuple[str, ...] = ()  # directions in which it looks at the other test queries
 
 
-# 1 vectors, 2 which texts of an image count, 3 where scores come from (cosine unless another is
-# named), 4 late fusion, 5 hubs, 6 a second look
+# 0 which texts of an image are compared, 1 vectors, 2 how an image's texts are taken together,
+# 3 where scores come from (cosine unless another is named), 4 late fusion, 5 hubs, 6 a second look
 STEPS = {
+    "texts": Step(0, {}),
     "centred": Step(1, {}, bank=True, transductive=("i2t",)),
     "max": Step(2, {}),
     "mean": Step(2, {}),
-    "fields": Step(2, dict.fromkeys(FIELDS, 0.0)),
+    "centroid": Step(2, {}),
     "lexical": Step(3, {"k1": 1.2, "b": 0.75}),
     "hybrid": Step(3, {"weight": 0.5, "k": 60.0}),
     "clip": Step(3, {}, clip=True),
@@ -47,12 +48,14 @@ STEPS = {
 _IDLE = {
     "reference": set(STEPS) - {"reference"},
     "lexical": {"centred"},
-    "clip": {"centred", "max", "mean", "fields", "fusion"},
+    "clip": {"texts", "centred", "max", "mean", "centroid", "fusion"},
 }
 # Settings tried on the validation split (see experiments.py), the default first.
-_FIELD_WEIGHTS = ("", *(f"({f}=1)" for f in FIELDS), "(one_sentence=1,feature=1,caption=1)")
 GRIDS = {
-    "fields": _FIELD_WEIGHTS,
+    "texts": (
+        *("(joined)", "(plain)", "(one_sentence)", "(caption)", "(one_sentence+caption)"),
+        *("(fields)", "(one_sentence,caption,joined)"),
+    ),
     "hybrid": ("", *(f"(weight={w})" for w in (0.1, 0.2, 0.3, 0.5, 0.7))),
     "fusion": tuple(f"(weight={w})" for w in (0.5, 0.3, 0.7, 0.9)),
     "querybank": (
@@ -72,6 +75,8 @@ class Method:
         name: its text without blanks.
         steps: the name of each step -> all its settings.
         written: the name of each step -> its text, settings included.
+        texts: the forms of an image's texts that it compares (see ``records.py``); "" where it
+            leaves that to its sources.
 
     Raises:
         InputError: an unknown step or setting, a wrong order, or steps that cancel each other.
@@ -82,6 +87,7 @@ class Method:
         self.name = {"human": "reference"}.get(self.name, self.name)  # its earlier name
         self.steps: dict[str, dict[str, float]] = {}
         self.written: dict[str, str] = {}
+        self.texts = ""
         self._given: dict[str, set[str]] = {}
         for part in re.split(r"\+(?![^(]*\))", self.name):
             match = re.fullmatch(r"(\w*)(?:\((.*)\))?", part)
@@ -92,10 +98,15 @@ class Method:
             after = next((s for s in self.steps if STEPS[s].place >= STEPS[step].place), "")
             if after:
                 raise InputError(
-                    f"method {text!r}: {step} cannot follow {after}; the order is centred, "
-                    "max | mean | fields, lexical | hybrid | clip, fusion, "
+                    f"method {text!r}: {step} cannot follow {after}; the order is texts, centred, "
+                    "max | mean | centroid, lexical | hybrid | clip, fusion, "
                     "querybank | csls | dual_softmax, rerank, at most one of each"
                 )
+            if step == "texts":  # its setting is a list of forms
+                self.texts = ",".join(text_forms(settings)) if settings else ""
+                self.steps[step], self.written[step] = {}, part
+                self._given[step] = {"forms"} if settings else set()
+                continue
             given = dict(_setting(text, step, s) for s in (settings or "").split(",") if s)
             self.steps[step] = {**STEPS[step].settings, **given}
             self.written[step], self._given[step] = part, set(given)
@@ -109,11 +120,6 @@ class Method:
     def given(self, step: str, setting: str) -> bool:
         """Whether the setting was written out."""
         return setting in self._given.get(step, ())
-
-    @property
-    def texts(self) -> str:
-        """Which texts of an image it compares: "joined" (one per variant) or "fields"."""
-        return "fields" if "fields" in self.steps else "joined"
 
     @property
     def needs_bank(self) -> bool:

@@ -45,8 +45,8 @@ def cosine(queries: Side, items: Side) -> Score:
 
 def _cosines(queries: np.ndarray, tile: Side) -> np.ndarray:
     """Cosines of ``queries (n, dim)`` to the groups of a tile: ``(n, n_groups)``."""
-    vectors, each = _float32(tile.vectors), len(tile.parts) // tile.n
-    if not np.array_equal(tile.parts, np.repeat(np.arange(tile.n), each)):
+    vectors, each = _float32(tile.vectors), len(tile.groups) // tile.n
+    if not np.array_equal(tile.groups, np.repeat(np.arange(tile.n), each)):
         return tile.reduce(vectors @ queries.T).T
     # All groups have as many texts: multiply the nth texts of all groups, and keep the maximum.
     best = queries @ vectors[::each].T

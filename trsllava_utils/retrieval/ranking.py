@@ -22,7 +22,7 @@ from trsllava_utils.retrieval.formulas import TIE_TOLERANCE
 from trsllava_utils.retrieval.methods import Method
 from trsllava_utils.retrieval.products import Score, blocks, count_ahead, top_items
 from trsllava_utils.retrieval.scoring import VERSION, Scorer
-from trsllava_utils.retrieval.side import Side, by_image, one_each
+from trsllava_utils.retrieval.side import Side, one_each
 from trsllava_utils.retrieval.sources import Sources
 
 
@@ -55,15 +55,20 @@ class NamedSide:
     owner: np.ndarray  # (n,) int, ascending: index of the image that a group belongs to
 
 
-def sides(
-    method: Method, sources: Sources, images: list[str]
-) -> tuple[NamedSide, NamedSide, Side | None]:
-    """The images, their reference captions, and the bank (None where the method needs none)."""
+@dataclass(frozen=True)
+class Sides:
+    """All that a method compares."""
+
+    images: NamedSide  # as items: each described by its texts
+    captions: NamedSide  # the reference captions, each for itself: queries and items
+    image_queries: NamedSide  # the images as queries
+    bank: Side | None  # training captions; None where the method needs none
+
+
+def sides(method: Method, sources: Sources, images: list[str]) -> Sides:
+    """The two sides of both directions, for these images."""
     index = {image_id: i for i, image_id in enumerate(images)}
     reference_rows, reference_vectors, owner = _rows(sources.embed_reference(), index)
-    rows, vectors, groups = reference_rows, reference_vectors, owner  # method "reference"
-    if "reference" not in method.steps:
-        rows, vectors, groups = _rows(sources.embed_captions(method.texts), index)
     clip_images = clip_reference = clip_bank = bank = None
     if method.needs_clip:
         embedded = sources.embed_clip_images()
@@ -76,17 +81,27 @@ def sides(
         clip_images = _rows(embedded, index)[1]
         clip_reference = _rows(sources.embed_clip_reference(), index)[1]
         clip_bank = sources.embed_clip_bank().vectors if method.needs_bank else None
-    machine = by_image(rows, vectors, groups, method, clip_images)
     reference = one_each(reference_rows["text"].to_numpy(), reference_vectors, clip_reference)
     if method.needs_bank:
         training = sources.embed_bank()
         mean = training.vectors.mean(axis=0)
         bank = one_each(training.rows["text"].to_numpy(), training.vectors, clip_bank, mean)
         reference = replace(reference, mean=mean)
-        machine = replace(machine, mean=machine.vectors.mean(axis=0))
-    names = np.array(images, dtype=object)
-    described = NamedSide(machine, names, np.arange(len(images)))
-    return described, NamedSide(reference, query_ids(reference_rows).to_numpy(), owner), bank
+
+    def described(embeddings: Embeddings) -> NamedSide:
+        rows, vectors, groups = _rows(embeddings, index)
+        mean = vectors.mean(axis=0) if method.needs_bank else None
+        side = Side(rows["text"].to_numpy(), groups, vectors, clip_images, mean=mean)
+        return NamedSide(side, np.array(images, dtype=object), np.arange(len(images)))
+
+    captions = NamedSide(reference, query_ids(reference_rows).to_numpy(), owner)
+    if "reference" in method.steps:  # captions ask in both directions
+        return Sides(described(sources.embed_reference()), captions, captions, bank)
+    items = described(sources.embed_captions(method.texts))
+    asking = items
+    if sources.query_captioner:
+        asking = described(sources.embed_image_queries(method.texts))
+    return Sides(items, captions, asking, bank)
 
 
 def _rows(
@@ -157,13 +172,15 @@ def retrieve(
     gallery = sorted(images) or sources.gallery
     own = set(queries) or set(gallery)
     gallery.sort(key=lambda image_id: image_id not in own)  # distractors last
-    described, captions, bank = sides(parsed, sources, gallery)
-    image_queries = captions if "reference" in parsed.steps else described
-    ranks, top = [], []
-    for direction, left, right in (("t2i", captions, described), ("i2t", image_queries, captions)):
+    both, ranks, top = sides(parsed, sources, gallery), [], []
+    for direction, left, right in (
+        ("t2i", both.captions, both.images),
+        ("i2t", both.image_queries, both.captions),
+    ):
         n = int(np.searchsorted(left.owner, len(own)))
         # the bank holds reference captions: it can stand in for the queries of text-to-image only
-        scorer = Scorer(parsed, right.side, bank if direction == "t2i" else None, sources.relevance)
+        bank = both.bank if direction == "t2i" else None
+        scorer = Scorer(parsed, right.side, bank, sources.relevance)
         score = scorer(left.side.take(slice(0, n)))
         task = RankingTask(direction, score, left, right, np.array(gallery, dtype=object), n, top_k)
         tables = task.run(sources.scheduler)
@@ -260,10 +277,7 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     the same and at least ``top_k`` results were kept."""
     check_top_k(top_k)
     parsed = Method(method)
-    setting = [sources.dataset.split, sources.captions.captioner, slug(sources.encoder)]
-    setting += [sources.precision] if sources.precision != "float32" else []
-    setting += [f"first{sources.variants}"] if sources.variants else []
-    stem = ".".join([*setting, f"{slug(parsed.name)}-{fingerprint(parsed.name)[:6]}"])
+    stem = f"{sources.setting}.{slug(parsed.name)}-{fingerprint(parsed.name)[:6]}"
     path = sources.dataset.derived / "rankings" / stem
     inputs = sources.identity(parsed)
     made_from = {"inputs": inputs, "method": parsed.name, "rules": VERSION}

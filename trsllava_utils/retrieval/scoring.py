@@ -26,7 +26,7 @@ from trsllava_utils.retrieval.products import (
 )
 from trsllava_utils.retrieval.side import Side, run_starts
 
-VERSION = 2  # of the rules: raised when a formula changes, so that old rankings are not used
+VERSION = 3  # of the rules: raised when a formula changes, so that old rankings are not used
 
 
 class Scorer:
@@ -50,7 +50,8 @@ class Scorer:
         relevance: Callable | None = None,
     ) -> None:
         self.method, self.steps, self._relevance = method, method.steps, relevance
-        self.items = self.prepare(items)
+        self.texts = self.prepare(items)  # the items before their texts are taken together
+        self.items = self._together(self.texts)
         if self.steps.keys() & {"lexical", "hybrid"}:
             settings = self.steps.get("lexical", STEPS["lexical"].settings)
             self._words, self._counted = bm25_sides(self.items, **settings)
@@ -59,7 +60,8 @@ class Scorer:
             self._bank_penalty = self._querybank(self.prepare(bank))
 
     def __call__(self, queries: Side) -> Score:
-        steps, queries = self.steps, self.prepare(queries)
+        steps, texts = self.steps, self.prepare(queries)
+        queries = self._together(texts)
         if "reference" in steps:
             return leave_one_out(queries, self.items)
         score, penalty = self._compare(queries), self._bank_penalty
@@ -71,15 +73,20 @@ class Scorer:
         if penalty is not None:
             score = _minus(score, penalty.astype(np.float32))
         if "rerank" in steps:
-            score = self._rerank(score, queries, int(steps["rerank"]["n"]))
+            score = self._rerank(score, texts, int(steps["rerank"]["n"]))
         return score
 
     def prepare(self, side: Side) -> Side:
         """Step 1: the side with centred vectors, if the method has ``centred``."""
         return side.centred() if "centred" in self.steps else side
 
+    def _together(self, side: Side) -> Side:
+        """Step 2: each image as one text, if the method has ``mean`` or ``centroid``."""
+        averaged = self.steps.keys() & {"mean", "centroid"}
+        return side.merged(unit="centroid" in averaged) if averaged else side
+
     def _compare(self, queries: Side) -> Score:
-        """Steps 2 to 4: cosine, words or CLIP, and their fusion."""
+        """Steps 3 and 4: cosine, words or CLIP, and their fusion."""
         steps, items = self.steps, self.items
         if "clip" in steps:
             return clip_cosine(queries, items)
@@ -111,7 +118,7 @@ class Scorer:
         """The first n items of a query, and those tied with the last, in the order of a
         cross-encoder that reads both texts together; of several texts the best pair counts."""
         query_texts, item_texts = (
-            np.split(side.texts, run_starts(side.groups)[1:]) for side in (queries, self.items)
+            np.split(side.texts, run_starts(side.groups)[1:]) for side in (queries, self.texts)
         )
         relevance = self._relevance
 

@@ -15,8 +15,9 @@ from functools import cached_property, wraps
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, MissingError, fingerprint, not_here
+from trsllava_utils.artefacts import InputError, MissingError, fingerprint, not_here, slug
 from trsllava_utils.captioning import Captions, choose_captioner, load_captions
+from trsllava_utils.captioning.records import text_forms
 from trsllava_utils.datasets import Dataset, locate, other_split
 from trsllava_utils.embedding import (
     MINILM,
@@ -44,25 +45,35 @@ def _once(method: Callable) -> Callable:
     return remembered
 
 
+def _file_name(texts: str) -> str:
+    """``a+b`` and ``a,b`` are different texts, so they get different names."""
+    return slug(texts.replace("+", "_"))
+
+
 @dataclass(frozen=True)
 class Sources:
     """Texts and vectors of one split.
 
     Attributes:
         dataset: the split.
-        captioner: who described its images; empty: see ``choose_captioner``, chosen once, so that
-            other splits have the same.
+        captioner: who described its images, one or several (``captioning/captions.py``); empty:
+            see ``choose_captioner``, chosen once, so that other splits have the same.
+        texts: which texts of a caption are compared, see ``records.py``; a method may say more.
+        query_captioner: whose texts of an image ask in image-to-text: the short description (prompt
+            "query") of a model, or captions by name; empty: those of ``captioner``.
         encoder: name of the text encoder.
         clip: name of a CLIP (see ``clip.py``); empty: none.
         reranker: a sentence-transformers CrossEncoder, by hub id or folder; empty: none.
         bands: of the images, for CLIP.
-        variants: use only so many captions per image; 0: all.
+        variants: use only so many captions per image and captioner; 0: all.
         scheduler: where texts are encoded and queries ranked, see ``cluster.py``.
         precision: of the text encoder, see :func:`trsllava_utils.embedding.load_encoder`.
     """
 
     dataset: Dataset
     captioner: str = ""
+    texts: str = "joined"
+    query_captioner: str = ""
     encoder: str = MINILM
     clip: str = ""
     reranker: str = ""
@@ -74,6 +85,10 @@ class Sources:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "captioner", choose_captioner(self.dataset, self.captioner))
+        object.__setattr__(self, "texts", ",".join(text_forms(self.texts)))
+        if self.query_captioner:
+            asking = choose_captioner(self.dataset, self.query_captioner, "query")
+            object.__setattr__(self, "query_captioner", asking)
 
     @cached_property
     def captions(self) -> Captions:
@@ -84,15 +99,43 @@ class Sources:
         """
         return load_captions(self.dataset, self.captioner)
 
+    @cached_property
+    def query_captions(self) -> Captions:
+        """The texts of images that ask in image-to-text.
+
+        Raises:
+            MissingError: there are none yet.
+        """
+        if not self.query_captioner:
+            return self.captions
+        return load_captions(self.dataset, self.query_captioner)
+
+    @property
+    def described_by(self) -> str:
+        """Whose texts they are, for titles: "rsrt", "rsrt+style (plain), asked by query"."""
+        texts = f" ({self.texts})" if self.texts != "joined" else ""
+        asking = f", asked by {self.query_captions.captioner}" if self.query_captioner else ""
+        return f"{self.captions.captioner}{texts}{asking}"
+
+    @property
+    def setting(self) -> str:
+        """Name of what is made from these sources, for files: split, texts, encoder and what else
+        is not as usual."""
+        parts = [self.dataset.split, _file_name(self.described_by), slug(self.encoder)]
+        parts += [self.precision] if self.precision != "float32" else []
+        parts += [f"first{self.variants}"] if self.variants else []
+        return ".".join(parts)
+
     @property
     def gallery(self) -> list[str]:
-        """Ids of the images that are searched: those with machine and reference captions, sorted.
+        """Ids of the images that are searched: those with reference captions, captions of the
+        captioner and, where it is another, of the one that asks; sorted.
 
         Raises:
             InputError: there are none.
         """
-        reference = set(self.dataset.captions["image_id"])
-        common = sorted(image_id for image_id in self.captions.records if image_id in reference)
+        described = self.captions.records.keys() & self.query_captions.records.keys()
+        common = sorted(described & set(self.dataset.captions["image_id"]))
         if not common:
             raise InputError(
                 "no image has both captions of the captioner and reference captions; evaluation "
@@ -106,11 +149,20 @@ class Sources:
         return locate(self.dataset)
 
     @_once
-    def embed_captions(self, texts: str = "joined") -> Embeddings:
-        """The captioner's texts: "joined", one per variant (the paper's way), or "fields", one per
-        field."""
-        name = f"{self.dataset.split}.{self.captions.captioner}.{texts}"
-        made = self._embed(self.captions.corpus(texts), name, "document")
+    def embed_captions(self, texts: str = "") -> Embeddings:
+        """The captioner's texts in these forms (see ``records.py``); default: ``self.texts``."""
+        return self._embed_texts(self.captions, texts or self.texts)
+
+    @_once
+    def embed_image_queries(self, texts: str = "") -> Embeddings:
+        """The texts of images that ask in image-to-text."""
+        if not self.query_captioner:
+            return self.embed_captions(texts)
+        return self._embed_texts(self.query_captions, texts or self.texts)
+
+    def _embed_texts(self, captions: Captions, texts: str) -> Embeddings:
+        name = f"{self.dataset.split}.{captions.captioner}.{_file_name(texts)}"
+        made = self._embed(captions.corpus(texts), name, "document")
         if not self.variants:
             return made
         first = (made.rows["variant"] < self.variants).to_numpy()
@@ -221,6 +273,7 @@ class Sources:
     def identity(self, method: Method) -> str:
         """Fingerprint of all that a method draws on, for manifests; embeds what is missing."""
         inputs = [self.embed_reference(), self.embed_captions(method.texts)]
+        inputs += [self.embed_image_queries(method.texts)] if self.query_captioner else []
         if method.needs_bank:
             inputs.append(self.embed_bank())
         if method.needs_clip:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from trsllava_utils.artefacts import InputError, check_choice
+from trsllava_utils.captioning.records import text_forms
 from trsllava_utils.datasets.dataset import clean_text, load_dataset
 from trsllava_utils.embedding import MINILM
 from trsllava_utils.retrieval import Method, Sources, sides
@@ -59,10 +60,11 @@ class Index:
         self.image_ids = list(sources.captions.records)
         images = sources.dataset.images.set_index("image_id")
         self.labels = images["label"].reindex(self.image_ids).to_numpy()
-        described, captions, bank = sides(self._method, sources, self.image_ids)
-        self._described, self._mean = described.side, captions.side.mean
-        self._by_text = Scorer(self._method, described.side, bank, sources.relevance)
-        self._starts = np.searchsorted(described.side.groups, np.arange(len(self.image_ids) + 1))
+        both = sides(self._method, sources, self.image_ids)
+        self._described, self._mean = both.images.side, both.captions.side.mean
+        self._by_text = Scorer(self._method, self._described, both.bank, sources.relevance)
+        self._forms = text_forms(self._method.texts or sources.texts)
+        self._starts = np.searchsorted(self._described.groups, np.arange(len(self.image_ids) + 1))
 
     def find(self, query: str, k: int = 8, page: int = 1, label: str = "") -> Found:
         """The images for a sentence.
@@ -145,7 +147,7 @@ class Index:
 
     def _nearest(self, image: int, query: Side) -> str:
         """The text of an image with the greatest cosine to any text of the query."""
-        items = self._by_text.items
+        items = self._by_text.texts
         texts = slice(self._starts[image], self._starts[image + 1])
         cosine = (items.vectors[texts] @ query.vectors.T).max(axis=1)
         return items.texts[texts][int(np.argmax(cosine))]
@@ -156,7 +158,7 @@ class Index:
         return next(
             number
             for number, variant in enumerate(variants, 1)
-            if text in {clean_text(t) for t in (variant.joined(), *variant.fields.values())}
+            if text in {clean_text(variant.text(form)) for form in self._forms}
         )
 
 
@@ -186,7 +188,7 @@ def search(
         k: number of images.
         method: the scoring rule.
         captioner, encoder, options: see :class:`trsllava_utils.retrieval.Sources`; options are
-            ``clip, reranker, bands, precision``.
+            ``texts, clip, reranker, bands, precision``.
 
     Returns:
         The first ``k`` images. Jupyter shows them as pictures; ``.table`` holds them.
@@ -196,6 +198,6 @@ def search(
             missing, the message is the command that makes them.
     """
     for name in options:
-        check_choice("parameter", name, ("clip", "reranker", "bands", "precision"))
+        check_choice("parameter", name, ("texts", "clip", "reranker", "bands", "precision"))
     loaded = load_dataset(dataset, data_dir, split)
     return Index(Sources(loaded, captioner, encoder, **options), method).find(query, k)

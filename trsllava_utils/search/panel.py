@@ -26,7 +26,7 @@ from trsllava_utils.search.found import (
 )
 from trsllava_utils.search.index import Index
 
-METHODS = ("max", "mean", "fields", "lexical", "hybrid")
+METHODS = ("max", "centroid", "texts(fields)", "lexical", "hybrid")
 PAGE_SIZES = (4, 8, 12, 24, 48)
 
 
