@@ -1,6 +1,5 @@
 """Embedding the captions of a dataset: plain ``SentenceTransformer.encode`` of every caption
-against this project in each precision, which encodes equal captions once, in batches of equal
-length, one thread per batch; then what 1 % more captions cost, and nothing new at all. Last, for
+against this project in each precision, which encodes equal captions once; then what 1 % more captions cost, and nothing new at all. Last, for
 each captioner named (notebook 01 has to have described them): mR on the validation images with the
 vectors of each side, and how many queries keep their rank.
 
@@ -51,7 +50,6 @@ def ranks_of(dataset: Dataset, captioner: str, encode: Callable) -> pd.DataFrame
         embed_reference=lambda: reference,
         embed_captions=lambda texts: joined,
         query_captioner="",
-        relevance=None,
         scheduler="",
     )
     images = sorted(set(joined.rows["image_id"]) & set(reference.rows["image_id"]))

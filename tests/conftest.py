@@ -136,7 +136,6 @@ def sources(joined: Embeddings, reference: Embeddings) -> SimpleNamespace:
         embed_reference=lambda: reference,
         gallery=sorted(set(joined.rows["image_id"]) & set(reference.rows["image_id"])),
         query_captioner="",
-        relevance=None,
         scheduler="",
     )
 

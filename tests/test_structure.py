@@ -19,6 +19,7 @@ LEVELS = [
     {"cluster", "openai_api"},
     {"datasets"},
     {"captioning", "embedding"},
+    {"protocols"},
     {"retrieval"},
     {"evaluation"},
     {"figures"},

@@ -72,7 +72,7 @@ def _text(words, **sizes) -> dict:
 
 
 def llava_next(folder: Path, **sizes) -> Path:
-    """LLaVA-NeXT (Mistral text, CLIP vision), as the paper's captioner; ``sizes`` of the text part."""
+    """LLaVA-NeXT (Mistral text, CLIP vision); ``sizes`` of the text part."""
     words = tokenizer()
     grid = [[32, 64], [64, 32], [64, 64]]
     config = transformers.LlavaNextConfig(
@@ -147,13 +147,6 @@ def siglip(folder: Path) -> Path:
     images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     processor = transformers.SiglipProcessor(images, words)
     return _save(transformers.SiglipModel, config, processor, folder)
-
-
-def cross_encoder(folder: Path) -> Path:
-    """A BERT that scores pairs of texts."""
-    words = tokenizer()
-    config = transformers.BertConfig(**{**_text(words), "num_labels": 1})
-    return _save(transformers.BertForSequenceClassification, config, words, folder)
 
 
 def static_text(folder: Path, dim: int = 32) -> Path:

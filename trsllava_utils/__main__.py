@@ -5,8 +5,7 @@
 * ``search DATASET "QUERY" [--k 8] [--html FILE] [--csv FILE]``: images for a sentence;
 * ``report DATASET [--html FILE]``: the results as one page for colleagues;
 * ``merge DATASET``: the shards of a captioning run;
-* ``gallery URL [--add DATASET] [--find "QUERY"] [--export URL]``: captions of any number, in
-  partitions;
+* ``gallery URL [--add DATASET] [--find "QUERY"]``: captions of any number, in partitions;
 
 and parameters as ``-p NAME VALUE``, named as in the notebooks.
 """
@@ -96,9 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     gallery = command("gallery", _gallery, "embed and search captions of any number")
     gallery.add_argument("url", metavar="URL", help="a folder, or s3://bucket/folder and the like")
     gallery.add_argument("--add", metavar="DATASET", help=f"put its captions there: {which}")
-    gallery.add_argument(
-        "--export", metavar="URL", help="write Parquet for a vector database there"
-    )
     gallery.add_argument("--find", metavar="QUERY", help="what the images should show")
     gallery.add_argument("--k", type=int, default=8, help="number of images (default 8)")
     return parser
@@ -226,7 +222,7 @@ def _search(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.search import search
 
     known = {"method", "captioner", "encoder", "split", "data_dir"}
-    known |= {"texts", "clip", "reranker", "bands", "precision"}
+    known |= {"texts", "clip", "bands", "precision"}
     found = search(args.query, args.dataset, args.k, **_texts(given, known))
     print(f"{found.total:,} images, described by {found.sources.captioner}", file=sys.stderr)
     print(found)
@@ -262,11 +258,9 @@ def _gallery(args: argparse.Namespace, given: Parameters) -> None:
         corpus = load_captions(dataset, values["captioner"]).corpus()
         names = gallery.add(corpus)
         print(f"{len(corpus):,} texts of {dataset.title} are in {len(names)} partitions")
-    if args.add or not (args.find or args.export):
+    if args.add or not args.find:
         made = gallery.embed()
         print(f"{args.url}: {len(gallery.store.names)} partitions, {made} of them embedded now")
-    if args.export:
-        print(f"{gallery.export(args.export)} files for a vector database are in {args.export}")
     if args.find:
         table = gallery.find(args.find, args.k).round({"score": 3})
         table["text"] = [shorten(text, 90) for text in table["text"]]

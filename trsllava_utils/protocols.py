@@ -1,5 +1,4 @@
-"""Protocols: the name of a published protocol goes in, the values of the notebooks' parameters come
-out.
+"""Protocols: the name of a published protocol goes in, values of notebook parameters come out.
 
 The paper (arXiv 2512.10596): gpt-4.1 writes five structured captions per image in one reply, at
 temperature 0.3; text-embedding-3-small embeds them, their fields joined under their names; an image
@@ -12,13 +11,12 @@ from trsllava_utils.artefacts import check_choice
 from trsllava_utils.embedding import MINILM
 
 PROTOCOLS = {
-    "": {"captioner": "", "query_captioner": "", "encoder": MINILM},
+    "": {"encoder": MINILM},
     "paper": {
         "captioner": "openai:gpt-4.1",
         "query_captioner": "description:transformers:llava-hf/llava-v1.6-mistral-7b-hf",
         "encoder": "openai:text-embedding-3-small",
         "temperature": 0.3,
-        "variants": 5,
         "texts": "joined",
         "method": "max",
     },
@@ -26,24 +24,15 @@ PROTOCOLS = {
 
 
 def choose(protocol: str, given: dict[str, object]) -> tuple[dict[str, object], str]:
-    """Fill in what a notebook's parameters leave empty.
-
-    Args:
-        protocol: "paper", or "" for this project's own defaults.
-        given: parameters by name, with their values.
-
-    Returns:
-        All of ``given``, the empty ones with the protocol's value; and a sentence that names what
-        the protocol consists of and where ``given`` departs from it.
+    """The parameters ``given``, empty ones filled in by the protocol ("" for this project's own),
+    and a sentence that names the protocol's values and where the parameters depart from them.
 
     Raises:
         InputError: no such protocol.
     """
     usual = PROTOCOLS[check_choice("protocol", protocol, PROTOCOLS)]
     chosen = {name: value or usual.get(name, value) for name, value in given.items()}
-    if not protocol:
-        return chosen, ""
     parts = [f"{name} {value}" for name, value in usual.items() if name in given]
-    other = [f"{n} {chosen[n]}" for n, value in usual.items() if n in given and chosen[n] != value]
+    other = [f"{n} {chosen[n]}" for n, v in usual.items() if n in given and chosen[n] != v]
     departs = f". This run departs from it: {', '.join(other)}" if other else ""
-    return chosen, f"protocol {protocol}: {', '.join(parts)}{departs}"
+    return chosen, f"protocol {protocol}: {', '.join(parts)}{departs}" if protocol else ""

@@ -19,12 +19,9 @@ from trsllava_utils.search.found import SMALL, data_uri, picture_uri, render
 
 FIGURES = {
     "04_methods": "Mean recall by scoring rule, with 95 % intervals",
-    "04_recall_curves": "Recall as the list grows",
     "04_gallery_size": "Recall as the gallery grows",
     "04_variants": "Mean recall by the number of captions per image",
     "04_class_recall": "Recall at 10 by class",
-    "04_confusion": "Class of the query's image against that of the image found first",
-    "04_difficulty": "Mean recall from easy to hard images",
 }
 SETTING = ("captioner", "texts", "query_captioner", "encoder", "precision")
 EXAMPLES, SHOWN = 10, 3  # successes and failures each; images found for each
@@ -66,7 +63,7 @@ def report(
         command = _command(chain, {"data_dir": data_dir, **given})
         raise MissingError(f"no results to report for this setting; make them first: {command}")
     parameters = result["parameters"]
-    others = {name: parameters[name] for name in ("clip", "reranker", "bands")}
+    others = {name: parameters[name] for name in ("clip", "bands")}
     sources = replace(sources, **others)
     ranking = rank_dataset(parameters["method"], sources)
     successes, failures = breakdown.extremes(ranking.ranks, ranking.top, EXAMPLES)

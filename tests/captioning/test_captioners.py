@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import torch
@@ -22,7 +23,7 @@ from trsllava_utils.captioning.prompts import (
     make_prompt,
     parse_reply,
 )
-from trsllava_utils.captioning.quality import check, measure, scene_words
+from trsllava_utils.captioning.quality import agreement, check, measure
 from trsllava_utils.captioning.records import Record, Variant
 from trsllava_utils.captioning.transformers_vlm import TransformersCaptioner
 from trsllava_utils.datasets import load_dataset
@@ -125,10 +126,19 @@ def test_captions_in_numbers():
     table = measure(records)
     assert table.loc["joined", "texts"] == 20 and table.loc["joined", "distinct"] == 5
     assert table.loc["joined", "near-duplicates (%)"] == 0
-    assert scene_words(records).max() == 100 and list(table.index)[:2] == [
-        "one_sentence",
-        "feature",
-    ]
+    assert list(table.index)[:2] == ["one_sentence", "feature"]
+
+
+def test_agreement_of_variants_by_hand():
+    said = ["a river and a road", "two bridges", "a red roof", "a port"]
+    rows = pd.DataFrame({"text": said, "image_id": list("aaab"), "source": "m"})
+    rows["variant"] = [0, 1, 2, 0]
+    table = agreement(rows, np.array([[1, 0], [0.6, 0.8], [0, 1], [0, 1]], np.float32))
+    others = np.array([[0.6, 1.8], [1, 1], [1.6, 0.8]])  # sums of the other two
+    cosines = [0.6 / np.hypot(0.6, 1.8), 1.4 / np.hypot(1, 1), 0.8 / np.hypot(1.6, 0.8)]
+    assert table["cosine to the others"].tolist() == pytest.approx(cosines, abs=1e-3)
+    assert table["texts"].tolist() == [2, 1, 1] and others.shape == (3, 2)
+    assert table["names a scene (%)"].tolist() == [100, 100, 0]
 
 
 def test_prompts(tmp_path):

@@ -18,20 +18,25 @@ VARIANT = {"one_sentence": "A port.", "feature": "boats; a quay", "caption": "Bo
 
 
 @pytest.mark.parametrize(
-    ("file", "images", "variants"),
+    ("file", "images", "variants", "distinct"),
     [
-        ("sample/rsrt.jsonl", 210, 1050),
-        ("rsrt/rsicd_test.jsonl", 1093, 1598),
-        ("rsrt/rsicd_val108.jsonl", 108, 108),
+        ("sample/rsrt.jsonl", 210, 1050, 1050),
+        ("sample/style.jsonl", 210, 1050, 1050),
+        ("sample/query.jsonl", 210, 210, 210),
+        ("rsrt/rsicd_test.jsonl", 1093, 1598, 1598),
+        ("rsrt/rsicd_val108.jsonl", 108, 108, 108),
+        ("style/rsicd_test.jsonl", 1093, 5465, 4944),
+        ("style/rsicd_val108.jsonl", 108, 540, 526),
     ],
 )
-def test_counts_of_the_cards_and_the_quality_gate(file, images, variants):
+def test_counts_of_the_cards_and_the_quality_gate(file, images, variants, distinct):
     records, problems = read_records(DATA / file)
     assert not problems and len(records) == images
-    assert sum(len(record.variants) for record in records.values()) == variants
+    texts = [variant.text() for record in records.values() for variant in record.variants]
+    assert (len(texts), len(set(texts))) == (variants, distinct)
     for record in records.values():
         quality.check(record.variants)
-        assert all(variant.structured for variant in record.variants)
+        assert all(variant.structured == ("rsrt" in file) for variant in record.variants)
 
 
 def test_rsicd_is_described_without_pixels(tmp_path):

@@ -9,12 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from tests.conftest import HashEncoder
 from trsllava_utils import artefacts
 from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.embedding import embed_corpus, embed_texts, encoders
+from trsllava_utils.embedding import embed_corpus, encoders
 from trsllava_utils.embedding.encoders import load_encoder
 
 
@@ -129,28 +128,11 @@ def test_openai_protocol(tmp_path, monkeypatch):
     assert b"secret-key" not in stored and os.environ["OPENAI_API_KEY"] == "secret-key"
 
 
-def test_batches_hold_every_text_once_the_longest_first(monkeypatch):
-    monkeypatch.setattr(encoders, "FIRST", 2)
-    texts = ["x" * n for n in (3, 50, 7, 7, 900, 1, 0, 30, 600)]
-    first, *batches = encoders._batches(texts, size=100)
-    assert first == [4, 8]
-    assert sorted(i for batch in (first, *batches) for i in batch) == list(range(len(texts)))
-    assert all(len(b) == 1 or len(texts[b[0]]) * len(b) <= 100 for b in batches)
-    lengths = [len(texts[i]) for batch in batches for i in batch]
-    assert lengths == sorted(lengths, reverse=True)
-    assert encoders._batches(["a"], size=100) == [[0]]
-
-
-def test_threads_and_batches_change_nothing(monkeypatch):
+def test_vectors_are_those_of_the_library(tmp_path):
     encoder = load_encoder()
     texts = [f"{n} boats " + "near a pier " * (n % 9) for n in range(60)]
-    plain = encoder._model.encode(texts, normalize_embeddings=True)
-    monkeypatch.setattr(encoders, "CPU_BATCH", 200)
-    for n in (1, 3):
-        monkeypatch.setattr(encoders, "threads", lambda n=n: n)
-        before = torch.get_num_threads()
-        assert np.allclose(encoder.encode(texts, "document"), plain, atol=1e-6)
-        assert torch.get_num_threads() == before
+    each = np.concatenate([encoder._model.encode([t], normalize_embeddings=True) for t in texts])
+    assert np.allclose(encoder.encode(texts, "document"), each, atol=1e-6)
     assert encoder.encode([], "query").shape == (0, 384)
 
 
@@ -184,9 +166,3 @@ def test_a_corpus_embedded_in_two_goes_has_the_vectors_of_one(tmp_path, precisio
     assert grown.encoded == 180 and grown.identity == whole.identity
     cosine = (grown.vectors * whole.vectors).sum(axis=1)
     assert cosine.min() > (1 - 1e-6 if precision == "float32" else 0.9995)
-
-
-def test_texts_of_ones_own_are_kept(tmp_path):
-    made = embed_texts(["a boat", "a pier"], encoders.MINILM, tmp_path, "mine")
-    assert made.encoded == 2 and made.vectors.shape == (2, 384)
-    assert embed_texts(["a boat", "a pier"], encoders.MINILM, tmp_path, "mine").encoded == 0

@@ -170,38 +170,6 @@ def test_by_label_counts_images_and_captions():
     assert breakdown.by_label(ranks, pd.Series({"a": ""})).empty
 
 
-def test_confusion_shares_a_tied_first_place():
-    top = pd.DataFrame(
-        {
-            "direction": "t2i",
-            "query_id": ["a#0", "a#0", "a#0", "b#0", "b#0"],
-            "rank": [1, 2, 3, 1, 2],
-            "image_id": ["a", "b", "c", "b", "a"],
-            "score": [0.5, 0.5, 0.1, 0.9, 0.2],
-        }
-    )
-    labels = pd.Series({"a": "port", "b": "river", "c": "port"})
-    table = breakdown.confusion(top, labels)
-    assert table.loc["port"].to_dict() == {"port": 50, "river": 50}
-    assert table.loc["river"].to_dict() == {"port": 0, "river": 100}
-
-
-def test_likeness_of_the_twin_and_strata():
-    reference = embeddings(
-        ["a", "a", "b", "b", "c"], [[1, 0, 0], [1, 0.1, 0], [1, 0, 0.1], [1, 0, 0], [0, 1, 0]]
-    )
-    mean_of_a, mean_of_b = np.array([1, 0.05, 0]), np.array([1, 0, 0.05])
-    with_b = mean_of_a @ mean_of_b / 1.0025  # their lengths are equal
-    likeness = breakdown.twin_likeness(reference, ["a", "b", "c"])
-    assert likeness.to_dict() == pytest.approx({"a": with_b, "b": with_b, "c": 0.05}, abs=2e-3)
-    assert breakdown.twin_likeness(reference, ["c"]).to_dict() == {"c": -1}
-    groups = breakdown.strata(pd.Series({"a": -1, "b": 0.85, "c": 0.99}))
-    assert groups.tolist() == ["below 0.8", "0.8 to 0.85", "above 0.9"]
-    ranks = ranks_of({"a": [0], "b": [49], "c": [0]}, {"a": [0], "b": [49], "c": [49]})
-    table = breakdown.by_stratum({"max": ranks}, groups)
-    assert table["images"].tolist() == [1, 1, 1] and table["max"].tolist() == [100, 0, 50]
-
-
 # — geometry —
 
 

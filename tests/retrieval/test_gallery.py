@@ -133,20 +133,6 @@ def test_object_storage(static_encoder):
     assert len(gallery.rank(questions(corpus, static_encoder), 5)[1]) > 0
 
 
-def test_export_for_a_vector_database(static_encoder, tmp_path):
-    corpus = captions(60)
-    gallery = Gallery(f"{tmp_path}/g", static_encoder, "float16")
-    gallery.add(corpus, texts_each=50)
-    gallery.embed()
-    names = gallery.store.names
-    assert gallery.export(f"{tmp_path}/out") == len(names) > 2
-    out = pd.concat([pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in names])
-    assert out["id"].is_unique and out["text"].tolist() == corpus["text"].tolist()
-    vectors = load_encoder(static_encoder).encode(corpus["text"].tolist(), "document")
-    assert np.allclose(np.stack(out["vector"]), vectors, atol=1e-3)
-    assert np.stack(out["vector"]).dtype == np.float32
-
-
 def test_command_line(static_encoder, tmp_path, capsys):
     made = ["-p", "data_dir", str(tmp_path), "-p", "split", "val"]
     assert main(["run", "sample", "--from", "01", "--to", "01", *made]) == 0
@@ -155,8 +141,6 @@ def test_command_line(static_encoder, tmp_path, capsys):
     assert "315 texts of Sample" in (out := capsys.readouterr().out) and "1 of them embedded" in out
     assert main(["gallery", url, "--find", "boats in a harbour", "--k", "3", *encoder]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
-    assert main(["gallery", url, "--export", f"{tmp_path}/out", *encoder]) == 0
-    assert len(list((tmp_path / "out").glob("*.parquet"))) == 1
     assert main(["gallery", url, "--find", "boats", "-p", "dtype", "float16", *encoder]) == 1
     assert "have no float16 vectors" in capsys.readouterr().err
 

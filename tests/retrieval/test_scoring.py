@@ -44,7 +44,7 @@ def test_a_method_is_its_steps_in_order_with_all_settings():
     assert method.steps["querybank"]["temperature"] == 0.05
     assert method.given("hybrid", "weight") and not method.given("hybrid", "k")
     assert Method("texts+max").texts == Method("max").texts == "" and method.needs_bank
-    assert not method.needs_clip and not method.needs_reranker
+    assert not method.needs_clip
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_method_is_its_steps_in_order_with_all_settings():
         ("texts(plain)+reference", "texts has no effect together with reference"),
         ("max+texts(plain)", "texts cannot follow max; the order is texts, centred"),
         ("texts(sentence)", "unknown texts 'sentence'; valid: joined, one_sentence"),
-        ("texts(caption+plane)", "unknown field in texts 'caption+plane': 'plane'"),
+        ("texts(caption+joined)", "unknown texts 'joined'; valid: one_sentence"),
         ("texts(caption+caption)", "names something twice"),
         ("texts(fields,caption)", "caption names something twice"),
         ("fields", "unknown method 'fields'"),
@@ -269,25 +269,6 @@ def test_fusion_with_clip_by_hand():
     fused = Scorer(Method("fusion(weight=0.25)"), items)(queries)(ALL)
     root = 0.5**0.5
     assert fused == pytest.approx(np.array([[0.75, 0.25, root]]), abs=1e-6)
-
-
-def test_rerank_orders_the_first_n_and_keeps_the_rest_below():
-    queries = side(unit([1, 0]), ["q"])
-    items = images(
-        [(0, "a"), (0, "a2"), (1, "b"), (2, "c"), (3, "d")],
-        unit([1, 0], [1, 0.1], [1, 0.5], [1, 1], [0, 1]),
-    )
-    said = {("q", "a"): 0.1, ("q", "a2"): 0.2, ("q", "b"): 0.9}
-    asked = []
-
-    def relevance(pairs):
-        asked.extend(pairs)
-        return [said[pair] for pair in pairs]
-
-    scores = Scorer(Method("rerank(n=2)"), items, relevance=relevance)(queries)(ALL)
-    assert sorted(asked) == sorted(said)  # only the first two images are read
-    assert scores[0].argsort()[::-1].tolist() == [1, 0, 2, 3]
-    assert scores[0, :2] == pytest.approx([0.2, 0.9])
 
 
 def test_leave_one_out_never_finds_the_query_itself():

@@ -240,7 +240,7 @@ def test_without_a_person_the_panel_shows_the_first_result(sources, monkeypatch)
 def test_panel(sources, monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", "03_retrieval.ipynb")
     panel = search_panel(sources, "boats", k=4)
-    panel.method.options = ["max", "lexical", "rerank"]
+    panel.method.options = ["max", "lexical", "fusion"]
     assert isinstance(panel, Panel) and len(panel.pictures.children) == 4
     bundle = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle and "<img" in bundle["text/html"]
@@ -255,8 +255,8 @@ def test_panel(sources, monkeypatch):
     panel.label.value = ""
     panel.method.value = "lexical"
     assert panel.found.method == "lexical"
-    panel.method.value = "rerank"
-    assert "needs a cross-encoder" in panel.status.value and panel.found.method == "lexical"
+    panel.method.value = "fusion"
+    assert "needs a CLIP" in panel.status.value and panel.found.method == "lexical"
     panel.method.value = "max"
     opened = panel.found.table["image_id"].iloc[2]
     panel.pictures.children[2].children[0].click()

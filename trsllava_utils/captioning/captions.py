@@ -1,51 +1,39 @@
 """Structured captioning: images go in, RSRT records come out, one JSON line per image.
 
-A captioner is named by a string: ``rsrt`` (the captions that come with a dataset or this project),
-``file:PATH`` (captions made elsewhere), ``transformers:MODEL`` (a vision-language model on this
-machine), ``openai:MODEL`` (one behind a server) or ``pixels`` (reads the picture, no weights). The
-empty name is ``rsrt`` where there are such captions, else ``pixels``. Captions by another prompt
-(``prompts.py``) have it in front, ``style:openai:MODEL``; those that come with the data are just
-``style``. Several captioners describe one gallery together as ``rsrt + style``. A new captioner is
-a module with a class of the ``Captioner`` protocol (``captioner.py``) and a line in
-:func:`open_captioner`.
+Who writes them is named by a string, see ``names.py``. A new captioner is a module with a class of
+the ``Captioner`` protocol (``captioner.py``) and a line in :func:`open_captioner`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
-from pathlib import Path
 
 import pandas as pd
 
 from trsllava_utils.artefacts import (
     InputError,
     MissingError,
-    check_choice,
     file_sha256,
     fingerprint,
     resolve_data_dir,
     shown,
-    slug,
 )
 from trsllava_utils.captioning.caption_file import CaptionFile, in_shard
 from trsllava_utils.captioning.captioner import PROMPTS, Captioner, Settings
 from trsllava_utils.captioning.imported import WAYS, has_shipped_captions, match_captions
+from trsllava_utils.captioning.names import (
+    captioner_id,
+    exists,
+    names_in,
+    prompt_and_model,
+    with_prompt,
+)
 from trsllava_utils.captioning.prompts import with_examples
 from trsllava_utils.captioning.records import MAX_VARIANTS, Record, Variant, caption_corpus
 from trsllava_utils.captioning.run import Job, Report, run
 from trsllava_utils.cluster import spread, workers
 from trsllava_utils.datasets import Dataset
-
-KINDS = ("rsrt", "pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
-# a + between two captioners, and not one in a path
-_PLUS = re.compile(
-    rf"\s*\+\s*(?=(?:{'|'.join(PROMPTS)}|pixels)\s*(?:\+|$)"
-    rf"|(?:{'|'.join(PROMPTS)}|transformers|openai|file):)"
-)
 
 
 @dataclass(frozen=True)
@@ -90,59 +78,7 @@ def choose_captioner(dataset: Dataset, captioner: str = "", prompt: str = "rsrt"
     captions that come with these images, else ``pixels``."""
     if not captioner and has_shipped_captions(dataset, prompt):
         return prompt
-    return " + ".join(_with_prompt(name, prompt) for name in _names(captioner or "pixels"))
-
-
-def _with_prompt(captioner: str, prompt: str) -> str:
-    named, rest = _split(captioner)
-    if captioner in PROMPTS or rest.startswith("file:"):
-        return rest  # exists already, whatever the prompt
-    kind = prompt if named == "rsrt" else named
-    return rest if kind == "rsrt" else f"{kind}:{rest}"
-
-
-def captioner_id(captioner: str) -> str:
-    """The short id of a captioner string, used in file names: "rsrt", "openai-gpt-4.1",
-    "openai-gpt-4.1.style", "file-NAME-xxxxxx" or, for several, "rsrt+style"."""
-    ids = [_one_id(name) for name in _names(captioner)]
-    if len(set(ids)) < len(ids):
-        raise InputError(f"captioner {captioner!r} names a captioner twice")
-    return "+".join(ids)
-
-
-def _one_id(captioner: str) -> str:
-    if captioner in (*PROMPTS, "pixels"):
-        return captioner
-    prompt, name = _split(captioner)
-    suffix = "" if prompt == "rsrt" else f".{prompt}"
-    if name == "pixels":
-        return name + suffix
-    kind, _, rest = name.partition(":")
-    valid = {name.partition(":")[0]: name for name in KINDS if ":" in name}
-    if kind not in valid:
-        check_choice("captioner", captioner, (*KINDS, *PROMPTS[1:]))
-    if not rest or name in KINDS:
-        raise InputError(f"captioner {captioner!r}: name the model or the file, as {valid[kind]}")
-    path = Path(rest).expanduser()
-    if kind == "file" or path.is_dir():  # two files may share a name
-        rest = f"{path.resolve().stem}-{fingerprint(str(path.resolve()))[:6]}"
-    return f"{kind}-{slug(rest)}{suffix}"
-
-
-def _names(captioner: str) -> list[str]:
-    """``"rsrt + style"`` -> ``["rsrt", "style"]``."""
-    return _PLUS.split(captioner.strip())
-
-
-def _split(captioner: str) -> tuple[str, str]:
-    """``"style:openai:MODEL"`` -> ``("style", "openai:MODEL")``; the prompt is "rsrt" where none is
-    named."""
-    prompt, _, name = captioner.partition(":")
-    return (prompt, name) if name and prompt in PROMPTS else ("rsrt", captioner)
-
-
-def _is_import(captioner: str) -> bool:
-    return captioner in PROMPTS or captioner.startswith("file:")
+    return " + ".join(with_prompt(name, prompt) for name in names_in(captioner or "pixels"))
 
 
 def captions_file(dataset: Dataset, captioner: str) -> CaptionFile:
@@ -158,7 +94,7 @@ def open_captioner(captioner: str, settings: Settings) -> Captioner:
         MissingError: its weights or its key are not there.
     """
     captioner_id(captioner)  # refuses unknown names
-    captioner = _split(captioner)[1]
+    captioner = prompt_and_model(captioner)[1]
     if captioner == "pixels":
         from trsllava_utils.captioning.pixels import PixelCaptioner
 
@@ -207,11 +143,11 @@ def caption_dataset(
 def _caption_by_one(
     dataset: Dataset, captioner: str, settings: Settings, shard: str, scheduler: str
 ) -> Captions:
-    if _is_import(captioner):
+    if exists(captioner):
         if captioner in PROMPTS and settings.prompt not in ("rsrt", captioner):
             raise InputError(f"prompt={settings.prompt!r}: the captions of {captioner} exist")
         return _import_captions(dataset, captioner, shard)
-    settings = with_examples(replace(settings, prompt=_split(captioner)[0]), dataset)
+    settings = with_examples(replace(settings, prompt=prompt_and_model(captioner)[0]), dataset)
     if dataset.with_pixels.empty:
         raise MissingError(
             f"{dataset.name} ({dataset.split}): no image files in {shown(dataset.root)}, so "
@@ -236,7 +172,7 @@ def _caption_by_one(
 def _together(captioner: str, captions_by: Callable[[str], Captions]) -> Captions:
     """The captions of one captioner or, where it names several, of all: images that all of them
     describe, each with the variants of all."""
-    parts = tuple(captions_by(name) for name in _names(captioner))
+    parts = tuple(captions_by(name) for name in names_in(captioner))
     if len(parts) == 1:
         return parts[0]
     everyone = set.union(*(set(part.records) for part in parts))
@@ -255,7 +191,7 @@ def _together(captioner: str, captions_by: Callable[[str], Captions]) -> Caption
             variants = [variant for record in several for variant in record.variants]
             records[image_id] = several[0].model_copy(update={"model": model, "variants": variants})
     reports = [part.report for part in parts if part.report]
-    report = reduce(add, reports) if reports else None
+    report = sum(reports, Report()) if reports else None
     files = tuple(file for part in parts for file in part.files)
     return Captions(captioner_id(captioner), records, files, tuple(problems), report, parts)
 
@@ -263,7 +199,10 @@ def _together(captioner: str, captions_by: Callable[[str], Captions]) -> Caption
 def _identity(captioner: str, settings: Settings, describer: Captioner) -> dict:
     """What captions depend on beside the pictures."""
     names = ("language", "bands", "false_colour", "max_side")
-    answer = {"captioner": _split(captioner)[1], "answer": f"{settings.prompt} x {settings.n}"}
+    answer = {
+        "captioner": prompt_and_model(captioner)[1],
+        "answer": f"{settings.prompt} x {settings.n}",
+    }
     if settings.examples:
         answer["examples"] = fingerprint(settings.examples)
     return answer | {n: getattr(settings, n) for n in names} | describer.identity
@@ -335,7 +274,7 @@ def load_captions(dataset: Dataset, captioner: str = "") -> Captions:
 
 
 def _load_one(dataset: Dataset, captioner: str) -> Captions:
-    if _is_import(captioner):
+    if exists(captioner):
         return _import_captions(dataset, captioner)
     file = captions_file(dataset, captioner)
     by_name, problems = file.read()

@@ -216,13 +216,3 @@ def _scenes(text: str) -> set[str]:
     """The scene words in a text, in singular or plural."""
     said = set(words(text))
     return {word for word in SCENE_WORDS.split() if word in said or f"{word}s" in said}
-
-
-def scene_words(records: Iterable[Record]) -> pd.Series:
-    """Share of images (%) whose captions mention each scene word, most frequent first."""
-    records = list(records)
-    counts = Counter()
-    for record in records:
-        counts.update(_scenes(" ".join(v.text() for v in record.variants)))
-    shares = {w: 100 * n / len(records) for w, n in counts.most_common()}
-    return pd.Series(shares, name="images (%)", dtype=float).round(1)

@@ -176,10 +176,8 @@ def text_forms(texts: str) -> list[str]:
     forms = ",".join(named).split(",")
     for form in forms:
         parts = form.split("+")
-        for part in parts if len(parts) > 1 else []:
-            check_choice(f"field in texts {texts!r}:", part, FIELDS)
-        if len(parts) == 1:
-            check_choice("texts", form, ("joined", *FIELDS), _FORMS)
+        for part in parts:
+            check_choice("texts", part, FIELDS if len(parts) > 1 else ("joined", *FIELDS), _FORMS)
         if len(set(parts)) < len(parts) or forms.count(form) > 1:
             raise InputError(f"texts {texts!r}: {form} names something twice")
     return forms

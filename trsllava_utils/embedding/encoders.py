@@ -6,9 +6,7 @@ server that speaks the OpenAI protocol.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -22,15 +20,12 @@ from trsllava_utils.artefacts import (
     file_sha256,
     not_here,
 )
-from trsllava_utils.cluster import device, threads
+from trsllava_utils.cluster import device
 from trsllava_utils.openai_api import open_client, redact
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 PRECISIONS = ("float32", "bfloat16", "auto")
-CPU_BATCH = 4096  # characters per batch: fits the cache of a core
-GPU_BATCH = 1 << 18
-FIRST = 16  # texts of the first batch
 
 
 class Encoder(Protocol):
@@ -80,35 +75,17 @@ class SentenceTransformerEncoder:
     def encode(self, texts: list[str], role: str) -> np.ndarray:
         """See :class:`Encoder`.
 
-        Texts go through the model in batches of about equal size, the longest first. On a CPU
-        up to 8 threads each work on one batch, which is faster than all of them on one batch.
-
         Raises:
             MissingError: the weights are not there.
         """
         model = self._model
-        out = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
-        if not texts:
-            return out
         encode = model.encode_query if role == "query" else model.encode_document
-        on_cpu = model.device.type == "cpu"
-        first, *others = _batches(texts, CPU_BATCH if on_cpu else GPU_BATCH)
-
-        def encoded(batch: list[int]) -> np.ndarray:
-            with self._autocast(model.device.type):
-                return encode(
-                    [texts[i] for i in batch],
-                    batch_size=len(batch),
-                    normalize_embeddings=True,
-                    show_progress_bar=False,
-                )
-
-        with _pool(min(len(others) + 1, 8) if on_cpu else 1) as pool:
-            # The first batch by itself: it sets the tokeniser's padding, which threads must not.
-            out[first] = pool.submit(encoded, first).result()
-            for batch, vectors in zip(others, pool.map(encoded, others), strict=True):
-                out[batch] = vectors
-        return out
+        size = 32 if model.device.type == "cpu" else 512
+        with self._autocast(model.device.type):
+            vectors = encode(
+                texts, batch_size=size, normalize_embeddings=True, show_progress_bar=False
+            )
+        return np.reshape(vectors, (len(texts), model.get_embedding_dimension())).astype(np.float32)
 
     def _autocast(self, kind: str) -> AbstractContextManager:
         import torch
@@ -146,34 +123,6 @@ def computes_bfloat16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = getattr(torch.cpu, "get_capabilities", dict)()
     return device() == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def _batches(texts: list[str], size: int) -> list[list[int]]:
-    """Indices of the texts, the longest first, in batches of about ``size`` characters after a
-    small first one."""
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    batches, order = [order[:FIRST]], order[FIRST:]
-    while order:
-        n = max(1, size // max(1, len(texts[order[0]])))
-        batches.append(order[:n])
-        order = order[n:]
-    return batches
-
-
-@contextmanager
-def _pool(most: int) -> Iterator[ThreadPoolExecutor]:
-    """At most ``most`` threads; torch's own threads are limited, so that together they use all
-    cores."""
-    import torch
-
-    n = max(1, min(most, threads()))
-    before, each = torch.get_num_threads(), max(1, threads() // n)
-    torch.set_num_threads(each)
-    try:
-        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(each,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
 
 
 class OpenAIEncoder:

@@ -113,15 +113,6 @@ def embed_corpus(
     return Embeddings(corpus, vectors, path, len(missing), identity)
 
 
-def embed_texts(
-    texts: list[str], encoder: str, derived: Path, name: str, *, precision: str = "float32"
-) -> Embeddings:
-    """:func:`embed_corpus` for free queries."""
-    corpus = pd.DataFrame({"text": texts}).assign(image_id="", source="query", field="caption")
-    corpus["variant"] = np.arange(len(texts))
-    return embed_corpus(corpus, encoder, derived, name, role="query", precision=precision)
-
-
 def unit_vectors(
     texts: list[str], encoder: str | Encoder, role: str, precision: str = "float32"
 ) -> np.ndarray:

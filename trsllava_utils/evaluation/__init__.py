@@ -6,7 +6,6 @@ from trsllava_utils.evaluation.recall import (
     recall_table,
     metrics,
     recall_at_k,
-    recall_curve,
     chance_ranks,
     expected_rank,
 )

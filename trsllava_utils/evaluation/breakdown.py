@@ -8,11 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.embedding.vectors import Embeddings
 from trsllava_utils.evaluation.recall import expected_rank, hit_probability
-from trsllava_utils.evaluation.statistics import contributions
-from trsllava_utils.retrieval.formulas import TIE_TOLERANCE
-from trsllava_utils.retrieval.products import blocks
 
 
 def by_label(ranks: pd.DataFrame, labels: pd.Series, k: int = 10) -> pd.DataFrame:
@@ -28,62 +24,6 @@ def by_label(ranks: pd.DataFrame, labels: pd.Series, k: int = 10) -> pd.DataFram
     out["images"], out["captions"] = t2i["image_id"].nunique(), t2i.size()
     out = out.reindex(columns=["images", "captions", "t2i", "i2t"]).reset_index()
     return out.sort_values(["t2i", "label"], ascending=[False, True], ignore_index=True)
-
-
-def confusion(top: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
-    """Classes confused at rank 1 of text-to-image: row the class of the query's image, column that
-    of the first image, percent of the row's captions. Images tied with the first share its place.
-
-    Args:
-        labels: class by image id.
-    """
-    rows = top[top["direction"] == "t2i"]
-    best = rows.groupby("query_id")["score"].transform("max")
-    first = rows[rows["score"] >= best - TIE_TOLERANCE]
-    share = 1 / first.groupby("query_id")["score"].transform("size")
-    own = first["query_id"].str.rpartition("#")[0]  # <image_id>#<variant>
-    own, first = own.map(labels).fillna(""), first["image_id"].map(labels).fillna("")
-    known = (own != "") & (first != "")
-    table = pd.crosstab(own[known], first[known], share[known], aggfunc="sum").fillna(0.0)
-    names = sorted(set(table.index) | set(table.columns))
-    table = table.reindex(index=names, columns=names, fill_value=0.0)
-    return 100 * table.div(table.sum(axis=1).where(lambda total: total > 0, 1), axis=0)
-
-
-def twin_likeness(reference: Embeddings, images: list[str]) -> pd.Series:
-    """How like an image its twin is, the most similar other image of the gallery: the cosine of the
-    mean directions of their reference captions, by image id (-1 without another image).
-
-    It says how hard an image is to tell apart, whatever the captioner made of it.
-    """
-    rows = reference.rows["image_id"].isin(images).to_numpy()
-    owner = reference.rows["image_id"][rows].to_numpy()
-    means = pd.DataFrame(reference.vectors[rows]).groupby(owner).mean()
-    unit = means.to_numpy() / np.linalg.norm(means, axis=1, keepdims=True)
-    nearest = []
-    for block in blocks(len(unit), len(unit)):
-        cosine = unit[block] @ unit.T
-        cosine[np.arange(len(cosine)), np.arange(block.start, block.stop)] = -1  # with itself
-        nearest.append(cosine.max(axis=1))
-    return pd.Series(np.concatenate(nearest), means.index, name="likeness")
-
-
-def strata(likeness: pd.Series) -> pd.Series:
-    """Images grouped by the likeness of their twin, from easy to hard (a categorical)."""
-    names = ["below 0.8", "0.8 to 0.85", "0.85 to 0.9", "above 0.9"]
-    return pd.cut(likeness, [-2, 0.8, 0.85, 0.9, 2], labels=names)
-
-
-def by_stratum(rankings: dict[str, pd.DataFrame], groups: pd.Series) -> pd.DataFrame:
-    """mR of each method within each group of images (the gallery stays whole): a column per method,
-    and ``images``."""
-    out = {}
-    for method, ranks in rankings.items():
-        parts = ranks.groupby(ranks["image_id"].map(groups), observed=True)
-        out[method] = {name: contributions(rows)["", "mR"].mean() for name, rows in parts}
-    table = pd.DataFrame(out).reindex([c for c in groups.cat.categories])
-    table.insert(0, "images", groups.value_counts())
-    return table.dropna(how="all", subset=table.columns[1:])
 
 
 def by_gallery_size(ranks: pd.DataFrame, sizes: list[int], k: int = 10) -> pd.DataFrame:

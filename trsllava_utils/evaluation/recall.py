@@ -98,11 +98,3 @@ def recall_table(results: dict[str, dict]) -> pd.DataFrame:
             row["95 % of mR", "low"], row["95 % of mR", "high"] = result["interval"]["mR"]
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
-
-
-def recall_curve(ranks: pd.DataFrame, ks: np.ndarray) -> pd.DataFrame:
-    """R@k for every k in ``ks``: columns ``k, t2i, i2t`` (percent)."""
-    parts = {d: rows for d, rows in ranks.groupby("direction")}
-    return pd.DataFrame(
-        {"k": ks, **{d: [recall_at_k(parts[d], int(k)) for k in ks] for d in ("t2i", "i2t")}}
-    )

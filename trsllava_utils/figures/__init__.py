@@ -2,7 +2,6 @@
 
 from trsllava_utils.figures.pictures import (
     caption_card,
-    caption_distributions,
     compare_captions,
     dataset_overview,
     image_grid,
@@ -13,7 +12,6 @@ from trsllava_utils.figures.pictures import (
     show_image,
 )
 from trsllava_utils.figures.charts import (
-    confusion,
     embedding_map,
     geometry,
     grid,
@@ -22,6 +20,4 @@ from trsllava_utils.figures.charts import (
     lines,
     max_and_centroid,
     methods,
-    recall_curves,
-    strata,
 )

@@ -168,36 +168,6 @@ def methods(results: dict[str, dict], baseline: str, chance: float, title: str) 
     return figure
 
 
-def recall_curves(curves: dict[str, pd.DataFrame], title: str) -> Figure:
-    """R@K against K for each method, chance dashed; one panel per direction."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for ax, (direction, name) in zip(axes, TITLES.items(), strict=True):
-        first = next(iter(curves.values()))["k"]
-        table = pd.DataFrame({method: curve[direction] for method, curve in curves.items()})
-        _curves(ax, first, table)
-        ax.set(xscale="log", xlabel="K (items looked at, log scale)", title=name, ylim=(0, 100))
-    axes[0].set_ylabel("R@K (%)")
-    axes[1].legend(**BESIDE)
-    figure.suptitle(title)
-    return figure
-
-
-def strata(table: pd.DataFrame, label: str, title: str) -> Figure:
-    """mR of methods by group of images, from easy to hard.
-
-    Args:
-        table: index the groups, column ``images``, then a column per method.
-    """
-    figure, ax = plt.subplots(figsize=(10, 4))
-    x = np.arange(len(table))
-    _curves(ax, x, table.drop(columns="images"))
-    ticks = [f"{g}\n({n:.0f} images)" for g, n in zip(table.index, table["images"], strict=True)]
-    ax.set_xticks(x, ticks)
-    ax.set(xlabel=label, ylabel="mR (%)", title=title, ylim=0)
-    ax.legend(**BESIDE)
-    return figure
-
-
 def lines(table: pd.DataFrame, x: str, label: str, title: str, log: bool = False) -> Figure:
     """Columns of a table against its column ``x``; columns ``<name> low`` and ``<name> high``, if
     there, shade the interval of ``<name>``. Percent."""
@@ -235,26 +205,4 @@ def label_recall(table: pd.DataFrame, title: str) -> Figure:
     ax.set_yticks(places, [f"{r.label} ({r.images})" for r in table.itertuples()])
     ax.set(xlabel="R@10 (%)", xlim=(0, 103), title=title)
     ax.legend(loc="lower left", bbox_to_anchor=(1, 0))
-    return figure
-
-
-def confusion(table: pd.DataFrame, title: str, most: int = 24) -> Figure:
-    """Heat map of the classes of the queries (rows) and of the images at rank 1 (columns); of more
-    than ``most`` classes those that are confused most."""
-    if len(table) > most:
-        right = pd.Series(np.diag(table), table.index)
-        names = sorted(right.nsmallest(most).index)
-        table = table.loc[names, names]
-    n = len(table)
-    figure, ax = plt.subplots(figsize=(0.38 * n + 3.6, 0.36 * n + 2.8))
-    image = ax.imshow(table, cmap="cividis", vmin=0, vmax=100)
-    ax.set_xticks(range(n), table.columns, rotation=90, fontsize=10)
-    ax.set_yticks(range(n), table.index, fontsize=10)
-    for i, j in zip(*np.nonzero(table.to_numpy() >= 10), strict=True):
-        value = table.iloc[i, j]
-        text = {"ha": "center", "va": "center", "fontsize": 9}
-        ax.text(j, i, f"{value:.0f}", color="black" if value > 55 else "white", **text)
-    ax.set(xlabel="class of the image at rank 1", ylabel="class of the caption's image")
-    ax.set_title(title)
-    figure.colorbar(image, label="captions of the row (%)", shrink=0.8)
     return figure

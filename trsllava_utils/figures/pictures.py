@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trsllava_utils.artefacts import InputError, atomic_path, shown
-from trsllava_utils.captioning import quality
 from trsllava_utils.captioning.records import FIELDS, Record
 from trsllava_utils.datasets import Dataset, read_image
 
@@ -158,63 +157,6 @@ def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "
     right.text(0, 1, text, va="top", fontsize=10.5, parse_math=False, linespacing=1.25)
     right.set_title(f"RSRT captions by {record.model}", loc="left")
     return figure
-
-
-def caption_distributions(records: list[Record], title: str) -> Figure:
-    """Captions as a whole: words per field, growth of the vocabulary, likeness of the variants, and
-    the share of images that mention a kind of scene."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.4))
-    _lengths(axes[0, 0], records)
-    _vocabulary(axes[0, 1], records)
-    _likeness(axes[1, 0], records)
-    scenes = quality.scene_words(records)[:14][::-1]
-    axes[1, 1].barh(scenes.index, scenes.to_numpy(), color=PURPLE)
-    axes[1, 1].set(xlabel="images whose captions say it (%)", title="Scene words", xlim=(0, 100))
-    figure.suptitle(title)
-    return figure
-
-
-def _lengths(ax: Axes, records: list[Record]) -> None:
-    """Histogram of words for each field there is."""
-    variants = [v for record in records for v in record.variants]
-    lengths = {f: [len(quality.words(getattr(v, f) or "")) for v in variants] for f in FIELDS}
-    lengths = {field: n for field, n in lengths.items() if any(n)}
-    bins = np.linspace(0, max(map(max, lengths.values())) + 1, 40)
-    for colour, (field, n) in enumerate(lengths.items()):
-        label = f"{field}, median {np.median(n):.0f}"
-        ax.hist(n, bins, histtype="stepfilled", alpha=0.35, color=f"C{colour}")
-        ax.hist(n, bins, histtype="step", linewidth=1.6, edgecolor=f"C{colour}", label=label)
-    ax.legend()
-    ax.set(xlabel="words", ylabel="texts", title="Length of the fields")
-    ax.set_ylim(top=1.5 * ax.get_ylim()[1])
-
-
-def _vocabulary(ax: Axes, records: list[Record]) -> None:
-    """Distinct words as images come in."""
-    seen: set[str] = set()
-    growth = []
-    for record in records:
-        seen.update(*(quality.words(v.text()) for v in record.variants))
-        growth.append(len(seen))
-    ax.plot(range(1, len(growth) + 1), growth, marker="")
-    ax.set(xlabel="images", ylabel="distinct words", title="Vocabulary", ylim=0, xlim=0)
-
-
-def _likeness(ax: Axes, records: list[Record]) -> None:
-    """Histogram of the similarity of every two variants of an image."""
-    alike = np.array([s for record in records for s in quality.similarities(record.variants)])
-    limit = quality.NEAR_DUPLICATE
-    ax.hist(alike, bins=np.linspace(0, 1, 41), color=GREEN)
-    ax.axvline(limit, color=RED, linestyle="--", label=f"near-duplicates: {limit} or more")
-    ax.legend(loc="upper left")
-    share = f": {100 * np.mean(alike >= limit):.1f} % near-duplicates" if len(alike) else ""
-    ax.set(
-        xlabel="Jaccard similarity of word pairs (0 nothing shared, 1 equal)",
-        ylabel="pairs of variants",
-        title=f"Variants of an image{share}",
-        xlim=(0, 1),
-        ylim=(0, 1.2 * ax.get_ylim()[1]),
-    )
 
 
 def compare_captions(

@@ -147,16 +147,3 @@ def csls_penalty(blocks: Iterable[np.ndarray], k: int) -> np.ndarray:
         seen = scores if nearest is None else np.concatenate([nearest, scores])
         nearest = -np.partition(-seen, k - 1, axis=0)[:k] if len(seen) > k else seen
     return nearest.mean(axis=0) / 2
-
-
-def above_the_rest(scores: np.ndarray, chosen: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``rerank``: the chosen items of each query in the order of ``values``, the rest below them in
-    the order of ``scores``. Nogueira and Cho, arXiv 1901.04085.
-
-    Args:
-        scores: ``(n_queries, n_items)``.
-        chosen: ``(n_chosen, 2) int``: query and item of each; values: ``(n_chosen,)``.
-    """
-    rest = scores - scores.max(axis=1, keepdims=True) + (values.min() - 1)
-    rest[tuple(chosen.T)] = values
-    return rest

@@ -11,13 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.numpy import save
 
@@ -165,19 +162,6 @@ class Gallery:
         columns = {"image_id": ids, "score": top.scores[0].astype(float), "text": texts}
         return pd.DataFrame({"rank": np.arange(1, len(ids) + 1), **columns})
 
-    def export(self, url: str) -> int:
-        """Write rows and vectors of each partition as one Parquet file, for a vector database:
-        ``id, image_id, source, variant, field, text, vector`` (list of float32).
-
-        Returns:
-            How many files that were.
-
-        Raises:
-            MissingError: vectors are missing.
-        """
-        names = self._embedded()
-        return len(list(spread(_export, names, self.scheduler, (self, Partitions(url)))))
-
     def _listed(self) -> tuple[list[str], list[str]]:
         """The partitions, and those of them that have no vectors."""
         there = self.store.files
@@ -290,18 +274,6 @@ def _embed(name: str, gallery: Gallery) -> None:
     vectors = unit_vectors(distinct.tolist(), gallery.encoder, "document", gallery.precision)
     stored = {"vectors": vectors.astype(gallery.dtype)[number]}
     gallery.store.write(gallery.vectors_name(name), save(stored))
-
-
-def _export(name: str, gallery: Gallery, target: Partitions) -> None:
-    table = pq.read_table(gallery.store.local(f"{name}.parquet"))
-    rows = table.select(["image_id", "variant", "field"]).to_pandas().astype(str)
-    ids = rows["image_id"] + "#" + rows["variant"] + "#" + rows["field"]
-    vectors = open_part(gallery, name).side.vectors.astype(np.float32)
-    starts = np.arange(len(vectors) + 1) * vectors.shape[1]
-    lists = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(vectors.ravel()))
-    out = BytesIO()
-    pq.write_table(table.add_column(0, "id", pa.array(ids)).append_column("vector", lists), out)
-    target.write(f"{name}.parquet", out.getvalue())
 
 
 def _own_scores(

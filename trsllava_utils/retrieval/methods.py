@@ -22,12 +22,11 @@ class Step:
     settings: dict[str, float]  # their defaults
     bank: bool = False  # whether it needs training captions
     clip: bool = False  # whether it needs CLIP's weights
-    reranker: bool = False  # whether it needs a cross-encoder
     transductive: tuple[str, ...] = ()  # directions in which it looks at the other test queries
 
 
 # 0 which texts of an image are compared, 1 vectors, 2 how an image's texts are taken together,
-# 3 where scores come from (cosine unless another is named), 4 late fusion, 5 hubs, 6 a second look
+# 3 where scores come from (cosine unless another is named), 4 late fusion, 5 hubs
 STEPS = {
     "texts": Step(0, {}),
     "centred": Step(1, {}, bank=True, transductive=("i2t",)),
@@ -42,7 +41,6 @@ STEPS = {
     "querybank": Step(5, {"temperature": 0.05, "k": 10.0}, bank=True),
     "csls": Step(5, {"k": 10.0}, transductive=("t2i", "i2t")),
     "dual_softmax": Step(5, {"temperature": 0.05}, transductive=("t2i", "i2t")),
-    "rerank": Step(6, {"n": 20.0}, reranker=True),
 }
 # refused combinations: the first step does not use the others
 _IDLE = {
@@ -64,7 +62,6 @@ GRIDS = {
     ),
     "csls": tuple(f"(k={k})" for k in (10, 5, 20, 50)),
     "dual_softmax": tuple(f"(temperature={t})" for t in (0.05, 0.01, 0.02, 0.1, 0.2)),
-    "rerank": tuple(f"(n={n})" for n in (20, 5, 10)),
 }
 
 
@@ -100,7 +97,7 @@ class Method:
                 raise InputError(
                     f"method {text!r}: {step} cannot follow {after}; the order is texts, centred, "
                     "max | mean | centroid, lexical | hybrid | clip, fusion, "
-                    "querybank | csls | dual_softmax, rerank, at most one of each"
+                    "querybank | csls | dual_softmax, at most one of each"
                 )
             if step == "texts":  # its setting is a list of forms
                 self.texts = ",".join(text_forms(settings)) if settings else ""
@@ -130,11 +127,6 @@ class Method:
     def needs_clip(self) -> bool:
         """Whether it needs CLIP's vectors."""
         return any(STEPS[step].clip for step in self.steps)
-
-    @property
-    def needs_reranker(self) -> bool:
-        """Whether it needs a cross-encoder."""
-        return any(STEPS[step].reranker for step in self.steps)
 
     def transductive(self, direction: str) -> bool:
         """Whether ranking a query looks at the other test queries."""
@@ -172,7 +164,7 @@ def _setting(text: str, step: str, setting: str) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = -1.0
-    whole = name in ("k", "n") and step != "hybrid"
+    whole = name == "k" and step != "hybrid"
     positive = whole or name in ("temperature", "k")
     if not 0 <= number < float("inf") or (positive and number == 0) or (whole and number % 1):
         kind = (

@@ -180,7 +180,7 @@ def retrieve(
         n = int(np.searchsorted(left.owner, len(own)))
         # the bank holds reference captions: it can stand in for the queries of text-to-image only
         bank = both.bank if direction == "t2i" else None
-        scorer = Scorer(parsed, right.side, bank, sources.relevance)
+        scorer = Scorer(parsed, right.side, bank)
         score = scorer(left.side.take(slice(0, n)))
         task = RankingTask(direction, score, left, right, np.array(gallery, dtype=object), n, top_k)
         tables = task.run(sources.scheduler)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from trsllava_utils.retrieval.formulas import (
-    TIE_TOLERANCE,
-    above_the_rest,
     csls_penalty,
     inverted_softmax_penalty,
     reciprocal_rank_fusion,
@@ -24,7 +22,7 @@ from trsllava_utils.retrieval.products import (
     leave_one_out,
     lexical,
 )
-from trsllava_utils.retrieval.side import Side, run_starts
+from trsllava_utils.retrieval.side import Side
 
 VERSION = 3  # of the rules: raised when a formula changes, so that old rankings are not used
 
@@ -39,7 +37,6 @@ class Scorer:
         items: what is ranked.
         bank: training captions, which stand in for the queries where hubs are measured; None leaves
             ``querybank`` without effect.
-        relevance: scores pairs of texts, for ``rerank``.
     """
 
     def __init__(
@@ -47,9 +44,8 @@ class Scorer:
         method: Method,
         items: Side,
         bank: Side | None = None,
-        relevance: Callable | None = None,
     ) -> None:
-        self.method, self.steps, self._relevance = method, method.steps, relevance
+        self.method, self.steps = method, method.steps
         self.texts = self.prepare(items)  # the items before their texts are taken together
         self.items = self._together(self.texts)
         if self.steps.keys() & {"lexical", "hybrid"}:
@@ -60,8 +56,7 @@ class Scorer:
             self._bank_penalty = self._querybank(self.prepare(bank))
 
     def __call__(self, queries: Side) -> Score:
-        steps, texts = self.steps, self.prepare(queries)
-        queries = self._together(texts)
+        steps, queries = self.steps, self._together(self.prepare(queries))
         if "reference" in steps:
             return leave_one_out(queries, self.items)
         score, penalty = self._compare(queries), self._bank_penalty
@@ -72,8 +67,6 @@ class Scorer:
             penalty = inverted_softmax_penalty(self._blocks(score, queries), temperature) / 2
         if penalty is not None:
             score = _minus(score, penalty.astype(np.float32))
-        if "rerank" in steps:
-            score = self._rerank(score, texts, int(steps["rerank"]["n"]))
         return score
 
     def prepare(self, side: Side) -> Side:
@@ -113,30 +106,6 @@ class Scorer:
         if self.method.given("querybank", "k"):
             return csls_penalty(scores, int(settings["k"]))
         return inverted_softmax_penalty(scores, settings["temperature"])
-
-    def _rerank(self, score: Score, queries: Side, n: int) -> Score:
-        """The first n items of a query, and those tied with the last, in the order of a
-        cross-encoder that reads both texts together; of several texts the best pair counts."""
-        query_texts, item_texts = (
-            np.split(side.texts, run_starts(side.groups)[1:]) for side in (queries, self.texts)
-        )
-        relevance = self._relevance
-
-        def reranked(block: slice) -> np.ndarray:
-            scores = score(block).astype(np.float32)
-            last = min(n, scores.shape[1]) - 1
-            nth = -np.partition(-scores, last, axis=1)[:, [last]]
-            chosen = np.argwhere(scores >= nth - TIE_TOLERANCE)
-            pairs = [
-                [(a, b) for a in query_texts[block.start + q] for b in item_texts[i]]
-                for q, i in chosen
-            ]
-            distinct = list(dict.fromkeys(pair for several in pairs for pair in several))
-            value = dict(zip(distinct, relevance(distinct), strict=True))
-            best = np.array([max(value[pair] for pair in several) for several in pairs], np.float32)
-            return above_the_rest(scores, chosen, best)
-
-        return reranked
 
 
 def _both(formula: Callable, first: Score, second: Score, setting: float) -> Score:

@@ -2,7 +2,7 @@
 come out, from disk where they are up to date.
 
 The methods ``embed_…`` encode and store on disk, ``encode…`` encode one query in memory. A rule
-whose training captions, CLIP weights or reranker are missing stops with a sentence and leaves the
+whose training captions or CLIP weights are missing stops with a sentence and leaves the
 others alone. Another split, encoder or number of variants is ``dataclasses.replace(sources, …)``.
 """
 
@@ -15,7 +15,7 @@ from functools import cached_property, wraps
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, MissingError, fingerprint, not_here, slug
+from trsllava_utils.artefacts import InputError, MissingError, fingerprint, slug
 from trsllava_utils.captioning import Captions, choose_captioner, load_captions
 from trsllava_utils.captioning.records import text_forms
 from trsllava_utils.datasets import Dataset, locate, other_split
@@ -24,11 +24,9 @@ from trsllava_utils.embedding import (
     ClipEncoder,
     Embeddings,
     embed_corpus,
-    embed_texts,
     unit_vectors,
 )
 from trsllava_utils.embedding.clip import embed_clip_images, embed_clip_texts
-from trsllava_utils.embedding.encoders import disable_progress_bars
 from trsllava_utils.retrieval.methods import Method
 
 
@@ -58,12 +56,11 @@ class Sources:
         dataset: the split.
         captioner: who described its images, one or several (``captioning/captions.py``); empty:
             see ``choose_captioner``, chosen once, so that other splits have the same.
-        texts: which texts of a caption are compared, see ``records.py``; a method may say more.
+        encoder: name of the text encoder.
+        texts: which texts of a caption are compared, see ``records.py``; a method may name others.
         query_captioner: whose texts of an image ask in image-to-text: the short description (prompt
             "query") of a model, or captions by name; empty: those of ``captioner``.
-        encoder: name of the text encoder.
         clip: name of a CLIP (see ``clip.py``); empty: none.
-        reranker: a sentence-transformers CrossEncoder, by hub id or folder; empty: none.
         bands: of the images, for CLIP.
         variants: use only so many captions per image and captioner; 0: all.
         scheduler: where texts are encoded and queries ranked, see ``cluster.py``.
@@ -72,11 +69,10 @@ class Sources:
 
     dataset: Dataset
     captioner: str = ""
+    encoder: str = MINILM
     texts: str = "joined"
     query_captioner: str = ""
-    encoder: str = MINILM
     clip: str = ""
-    reranker: str = ""
     bands: str = ""
     variants: int = 0
     scheduler: str = ""
@@ -222,13 +218,6 @@ class Sources:
             raise MissingError("needs a CLIP; pass -p clip openai/clip-vit-base-patch32")
         return self.clip
 
-    def embed_query(self, query: str) -> np.ndarray:
-        """A free query as a unit row ``(1, dim) float32``, kept on disk for the next run."""
-        derived, precision = self.dataset.derived, self.precision
-        made = embed_texts([query], self.encoder, derived, "query", precision=precision)
-        self._results["encode", query] = made.vectors
-        return made.vectors
-
     @_once
     def encode(self, query: str) -> np.ndarray:
         """A free query as a unit row ``(1, dim) float32``, in memory only."""
@@ -243,33 +232,6 @@ class Sources:
     def _clip_encoder(self) -> ClipEncoder:
         return ClipEncoder(self._clip_name())
 
-    def relevance(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        """The cross-encoder's score of each (query text, item text): ``(n,) float32``."""
-        return self._cross_encoder().predict(pairs, batch_size=64, show_progress_bar=False)
-
-    def reranker_name(self) -> str:
-        """Name of the cross-encoder.
-
-        Raises:
-            MissingError: none was given.
-        """
-        if not self.reranker:
-            raise MissingError(
-                "needs a cross-encoder; pass -p reranker cross-encoder/ms-marco-MiniLM-L6-v2"
-            )
-        return self.reranker
-
-    @_once
-    def _cross_encoder(self):
-        name = self.reranker_name()
-        from sentence_transformers import CrossEncoder
-
-        disable_progress_bars()
-        try:
-            return CrossEncoder(name)
-        except (OSError, ValueError) as error:
-            raise not_here(f"cross-encoder {name!r}", error, "pass a hub id or a folder") from error
-
     def identity(self, method: Method) -> str:
         """Fingerprint of all that a method draws on, for manifests; embeds what is missing."""
         inputs = [self.embed_reference(), self.embed_captions(method.texts)]
@@ -279,5 +241,4 @@ class Sources:
         if method.needs_clip:
             inputs += [self.embed_clip_images(), self.embed_clip_reference()]
             inputs += [self.embed_clip_bank()] if method.needs_bank else []
-        reranker = self.reranker_name() if method.needs_reranker else ""
-        return fingerprint([e.identity for e in inputs], reranker, self.variants)
+        return fingerprint([e.identity for e in inputs], self.variants)

@@ -62,7 +62,7 @@ class Index:
         self.labels = images["label"].reindex(self.image_ids).to_numpy()
         both = sides(self._method, sources, self.image_ids)
         self._described, self._mean = both.images.side, both.captions.side.mean
-        self._by_text = Scorer(self._method, self._described, both.bank, sources.relevance)
+        self._by_text = Scorer(self._method, self._described, both.bank)
         self._forms = text_forms(self._method.texts or sources.texts)
         self._starts = np.searchsorted(self._described.groups, np.arange(len(self.image_ids) + 1))
 
@@ -104,7 +104,7 @@ class Index:
     @cached_property
     def _by_image(self) -> Scorer:
         # a bank of reference captions cannot stand in for queries that are images
-        return Scorer(self._method, self._described, None, self.sources.relevance)
+        return Scorer(self._method, self._described)
 
     @cached_property
     def _captioned(self) -> dict[str, set[str]]:
@@ -188,7 +188,7 @@ def search(
         k: number of images.
         method: the scoring rule.
         captioner, encoder, options: see :class:`trsllava_utils.retrieval.Sources`; options are
-            ``texts, clip, reranker, bands, precision``.
+            ``texts, clip, bands, precision``.
 
     Returns:
         The first ``k`` images. Jupyter shows them as pictures; ``.table`` holds them.
@@ -198,6 +198,6 @@ def search(
             missing, the message is the command that makes them.
     """
     for name in options:
-        check_choice("parameter", name, ("texts", "clip", "reranker", "bands", "precision"))
+        check_choice("parameter", name, ("texts", "clip", "bands", "precision"))
     loaded = load_dataset(dataset, data_dir, split)
     return Index(Sources(loaded, captioner, encoder, **options), method).find(query, k)
