@@ -1,7 +1,8 @@
 """Embedding the captions of a dataset: plain ``SentenceTransformer.encode`` of every caption
-against this project in each precision, which encodes equal captions once; then what 1 % more captions cost, and nothing new at all. Last, for
-each captioner named (notebook 01 has to have described them): mR on the validation images with the
-vectors of each side, and how many queries keep their rank.
+against this project in each precision, which encodes equal captions once; then what 1 % more
+captions cost, and nothing new at all. Last, for each captioner named (notebook 01 has to have
+described them): mR on the validation images with the vectors of each side, and how many queries
+keep their rank.
 
     python benchmarks/embedding_throughput.py [DATASET [DATA_DIR [CAPTIONER …]]]   (default: sample)
 """

@@ -16,7 +16,7 @@ from tests.conftest import captions, draw, questions, write_captions
 from trsllava_utils import cluster
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.captioning import Settings, caption_dataset, captions_file
-from trsllava_utils.cluster import ahead, connect, spread, threads, workers
+from trsllava_utils.cluster import connect, spread, threads, workers
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.embedding.vectors import embed_corpus
 from trsllava_utils.retrieval.gallery import Gallery
@@ -48,21 +48,6 @@ def die(piece: int) -> int:
 
 def refuse(piece: int) -> None:
     raise InputError(f"nothing to be done with piece {piece}")
-
-
-def test_the_next_piece_is_made_while_one_is_used():
-    begun = []
-
-    def square(n: int) -> int:
-        begun.append(n)
-        return n * n if n != 9 else 1 // 0
-
-    results = ahead(square, [1, 2, 3, 4])
-    assert next(results) == 1 and begun[:1] == [1] and 3 not in begun
-    assert list(results) == [4, 9, 16] and begun == [1, 2, 3, 4]
-    assert list(ahead(square, [])) == []
-    with pytest.raises(ZeroDivisionError):
-        list(ahead(square, [2, 9, 3]))
 
 
 def test_spread():

@@ -53,17 +53,6 @@ def in_threads(function: Callable, pieces: Sequence) -> list:
         return list(pool.map(function, pieces))
 
 
-def ahead(function: Callable, pieces: Sequence) -> Iterator:
-    """``function(piece)`` of every piece in turn; the next is computed while one is being used."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(function, piece) for piece in pieces[:1]]
-        for piece in pieces[1:]:
-            result = pending.pop().result()
-            pending = [pool.submit(function, piece)]
-            yield result
-        yield from (last.result() for last in pending)
-
-
 def spread(
     function: Callable, pieces: Sequence, scheduler: str = "", shared: tuple = ()
 ) -> Iterator[tuple[int, Any]]:

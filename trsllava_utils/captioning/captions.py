@@ -199,10 +199,8 @@ def _together(captioner: str, captions_by: Callable[[str], Captions]) -> Caption
 def _identity(captioner: str, settings: Settings, describer: Captioner) -> dict:
     """What captions depend on beside the pictures."""
     names = ("language", "bands", "false_colour", "max_side")
-    answer = {
-        "captioner": prompt_and_model(captioner)[1],
-        "answer": f"{settings.prompt} x {settings.n}",
-    }
+    model, form = prompt_and_model(captioner)[1], f"{settings.prompt} x {settings.n}"
+    answer = {"captioner": model, "answer": form}
     if settings.examples:
         answer["examples"] = fingerprint(settings.examples)
     return answer | {n: getattr(settings, n) for n in names} | describer.identity

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from trsllava_utils.artefacts import InputError, MissingError, fingerprint, keep, slug
-from trsllava_utils.cluster import ahead, spread
+from trsllava_utils.cluster import spread
 from trsllava_utils.embedding import Embeddings
 from trsllava_utils.retrieval.formulas import TIE_TOLERANCE
 from trsllava_utils.retrieval.methods import Method
@@ -98,9 +98,8 @@ def sides(method: Method, sources: Sources, images: list[str]) -> Sides:
     if "reference" in method.steps:  # captions ask in both directions
         return Sides(described(sources.embed_reference()), captions, captions, bank)
     items = described(sources.embed_captions(method.texts))
-    asking = items
-    if sources.query_captioner:
-        asking = described(sources.embed_image_queries(method.texts))
+    asks = sources.query_captioner
+    asking = described(sources.embed_image_queries(method.texts)) if asks else items
     return Sides(items, captions, asking, bank)
 
 
@@ -251,9 +250,8 @@ class RankingTask:
 
 
 def _rank_blocks(pieces: list[slice], task: RankingTask) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """``ranks`` and ``top`` of each block; the next one is scored while one is ranked."""
-    scored = zip(pieces, ahead(task.score, pieces), strict=True)
-    return [task.tables(block, scores) for block, scores in scored]
+    """``ranks`` and ``top`` of each block."""
+    return [task.tables(block, task.score(block)) for block in pieces]
 
 
 def check_top_k(top_k: int) -> None:

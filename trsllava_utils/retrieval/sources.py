@@ -235,7 +235,7 @@ class Sources:
     def identity(self, method: Method) -> str:
         """Fingerprint of all that a method draws on, for manifests; embeds what is missing."""
         inputs = [self.embed_reference(), self.embed_captions(method.texts)]
-        inputs += [self.embed_image_queries(method.texts)] if self.query_captioner else []
+        inputs.append(self.embed_image_queries(method.texts))
         if method.needs_bank:
             inputs.append(self.embed_bank())
         if method.needs_clip:
