@@ -63,8 +63,7 @@ def report(
         command = _command(chain, {"data_dir": data_dir, **given})
         raise MissingError(f"no results to report for this setting; make them first: {command}")
     parameters = result["parameters"]
-    others = {name: parameters[name] for name in ("clip", "bands")}
-    sources = replace(sources, **others)
+    sources = replace(sources, clip=parameters["clip"], bands=parameters["bands"])
     ranking = rank_dataset(parameters["method"], sources)
     successes, failures = breakdown.extremes(ranking.ranks, ranking.top, EXAMPLES)
     page = render(
@@ -80,7 +79,7 @@ def report(
         figures=_figures(ds, result["figures"]),
         successes=_examples(successes, ranking, sources),
         failures=_examples(failures, ranking, sources),
-        command=_command(chain, {**given, **parameters}),
+        command=_command(chain, given | {n: v for n, v in parameters.items() if n not in SETTING}),
     )
     target = Path(path) if str(path) else results.with_suffix(".html")
     return write_text(target, page)

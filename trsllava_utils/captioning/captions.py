@@ -175,14 +175,12 @@ def _together(captioner: str, captions_by: Callable[[str], Captions]) -> Caption
     parts = tuple(captions_by(name) for name in names_in(captioner))
     if len(parts) == 1:
         return parts[0]
-    everyone = set.union(*(set(part.records) for part in parts))
-    common = set.intersection(*(set(part.records) for part in parts))
+    described = [set(part.records) for part in parts]
+    common = set.intersection(*described)
     problems = [problem for part in parts for problem in part.problems]
-    if missing := len(everyone - common):
-        problems.append(
-            f"{missing:,} images that not all of {captioner} describe; the gallery is restricted "
-            "to the others"
-        )
+    if missing := len(set.union(*described) - common):
+        left_out = f"{missing:,} images that not all of {captioner} describe"
+        problems.append(f"{left_out}; the gallery is restricted to the others")
     records = {}
     for image_id in parts[0].records:
         if image_id in common:

@@ -40,6 +40,12 @@ def with_prompt(captioner: str, prompt: str) -> str:
     return model if kind == "rsrt" or exists(model) else f"{kind}:{model}"
 
 
+def in_style(captioner: str) -> bool:
+    """Whether a captioner, or one of several, read example captions (prompt "style"); the names of
+    such captions are marked with ° beside results."""
+    return any("style" in (name, prompt_and_model(name)[0]) for name in names_in(captioner))
+
+
 def exists(captioner: str) -> bool:
     """Whether its captions exist, in a file that is only read."""
     return captioner in PROMPTS or captioner.startswith("file:")

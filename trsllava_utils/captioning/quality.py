@@ -200,7 +200,7 @@ def agreement(rows: pd.DataFrame, vectors: np.ndarray) -> pd.DataFrame:
     others = sums[image] - vectors
     length = np.linalg.norm(others, axis=1)
     cosine = (vectors * others).sum(axis=1) / np.where(length > 1e-6, length, np.nan)
-    named = [bool(_scenes(text)) for text in rows["text"]]
+    named = rows["text"].str.contains(rf"\b(?:{'|'.join(SCENE_WORDS.split())})s?\b", case=False)
     table = rows.assign(variant=rows["variant"] + 1, cosine=cosine, named=named)
     each = table.groupby(["source", "variant"])
     return pd.DataFrame(
@@ -210,9 +210,3 @@ def agreement(rows: pd.DataFrame, vectors: np.ndarray) -> pd.DataFrame:
             "names a scene (%)": (100 * each["named"].mean()).round(1),
         }
     )
-
-
-def _scenes(text: str) -> set[str]:
-    """The scene words in a text, in singular or plural."""
-    said = set(words(text))
-    return {word for word in SCENE_WORDS.split() if word in said or f"{word}s" in said}

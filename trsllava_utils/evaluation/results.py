@@ -93,11 +93,12 @@ def export(table: pd.DataFrame, path: Path) -> list[Path]:
     with atomic_path(paths[0]) as tmp:
         flat.to_csv(tmp)
     with atomic_path(paths[1]) as tmp:
-        # † and ‡ as commands: pdfLaTeX knows them everywhere
+        # marks as commands: pdfLaTeX knows them everywhere
         latex = table.style.format(precision=1, na_rep="–", escape="latex")
         latex = latex.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
         text = latex.to_latex(hrules=True, multirow_align="t")
-        text = text.replace("†", r"\dag{}").replace("‡", r"\ddag{}")
+        for mark, command in {"†": r"\dag{}", "‡": r"\ddag{}", "°": r"\textdegree{}"}.items():
+            text = text.replace(mark, command)
         tmp.write_text(text, encoding="utf-8")
     return paths
 

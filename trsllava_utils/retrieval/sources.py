@@ -17,6 +17,7 @@ import pandas as pd
 
 from trsllava_utils.artefacts import InputError, MissingError, fingerprint, slug
 from trsllava_utils.captioning import Captions, choose_captioner, load_captions
+from trsllava_utils.captioning.names import in_style
 from trsllava_utils.captioning.records import text_forms
 from trsllava_utils.datasets import Dataset, locate, other_split
 from trsllava_utils.embedding import (
@@ -108,10 +109,11 @@ class Sources:
 
     @property
     def described_by(self) -> str:
-        """Whose texts they are, for titles: "rsrt", "rsrt+style (plain), asked by query"."""
+        """Whose texts they are, for titles: "rsrt", "rsrt+style° (plain), asked by query"."""
+        mark = "°" if in_style(self.captioner) else ""
         texts = f" ({self.texts})" if self.texts != "joined" else ""
         asking = f", asked by {self.query_captions.captioner}" if self.query_captioner else ""
-        return f"{self.captions.captioner}{texts}{asking}"
+        return f"{self.captions.captioner}{mark}{texts}{asking}"
 
     @property
     def setting(self) -> str:
