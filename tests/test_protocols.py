@@ -26,6 +26,7 @@ def test_a_protocol_fills_what_is_empty_and_names_what_departs():
     chosen, note = protocols.choose("paper", {**given, "encoder": MINILM, "method": "mean"})
     assert chosen["encoder"] == MINILM and chosen["method"] == "mean"
     assert note.endswith(f"departs from it: encoder {MINILM}, method mean")
+    assert "temperature 0" in protocols.choose("paper", {"temperature": 0})[1].split("departs")[1]
     assert Settings().temperature == protocols.PROTOCOLS["paper"]["temperature"]
     with pytest.raises(InputError, match=r"unknown protocol 'papr'.*Did you mean 'paper'"):
         protocols.choose("papr", given)

@@ -30,7 +30,7 @@ from trsllava_utils.artefacts import (
     check_choice,
     shown,
 )
-from trsllava_utils.captioning import load_captions, merge
+from trsllava_utils.captioning import choose_captioner, load_captions, merge
 from trsllava_utils.datasets import get, load_dataset
 from trsllava_utils.embedding import MINILM
 
@@ -158,6 +158,9 @@ def run_chain(
         loaded = load_dataset(dataset, str(parameters.get("data_dir", "")), "all")
         own = Path(dataset).is_dir() and dataset != loaded.name
         values = {**parameters, "dataset": str(Path(dataset).resolve()) if own else dataset}
+        if "prompt" in parameters:  # 01 alone has it; the others know captions by their full name
+            asked = str(parameters.get("captioner", "")), str(parameters["prompt"])
+            values["captioner"] = choose_captioner(loaded, *asked)
         for path in notebooks:
             output = loaded.derived / "notebooks" / path.name
             given = {name: value for name, value in values.items() if name in known[path]}

@@ -16,6 +16,8 @@ PROTOCOLS = {
         "captioner": "openai:gpt-4.1",
         "query_captioner": "description:transformers:llava-hf/llava-v1.6-mistral-7b-hf",
         "encoder": "openai:text-embedding-3-small",
+        "prompt": "rsrt",
+        "variants": 5,
         "temperature": 0.3,
         "texts": "joined",
         "method": "max",
@@ -31,7 +33,7 @@ def choose(protocol: str, given: dict[str, object]) -> tuple[dict[str, object], 
         InputError: no such protocol.
     """
     usual = PROTOCOLS[check_choice("protocol", protocol, PROTOCOLS)]
-    chosen = {name: value or usual.get(name, value) for name, value in given.items()}
+    chosen = {n: usual.get(n, value) if value == "" else value for n, value in given.items()}
     parts = [f"{name} {value}" for name, value in usual.items() if name in given]
     other = [f"{n} {chosen[n]}" for n, v in usual.items() if n in given and chosen[n] != v]
     departs = f". This run departs from it: {', '.join(other)}" if other else ""

@@ -102,7 +102,7 @@ def _table(table: pd.DataFrame) -> Markup:
 def _published(ds: Dataset, result: dict) -> Markup | None:
     if ds.split != "test":
         return None
-    table = published(ds.name, result["methods"])
+    table = published(ds.name, result["methods"], result["captioner"])
     return Markup(table.to_html(border=0, na_rep="–", index=False)) if len(table) else None
 
 

@@ -168,6 +168,9 @@ def test_the_query_prompt_has_a_file_of_its_own(serve, tmp_path):
     )
     assert load_captions(ds, "query:openai:vlm").records == query.records
     assert "Somebody wants to find" in query.files[0].manifest()["prompt"]
+    long = caption_dataset(ds, "description:openai:vlm")
+    assert long.captioner == "openai-vlm.description" and len(long.records) == 3
+    assert "One paragraph" in long.files[0].manifest()["prompt"]
 
 
 def test_other_settings_never_share_a_file(serve, tmp_path):

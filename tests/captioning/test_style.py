@@ -16,7 +16,9 @@ from trsllava_utils.captioning import (
     captioner_id,
     choose_captioner,
     load_captions,
+    merge,
 )
+from trsllava_utils.captioning.names import in_style
 from trsllava_utils.captioning.prompts import EXAMPLES, make_prompt, parse_reply, with_examples
 from trsllava_utils.captioning.quality import ReplyError, check
 from trsllava_utils.captioning.records import Variant
@@ -44,18 +46,23 @@ def test_examples_are_a_seeded_sample_of_training_captions(ten):
     assert all(f"\n- {text}\n" in prompts[0].text for text in drawn)
     assert prompts[0].rules == prompts[1].rules and "Write 5 captions" in prompts[0].rules
     assert with_examples(Settings(), ten) == Settings()
+    for split in ("train", "all"):  # the examples would be among the queries
+        with pytest.raises(MissingError, match="no training captions apart from its queries"):
+            with_examples(STYLE, load_dataset("sample", split=split))
 
 
 def test_examples_of_ones_own(tmp_path):
     folder, phrases = scenes(tmp_path, 1), tmp_path / "phrases.txt"
     with pytest.raises(MissingError, match="pass -p style_file FILE"):
         with_examples(STYLE, folder)
-    phrases.write_text("- a red barn\n\nboats, {n} of them\n")
+    phrases.write_text("- a red barn\n\n- \n-\nboats, {n} of them\n")
     own = with_examples(replace(STYLE, style_file=str(phrases)), folder)
     assert own.examples == ("a red barn", "boats, {n} of them")
     assert "- boats, {n} of them\n" in make_prompt(own).text
     with pytest.raises(MissingError, match=r"style_file: .* not found"):
         with_examples(replace(STYLE, style_file=str(tmp_path / "none.txt")), folder)
+    phrases.write_text("\n".join(f"barn {n}" for n in range(1000)))
+    assert len(with_examples(replace(STYLE, style_file=str(phrases)), folder).examples) == EXAMPLES
     phrases.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"style_file: .* is not UTF-8 text"):
         with_examples(replace(STYLE, style_file=str(phrases)), folder)
@@ -132,9 +139,31 @@ def test_the_gallery_is_what_all_captioners_describe(ten, tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)))
     captions = load_captions(ten, f"rsrt + file:{path}")
     assert list(captions.records) == [ten.images["image_id"][n] for n in (1, 3)]
-    assert any("8 images that not all of" in problem for problem in captions.problems)
+    assert any(
+        "8 images are left out, which not all of" in problem for problem in captions.problems
+    )
     with pytest.raises(MissingError, match="no captions 'style' come with"):
         load_captions(scenes(tmp_path, 1), f"style + file:{path}")
+    others = tmp_path / "others.jsonl"
+    others.write_text(json.dumps({"image": ten.images["filename"][5], "caption": "a scene"}))
+    with pytest.raises(InputError, match="no image is described by all of"):
+        load_captions(ten, f"file:{path} + file:{others}")
+
+
+def test_captions_of_a_model_with_a_similar_name_are_not_taken(serve, ten):
+    serve()
+    caption_dataset(ten, "openai:org/m", Settings(variants=1))
+    with pytest.raises(MissingError, match="holds captions by 'openai:org/m', not by"):
+        load_captions(ten, "openai:org-m")
+
+
+def test_shards_of_several_captioners_are_merged(serve, ten):
+    serve()
+    both, settings = "openai:vlm + style:openai:vlm", Settings(variants=1)
+    for shard in ("1/2", "2/2"):
+        caption_dataset(ten, both, settings, shard)
+    assert merge(ten, both).count("10 images captioned") == 2
+    assert len(load_captions(ten, both).records) == 10
 
 
 def test_names_of_captioners(ten, tmp_path):
@@ -145,16 +174,19 @@ def test_names_of_captioners(ten, tmp_path):
     assert choose_captioner(ten, "openai:x+rsrt", "style") == "style:openai:x + rsrt"
     assert choose_captioner(ten, "query:openai:x", "style") == "query:openai:x"
     assert choose_captioner(ten, "style:file:x.jsonl") == "file:x.jsonl"
-    assert choose_captioner(ten, "rsrt:openai:x") == "openai:x"
+    assert choose_captioner(ten, "rsrt:openai:x", "query") == "openai:x"
     assert captioner_id("style:openai:a/b") == "openai-a-b.style"
     assert captioner_id("rsrt+style") == captioner_id("rsrt  + style") == "rsrt+style"
     for name, says in {
         "rsrt + rsrt": "names a captioner twice",
         "rsrt + pixel": "Did you mean 'pixels'",
         "stile": "Did you mean 'style'",
+        "openai:m + trasformers:x": "unknown captioner",
         "style:openai:": "name the model",
     }.items():
         with pytest.raises(InputError, match=says):
             captioner_id(name)
+    marked = {"style": True, "rsrt+style": True, "style:openai:x": True, "file:style.jsonl": False}
+    assert {name: in_style(name) for name in marked} == marked
     with pytest.raises(InputError, match="pixels has words of its own"):
         caption_dataset(folder, "pixels", replace(STYLE, style_file=str(Path(__file__))))

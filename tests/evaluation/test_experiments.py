@@ -170,6 +170,8 @@ def test_another_captioner_asks_in_image_to_text(sources, tmp_path):
     assert asked.identity(Method("max")) != sources.identity(Method("max"))
     assert "asked by" in asked.described_by and asked.query_captioner == other
     assert replace(sources, query_captioner="openai:x").query_captioner == "query:openai:x"
+    marked = replace(sources, captioner="rsrt + style", texts="plain")
+    assert marked.described_by == "rsrt+style° (one_sentence+feature+caption)"
 
 
 def test_texts_are_those_of_the_method_or_else_of_the_sources(sources):

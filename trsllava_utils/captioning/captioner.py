@@ -31,9 +31,8 @@ class Settings:
             image-to-text query).
         prompt_file: a text file that replaces the prompt; ``{n}``, ``{language}`` and
             ``{examples}`` are filled in.
-        style_from: "train": the examples of "style" are drawn from the training captions.
-        style_file: a text file with the examples instead, one per line.
-        examples: those examples, see :func:`trsllava_utils.captioning.prompts.with_examples`.
+        style_from: "train": examples of "style" are training captions; style_file: a text file
+            with examples instead, one per line; examples: those, see ``prompts.with_examples``.
         variants: captions per image, 1 to 5.
         language: two-letter code of the language asked for; the quality gate checks it.
         seed: of the sampling; every image and every retry has its own, derived from it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -42,8 +43,7 @@ class Captions:
 
     Attributes:
         captioner: the captioner's id.
-        records: RSRT record by image id, only images of the dataset, in its order; of several
-            captioners, all variants of an image that they all describe.
+        records: RSRT record by image id, in the dataset's order, with the variants of all captioners.
         files: where they are kept, one for each captioner.
         problems: images and lines that gave nothing, one sentence each.
         report: the run in numbers (None if loaded from an earlier run).
@@ -178,9 +178,10 @@ def _together(captioner: str, captions_by: Callable[[str], Captions]) -> Caption
     described = [set(part.records) for part in parts]
     common = set.intersection(*described)
     problems = [problem for part in parts for problem in part.problems]
+    if not common:
+        raise InputError(f"no image is described by all of {captioner}")
     if missing := len(set.union(*described) - common):
-        left_out = f"{missing:,} images that not all of {captioner} describe"
-        problems.append(f"{left_out}; the gallery is restricted to the others")
+        problems.append(f"{missing:,} images are left out, which not all of {captioner} describe")
     records = {}
     for image_id in parts[0].records:
         if image_id in common:
@@ -273,6 +274,10 @@ def _load_one(dataset: Dataset, captioner: str) -> Captions:
     if exists(captioner):
         return _import_captions(dataset, captioner)
     file = captions_file(dataset, captioner)
+    model = prompt_and_model(captioner)[1]
+    written = file.manifest().get("identity", {}).get("captioner", model)
+    if written != model and not Path(model.partition(":")[2]).expanduser().is_dir():
+        raise MissingError(f"{shown(file.path)} holds captions by {written!r}, not by {model!r}")
     by_name, problems = file.read()
     records = _by_image(dataset, by_name)
     where = f"{_parameters(dataset)} -p captioner {captioner}"
@@ -342,8 +347,11 @@ def _import_captions(dataset: Dataset, captioner: str, shard: str = "") -> Capti
 
 
 def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
-    """Merge the shards of a captioner; returns a sentence on the outcome."""
-    file = captions_file(dataset, choose_captioner(dataset, captioner, prompt))
+    """Merge the shards of a captioner, or of several; returns a sentence on the outcome."""
+    names = names_in(choose_captioner(dataset, captioner, prompt))
+    if len(names) > 1:
+        return "; ".join(merge(dataset, name) for name in names)
+    file = captions_file(dataset, names[0])
     merged = file.merge_shards()
     records, rejected, _ = file.finished()
     names = dataset.with_pixels["filename"]

@@ -36,13 +36,12 @@ def with_prompt(captioner: str, prompt: str) -> str:
     """The captioner's name with a prompt in front, unless it names one itself or its captions
     exist."""
     named, model = prompt_and_model(captioner)
-    kind = prompt if named == "rsrt" else named
+    kind = named if captioner.startswith(f"{named}:") else prompt
     return model if kind == "rsrt" or exists(model) else f"{kind}:{model}"
 
 
 def in_style(captioner: str) -> bool:
-    """Whether a captioner, or one of several, read example captions (prompt "style"); the names of
-    such captions are marked with ° beside results."""
+    """Whether one of these captioners read example captions; results mark them with °."""
     return any("style" in (name, prompt_and_model(name)[0]) for name in names_in(captioner))
 
 
@@ -71,7 +70,7 @@ def _one_id(captioner: str) -> str:
         return model + suffix
     kind, _, rest = model.partition(":")
     valid = {name.partition(":")[0]: name for name in KINDS if ":" in name}
-    if kind not in valid:
+    if kind not in valid or (kind != "file" and " + " in rest):
         check_choice("captioner", captioner, (*KINDS, *PROMPTS[1:]))
     if not rest or model in KINDS:
         raise InputError(f"captioner {captioner!r}: name the model or the file, as {valid[kind]}")

@@ -128,8 +128,8 @@ def make_prompt(settings: Settings) -> Prompt:
 
 
 def with_examples(settings: Settings, dataset: Dataset) -> Settings:
-    """The settings with the examples that the prompt "style" shows: the lines of ``style_file``, or
-    a sample of the distinct training captions, drawn with ``seed``. Other prompts have none.
+    """The settings with the examples that the prompt "style" shows: the lines of ``style_file`` or
+    the distinct training captions; of many, a sample drawn with ``seed``. Other prompts have none.
 
     Raises:
         MissingError: ``style_file`` is not there, or there are no training captions.
@@ -137,22 +137,22 @@ def with_examples(settings: Settings, dataset: Dataset) -> Settings:
     """
     if settings.prompt != "style":
         return settings
+    texts = []
     if settings.style_file:
         lines = _read_text("style_file", settings.style_file).splitlines()
-        texts = (line.strip().removeprefix("- ") for line in lines)
-        return replace(settings, examples=tuple(text for text in texts if text))
-    try:
+        texts = [text for line in lines if (text := line.strip().removeprefix("-").strip())]
+    elif dataset.split not in ("train", "all"):
         texts = sorted(set(other_split(dataset, "train").captions["text"]))
-    except InputError:
-        texts = []
     if not texts:
         raise MissingError(
-            f"prompt='style' takes its examples from training captions, and {dataset.title} has "
-            "none; put captions or queries as your users write them into a text file, one per "
-            "line, and pass -p style_file FILE"
+            f"prompt='style' needs examples, and {dataset.title} ({dataset.split}) has no training "
+            "captions apart from its queries; put captions or queries as your users write them "
+            "into a text file, one per line, and pass -p style_file FILE"
         )
-    order = np.random.default_rng(settings.seed).permutation(len(texts))[:EXAMPLES]
-    return replace(settings, examples=tuple(texts[i] for i in order))
+    if len(texts) > EXAMPLES:
+        order = np.random.default_rng(settings.seed).permutation(len(texts))
+        texts = [texts[i] for i in order[:EXAMPLES]]
+    return replace(settings, examples=tuple(texts))
 
 
 def _read_text(parameter: str, file: str) -> str:
@@ -171,9 +171,8 @@ def _read_text(parameter: str, file: str) -> str:
 def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
     """A model's words -> the variants asked for.
 
-    Prose or code fences around the JSON are tolerated, as is a bare list of variants (of plain
-    captions, where the prompt is "style"); a model that gives more variants than asked for is cut
-    to the first ones.
+    Prose or code fences around the JSON are tolerated, as is a bare list of variants; a model that
+    gives more variants than asked for is cut to the first ones.
 
     Raises:
         ReplyError: empty, no whole JSON, another shape, or too few variants.

@@ -190,9 +190,8 @@ def agreement(rows: pd.DataFrame, vectors: np.ndarray) -> pd.DataFrame:
         rows: a text corpus, a row per variant; vectors: ``(n, dim) float32`` unit rows.
 
     Returns:
-        By captioner (``source``) and variant, from 1: ``texts``, ``cosine to the others`` (mean
-        cosine to the mean direction of the other variants of the image; NaN for images with one)
-        and ``names a scene (%)`` (texts with one of :data:`SCENE_WORDS`).
+        By captioner (``source``) and variant, from 1: ``texts``, ``cosine to the others`` (to the
+        mean of the image's other variants) and ``names a scene (%)`` (:data:`SCENE_WORDS`).
     """
     image = rows.groupby(["image_id", "source"], sort=False).ngroup().to_numpy()
     sums = np.zeros((image.max() + 1, vectors.shape[1]), np.float32)

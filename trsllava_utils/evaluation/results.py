@@ -97,13 +97,14 @@ def export(table: pd.DataFrame, path: Path) -> list[Path]:
         latex = table.style.format(precision=1, na_rep="–", escape="latex")
         latex = latex.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
         text = latex.to_latex(hrules=True, multirow_align="t")
-        for mark, command in {"†": r"\dag{}", "‡": r"\ddag{}", "°": r"\textdegree{}"}.items():
-            text = text.replace(mark, command)
+        text = text.replace("†", r"\dag{}").replace("‡", r"\ddag{}").replace("°", r"\textdegree{}")
         tmp.write_text(text, encoding="utf-8")
     return paths
 
 
-def published(dataset: str, measured: dict[str, dict] | None = None) -> pd.DataFrame:
+def published(
+    dataset: str, measured: dict[str, dict] | None = None, captioner: str = ""
+) -> pd.DataFrame:
     """Published results on the test split of a dataset as their sources print them, best first,
     with results measured here among them: ``method, year, kind, …, mR, source`` (percent).
 
@@ -111,7 +112,7 @@ def published(dataset: str, measured: dict[str, dict] | None = None) -> pd.DataF
     "training-free" or "measured here". The rows stand in ``data/published_results.csv``.
 
     Args:
-        measured: method -> metrics, of the test split.
+        measured: method -> metrics, of the test split; captioner: whose captions they are of.
     """
     table = pd.read_csv(PROJECT_ROOT / "data" / "published_results.csv", dtype={"year": "Int64"})
     table = table[table["dataset"] == dataset].drop(columns="dataset")
@@ -120,6 +121,7 @@ def published(dataset: str, measured: dict[str, dict] | None = None) -> pd.DataF
     own = []
     for name, result in (measured or {}).items():
         recalls = {f"{d}_R@{k}": result[d][f"R@{k}"] for d in TITLES for k in KS}
+        name = f"{captioner}, {name}".removeprefix(", ")
         own.append({"method": name, "kind": "measured here", **recalls, "mR": result["mR"]})
     table = pd.DataFrame([*table.to_dict("records"), *own], columns=table.columns)
     return table.sort_values("mR", ascending=False, ignore_index=True).round(2)

@@ -68,14 +68,12 @@ def histograms(samples: dict[str, np.ndarray], label: str, title: str) -> Figure
 
 
 def max_and_centroid(table: pd.DataFrame, own: str, title: str) -> Figure:
-    """One query against the texts of some images: each text a dot, with the maximum and the
-    centroid of each image.
+    """One query against the texts of some images, from top to bottom: each text a dot, with the
+    maximum and the centroid of each image.
 
     Args:
-        table: a row per text, ``image_id, cosine, centroid`` (the cosine of its image's centroid);
-            images from top to bottom.
+        table: a row per text, ``image_id, cosine, centroid`` (the cosine of its image's centroid).
         own: the image that the query was written for.
-        title: of the figure.
     """
     images = table["image_id"].unique()[::-1]
     place = table["image_id"].map({image: y for y, image in enumerate(images)})

@@ -40,9 +40,8 @@ def mean_vectors(vectors: np.ndarray, groups: np.ndarray, unit: bool) -> np.ndar
     of the cosines; ``centroid``: the same as a unit vector, :math:`\mathbf m_i / \lVert \mathbf m_i
     \rVert`.
 
-    Errors of single texts cancel out in the mean, what they agree on stays. It is the prototype of
-    Rocchio's classifier (1971) and of prototypical networks (Snell et al., NeurIPS 2017); CLIP
-    takes it over its prompts (Radford et al., ICML 2021, section 3.1.4).
+    The prototype of Rocchio (1971) and of Snell et al. (NeurIPS 2017); CLIP takes it over its
+    prompts (Radford et al., ICML 2021, section 3.1.4).
 
     Args:
         vectors: ``(n, dim) float32`` unit rows; groups: ``(n,)`` int from 0, ascending.

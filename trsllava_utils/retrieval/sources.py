@@ -98,14 +98,9 @@ class Sources:
 
     @cached_property
     def query_captions(self) -> Captions:
-        """The texts of images that ask in image-to-text.
-
-        Raises:
-            MissingError: there are none yet.
-        """
-        if not self.query_captioner:
-            return self.captions
-        return load_captions(self.dataset, self.query_captioner)
+        """The texts of images that ask in image-to-text; errors as for ``captions``."""
+        asking = self.query_captioner
+        return load_captions(self.dataset, asking) if asking else self.captions
 
     @property
     def described_by(self) -> str:
@@ -117,8 +112,7 @@ class Sources:
 
     @property
     def setting(self) -> str:
-        """Name of what is made from these sources, for files: split, texts, encoder and what else
-        is not as usual."""
+        """File name of what is made from these sources: split, texts, encoder, what is unusual."""
         parts = [self.dataset.split, _file_name(self.described_by), slug(self.encoder)]
         parts += [self.precision] if self.precision != "float32" else []
         parts += [f"first{self.variants}"] if self.variants else []

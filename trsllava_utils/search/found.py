@@ -179,6 +179,7 @@ def _excerpt(variant: Variant, text: str, query: str) -> str:
     """What fits under a picture: of a joined text, the field with most words of the query."""
     fields = list(variant.fields.values())
     if text not in fields:  # the fields joined
+        fields = [field for field in fields if field in text] or fields
         text = max(fields, key=lambda field: sum(hit for _, hit in marked(field, query)))
     return text if len(text) <= EXCERPT else text[:EXCERPT].rsplit(" ", 1)[0] + " …"
 
