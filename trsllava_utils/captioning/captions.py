@@ -43,7 +43,7 @@ class Captions:
 
     Attributes:
         captioner: the captioner's id.
-        records: RSRT record by image id, in the dataset's order, with the variants of all captioners.
+        records: RSRT record by image id, in the dataset's order, with all captioners' variants.
         files: where they are kept, one for each captioner.
         problems: images and lines that gave nothing, one sentence each.
         report: the run in numbers (None if loaded from an earlier run).
