@@ -208,8 +208,7 @@ def _print_results(name: str, data_dir: str) -> None:
     )
     print(f"\nScoring rules, images described by {result['captioner']}:")
     print(recall_table({**result["methods"], "chance": result["chance"]}).to_string(na_rep="–"))
-    about = f"rule {result['baseline']}, {result['n_common']:,} images that all describe"
-    print(f"\nWho describes the images, {about}:")
+    print(f"\nWho describes the images, {result['n_common']:,} that all describe:")
     print(recall_table(result["captioners"]).to_string(na_rep="–"))
 
 
