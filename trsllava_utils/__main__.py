@@ -158,9 +158,10 @@ def run_chain(
         loaded = load_dataset(dataset, str(parameters.get("data_dir", "")), "all")
         own = Path(dataset).is_dir() and dataset != loaded.name
         values = {**parameters, "dataset": str(Path(dataset).resolve()) if own else dataset}
-        if "prompt" in parameters:  # 01 alone has it; the others know captions by their full name
-            asked = str(parameters.get("captioner", "")), str(parameters["prompt"])
-            values["captioner"] = choose_captioner(loaded, *asked)
+        prompt = str(parameters.get("prompt", "rsrt"))
+        if prompt != "rsrt":  # 01 alone has it; the others know captions by their full name
+            captioner = str(parameters.get("captioner", ""))
+            values["captioner"] = choose_captioner(loaded, captioner, prompt)
         for path in notebooks:
             output = loaded.derived / "notebooks" / path.name
             given = {name: value for name, value in values.items() if name in known[path]}

@@ -56,9 +56,7 @@ def report(
     results = results_path(ds.derived, sources.setting)
     result = read_json(results)
     chain = ["python -m trsllava_utils run", shlex.quote(dataset)]
-    usual = Sources(ds, sources.captioner)  # what is as usual need not be said
-    setting = {n: getattr(sources, n) for n in SETTING if getattr(sources, n) != getattr(usual, n)}
-    given = {"split": ds.split, "captioner": sources.captioner, **setting}
+    given = {"split": ds.split, **{name: getattr(sources, name) for name in SETTING}}
     if not isinstance(result, dict) or not {"figures", "n_common"} <= result.keys():
         command = _command(chain, {"data_dir": data_dir, **given})
         raise MissingError(f"no results to report for this setting; make them first: {command}")

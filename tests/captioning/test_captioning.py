@@ -78,26 +78,21 @@ def test_pixels_writes_what_its_version_says():
 def test_run_resumes_and_equals_one_run(data_dir):
     ds = load_dataset("rsitmd", str(data_dir))
     whole = captioning.caption_dataset(ds, "pixels", TWO)
-    lines = whole.files[0].path.read_bytes()
+    (file,) = whole.files
+    lines = file.path.read_bytes()
     assert (
         whole.report.captioned == 4
         and captioning.caption_dataset(ds, "pixels", TWO).report.captioned == 0
     )
     cut = lines.splitlines(keepends=True)
-    whole.files[0].path.write_bytes(b"".join(cut[:2]) + cut[2][:40])  # killed in the third image
+    file.path.write_bytes(b"".join(cut[:2]) + cut[2][:40])  # killed in the third image
     again = captioning.caption_dataset(ds, "pixels", TWO)
     assert again.report.captioned == 2 and again.records == whole.records
     assert captioning.load_captions(ds, "pixels").records == whole.records
-    assert sorted(whole.files[0].path.read_bytes().splitlines()) == sorted(lines.splitlines())
-    whole.files[0].path.write_bytes(
-        lines[:-1]
-    )  # only the last line break is missing: nothing is lost
-    whole.files[0].append(
-        [Record(image="x.png", model="people", variants=[Variant(caption="added")])]
-    )
-    assert len(read_records(whole.files[0].path)[0]) == 5 and whole.files[
-        0
-    ].path.read_bytes().startswith(lines)
+    assert sorted(file.path.read_bytes().splitlines()) == sorted(lines.splitlines())
+    file.path.write_bytes(lines[:-1])  # only the last line break is missing: nothing is lost
+    file.append([Record(image="x.png", model="people", variants=[Variant(caption="added")])])
+    assert len(read_records(file.path)[0]) == 5 and file.path.read_bytes().startswith(lines)
 
 
 def test_changed_pixels_and_changed_captioner(data_dir):

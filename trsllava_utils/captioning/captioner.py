@@ -17,6 +17,7 @@ from trsllava_utils.artefacts import InputError, check_choice
 from trsllava_utils.captioning.records import MAX_VARIANTS
 
 PROMPTS = ("rsrt", "style", "query", "description")
+SINGLE = ("query", "description")  # those that ask for one description, and no list
 QUANTIZATIONS = ("", "8bit", "4bit")
 Pictures = dict[str, np.ndarray]  # name of a rendering -> (H, W, 3) uint8
 
@@ -101,7 +102,7 @@ class Settings:
     @property
     def n(self) -> int:
         """Descriptions per image: one where the image itself is to be a query."""
-        return 1 if self.prompt in ("query", "description") else self.variants
+        return 1 if self.prompt in SINGLE else self.variants
 
     def seed_of(self, filename: str, attempt: int) -> int:
         """The seed (31 bits) of one image's ``attempt``, the same on every machine and shard."""

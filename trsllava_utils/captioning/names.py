@@ -16,7 +16,8 @@ from trsllava_utils.artefacts import InputError, check_choice, fingerprint, slug
 from trsllava_utils.captioning.captioner import PROMPTS
 
 KINDS = ("rsrt", "pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
-_STARTS = "|".join((*PROMPTS, "pixels", "transformers", "openai", "file"))
+_MODELS = {kind.partition(":")[0]: kind for kind in KINDS if ":" in kind}
+_STARTS = "|".join((*PROMPTS, "pixels", *_MODELS))
 _PLUS = re.compile(rf"\s*\+\s*(?=(?:{_STARTS})(?:[:+\s]|$))")  # and not a plus in a path
 
 
@@ -69,11 +70,10 @@ def _one_id(captioner: str) -> str:
     if model in (*PROMPTS, "pixels"):
         return model + suffix
     kind, _, rest = model.partition(":")
-    valid = {name.partition(":")[0]: name for name in KINDS if ":" in name}
-    if kind not in valid or (kind != "file" and " + " in rest):
+    if kind not in _MODELS or (kind != "file" and " + " in rest):
         check_choice("captioner", captioner, (*KINDS, *PROMPTS[1:]))
     if not rest or model in KINDS:
-        raise InputError(f"captioner {captioner!r}: name the model or the file, as {valid[kind]}")
+        raise InputError(f"captioner {captioner!r}: name the model or the file, as {_MODELS[kind]}")
     path = Path(rest).expanduser()
     if kind == "file" or path.is_dir():  # two files may share a name
         rest = f"{path.resolve().stem}-{fingerprint(str(path.resolve()))[:6]}"

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from trsllava_utils.artefacts import InputError, MissingError, fingerprint
-from trsllava_utils.captioning.captioner import Settings
+from trsllava_utils.captioning.captioner import SINGLE, Settings
 from trsllava_utils.captioning.records import FIELDS, Variant
 from trsllava_utils.datasets.dataset import Dataset, other_split
 
@@ -88,7 +88,7 @@ class Prompt:
             limits = {"minLength": 1, "maxLength": LIMITS[field]} if lengths else {}
             texts[field] = {"type": "string", **limits}
         variant = _object(texts)
-        if self.kind in ("query", "description"):
+        if self.kind in SINGLE:
             return variant
         limits = {"minItems": self.n, "maxItems": self.n} if lengths else {}
         return _object({"variants": {"type": "array", "items": variant, **limits}})

@@ -1,4 +1,4 @@
-"""Breakdown: where recall is won and lost — by class, by difficulty, by the size of the gallery.
+"""Breakdown: where recall is won and lost — by class, by the size of the gallery.
 
 Ranks go in, tables in percent come out.
 """
