@@ -147,6 +147,23 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             tmp.unlink(missing_ok=True)
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """A text file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        InputError: it is in another encoding; the message names the line.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{shown(path)}, line {line}: byte {content[error.start]:#04x} is not UTF-8; save the "
+            "file as UTF-8"
+        ) from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write a text file (UTF-8), atomically."""
     with atomic_path(path) as tmp:

@@ -61,7 +61,7 @@ def report(
         command = _command(chain, {"data_dir": data_dir, **given})
         raise MissingError(f"no results to report for this setting; make them first: {command}")
     parameters = result["parameters"]
-    sources = replace(sources, clip=parameters["clip"], bands=parameters["bands"])
+    sources = replace(sources, clip=parameters["clip"])
     ranking = rank_dataset(parameters["method"], sources)
     successes, failures = breakdown.extremes(ranking.ranks, ranking.top, EXAMPLES)
     page = render(

@@ -9,5 +9,6 @@ from trsllava_utils.captioning.captions import (
     reference_captions,
     captions_file,
     merge,
+    seen_by,
     Captions,
 )

@@ -7,6 +7,7 @@ every captioner.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -38,10 +39,10 @@ class Settings:
         language: two-letter code of the language asked for; the quality gate checks it.
         seed: of the sampling; every image and every retry has its own, derived from it.
         temperature: of the sampling; 0 takes the likeliest word. Retries use at least 0.5.
-        bands: band numbers shown as red, green, blue.
-        false_colour: band numbers of a second, false-colour picture (see
-            :func:`trsllava_utils.datasets.read_renderings`).
-        max_side: pictures are scaled down until no side is longer, in pixels.
+        max_side: pictures are scaled down until no side is longer, in pixels. How multi-band files
+            are shown is the dataset's ``rendering``.
+        gsd: ground sample distance that the model is told, in metres a pixel; "file": what each
+            file says, where it does; empty: none.
         quantize: "4bit" or "8bit" weights by bitsandbytes, for ``transformers:`` captioners.
         attempts: how often an image is tried before it is set aside. This and the settings below
             shape the run, not the captions.
@@ -62,9 +63,8 @@ class Settings:
     language: str = "en"
     seed: int = 0
     temperature: float = 0.3
-    bands: str = ""
-    false_colour: str = ""
     max_side: int = 1024
+    gsd: str = ""
     quantize: str = ""
     attempts: int = 3
     concurrency: int = 8
@@ -91,6 +91,8 @@ class Settings:
                 raise InputError(
                     f"{name}={getattr(self, name)}: give a number from {low} to {high}"
                 )
+        if self.gsd not in ("", "file") and not re.fullmatch(r"\d*\.?\d+", str(self.gsd)):
+            raise InputError(f"gsd={self.gsd!r}: give metres a pixel, 'file', or nothing")
         if self.timeout <= 0:
             raise InputError(f"timeout={self.timeout}: give a number of seconds above 0")
 
@@ -121,6 +123,7 @@ class Question:
     pictures: Pictures
     seed: int
     temperature: float
+    facts: str = ""  # sentences on this image that go with the prompt
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import pandas as pd
 from trsllava_utils.artefacts import (
     InputError,
     MissingError,
-    file_sha256,
     fingerprint,
     resolve_data_dir,
     shown,
@@ -34,7 +33,8 @@ from trsllava_utils.captioning.prompts import with_examples
 from trsllava_utils.captioning.records import MAX_VARIANTS, Record, Variant, caption_corpus
 from trsllava_utils.captioning.run import Job, Report, run
 from trsllava_utils.cluster import spread, workers
-from trsllava_utils.datasets import Dataset
+from trsllava_utils.datasets import Dataset, Rendering
+from trsllava_utils.datasets.scenes import TILE
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,11 @@ def _caption_by_one(
     describer = open_captioner(captioner, settings)
     file = captions_file(dataset, captioner).shard(shard)
     with file.held():
-        file.claim(_identity(captioner, settings, describer), describer.prompt_text)
+        identity = _identity(captioner, settings, describer, dataset)
+        file.claim(identity, describer.prompt_text)
         jobs, records, aside, problems = _to_do(dataset, file, shard)
         report = Report(already=len(records), aside=aside)
-        report += run(jobs, describer, settings, file)
+        report += run(jobs, describer, settings, file, dataset.rendering)
         written = file.read()[0] if report.captioned else {}
     records |= {job.filename: written[job.filename] for job in jobs if job.filename in written}
     problems = (*problems, *report.problems)
@@ -195,13 +196,16 @@ def _together(captioner: str, captions_by: Callable[[str], Captions]) -> Caption
     return Captions(captioner_id(captioner), records, files, tuple(problems), report, parts)
 
 
-def _identity(captioner: str, settings: Settings, describer: Captioner) -> dict:
-    """What captions depend on beside the pictures."""
-    names = ("language", "bands", "false_colour", "max_side")
+def _identity(captioner: str, settings: Settings, describer: Captioner, dataset: Dataset) -> dict:
+    """What captions depend on beside the pictures' files."""
+    names, how = ("language", "max_side"), dataset.rendering
     model, form = prompt_and_model(captioner)[1], f"{settings.prompt} x {settings.n}"
     answer = {"captioner": model, "answer": form}
     if settings.examples:
         answer["examples"] = fingerprint(settings.examples)
+    answer |= {"bands": how.bands, "false_colour": how.false_colour} | dataset.tiling
+    younger = {"stretch": how.stretch, "gsd": str(settings.gsd)}  # absent from older captions
+    answer |= {name: value for name, value in younger.items() if value}
     return answer | {n: getattr(settings, n) for n in names} | describer.identity
 
 
@@ -218,13 +222,14 @@ def _to_do(
     for row in dataset.with_pixels.itertuples():
         if not in_shard(row.filename, shard):
             continue
-        sha256 = file_sha256(row.path)
+        image = dataset.file_of(row.image_id)
+        sha256 = image.sha256
         if row.filename in finished and finished[row.filename].image_sha256 == sha256:
             records[row.filename] = finished[row.filename]
         elif rejected.get(row.filename, {}).get("image_sha256") == sha256:
             aside += 1
         else:
-            jobs.append(Job(row.image_id, row.filename, row.path, sha256))
+            jobs.append(Job(row.image_id, row.filename, image, sha256))
     stale = {job.filename for job in jobs} & finished.keys()
     if stale:
         file.drop(stale)
@@ -259,6 +264,18 @@ def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Setti
     return caption_dataset(dataset, captioner, settings, shard).report
 
 
+def seen_by(captioner: str, dataset: Dataset) -> Dataset:
+    """The dataset with its multi-band files shown as a captioner saw them; of several captioners,
+    the first that is not of captions made elsewhere."""
+    for name in names_in(captioner):
+        identity = captions_file(dataset, name).manifest().get("identity", {})
+        if identity and not exists(name):
+            names = ("bands", "stretch", "false_colour")
+            how = {field: str(identity.get(field, "")) for field in names}
+            return replace(dataset, rendering=Rendering(**how))
+    return dataset
+
+
 def load_captions(dataset: Dataset, captioner: str = "") -> Captions:
     """The captions that notebook 01 made. Those that come with the data and those of ``file:`` are
     imported again.
@@ -278,6 +295,15 @@ def _load_one(dataset: Dataset, captioner: str) -> Captions:
     written = file.manifest().get("identity", {}).get("captioner", model)
     if written != model and not Path(model.partition(":")[2]).expanduser().is_dir():
         raise MissingError(f"{shown(file.path)} holds captions by {written!r}, not by {model!r}")
+    identity = file.manifest().get("identity", {})
+    tiling = {name: identity[name] for name in ("tile", "overlap") if name in identity}
+    if identity and tiling != dataset.tiling:
+        tiling = tiling or {"tile": TILE, "overlap": 0}
+        given = " ".join(f"-p {name} {value}" for name, value in tiling.items())
+        raise MissingError(
+            f"{captioner!r} described other windows of these scenes; pass {given} as it was then, "
+            "or run notebook 01 again"
+        )
     by_name, problems = file.read()
     records = _by_image(dataset, by_name)
     where = f"{_parameters(dataset)} -p captioner {captioner}"
@@ -323,8 +349,8 @@ def _stale(
     dataset: Dataset, captioner: str, records: dict[str, Record], manifest: dict
 ) -> list[str]:
     """What no longer fits: pictures that changed since, or an earlier version of ``pixels``."""
-    paths = dict(zip(dataset.images["image_id"], dataset.images["path"], strict=True))
-    pixels = {i: file_sha256(paths[i]) for i in records if paths[i]}
+    files = {image_id: dataset.file_of(image_id) for image_id in records}
+    pixels = {image_id: file.sha256 for image_id, file in files.items() if file}
     changed = [i for i, sha256 in pixels.items() if sha256 != records[i].image_sha256]
     reasons = []
     if changed:

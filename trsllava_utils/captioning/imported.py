@@ -5,13 +5,12 @@ that come with a dataset or this project).
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pandas as pd
+from pathlib import Path, PurePosixPath
 
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError, shown
 from trsllava_utils.captioning.records import Record, read_records
 from trsllava_utils.datasets.dataset import Dataset, other_split
+from trsllava_utils.datasets.files import match_names, shorten
 
 WAYS = (
     "write them with notebook 01 (-p captioner transformers:MODEL runs a vision-language model "
@@ -21,8 +20,8 @@ WAYS = (
 
 
 def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record], list[str]]:
-    """Captions of ``file:`` or of those that come with the data, matched by path, then by file
-    name, then by stem.
+    """Captions of ``file:`` or of those that come with the data, matched as
+    :func:`trsllava_utils.datasets.files.match_names` does.
 
     Returns:
         Records by image id, and sentences about unreadable lines and images without a match.
@@ -45,7 +44,12 @@ def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record],
         raise InputError(f"{names} holds no usable caption line. {' '.join(problems[:3])}")
     if not files:
         raise MissingError(f"no captions {captioner!r} come with {here}: {WAYS}")
-    matched = _matched(dataset, records)
+    matched, ambiguous = _matched(dataset, records)
+    if ambiguous:
+        problems.append(
+            f"{names}: {len(ambiguous):,} captions may be of any of several images and are left "
+            f"out: {shorten(ambiguous)}; write the folders into their names"
+        )
     if not matched:
         raise InputError(
             f"{names}: none of its {len(records):,} images is in {here}; the file names "
@@ -56,13 +60,13 @@ def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record],
     if bare:
         problems.append(
             f"{len(bare):,} images of {here} have no caption in {names}; the gallery is "
-            f"restricted to the others: {_some(bare)}"
+            f"restricted to the others: {shorten(bare)}"
         )
-    used = {record.stem for record in matched.values()}
-    foreign = [name for name, record in records.items() if record.stem not in used]
+    used = {PurePosixPath(record.image).stem for record in matched.values()} | {*ambiguous}
+    foreign = [n for n in records if n not in used and PurePosixPath(n).stem not in used]
     if foreign and not shipped:  # the shipped files describe other splits too
         problems.append(
-            f"{len(foreign):,} captioned images of {names} are not in {here}: {_some(foreign)}"
+            f"{len(foreign):,} captioned images of {names} are not in {here}: {shorten(foreign)}"
         )
     return matched, problems
 
@@ -72,9 +76,9 @@ def has_shipped_captions(dataset: Dataset, name: str) -> bool:
     is damaged, or names no image of any split, counts too, so that it is noticed."""
     files = _shipped(dataset, name)
     records = _read(files)[0]
-    if not files or _matched(dataset, records):
+    if not files or _matched(dataset, records)[0]:
         return bool(files)
-    return not _matched(other_split(dataset, "all"), records)
+    return not _matched(other_split(dataset, "all"), records)[0]
 
 
 def _shipped(dataset: Dataset, name: str) -> list[Path]:
@@ -93,29 +97,15 @@ def _read(files: list[Path]) -> tuple[dict[str, Record], list[str]]:
     return records, problems
 
 
-def _matched(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
-    """Records by file name -> by image id. A name or stem that several images or several records
-    share decides nothing, and a record that names an image is used for no other."""
-    filenames = dataset.images.set_index("image_id")["filename"]
-    found, known = filenames.map(records), set(filenames)
-    free = pd.Series({name: r for name, r in records.items() if name not in known}, dtype=object)
-    for part in ("name", "stem"):
-        keys = _unshared(free.index.to_series(), part).dropna()
-        loose = free[keys.index].set_axis(keys)
-        found = found.where(found.notna(), _unshared(filenames, part).map(loose))
-    named = zip(filenames.items(), found, strict=True)
-    return {
-        image_id: record.model_copy(update={"image": filename})
-        for (image_id, filename), record in named
-        if isinstance(record, Record)
+def _matched(dataset: Dataset, records: dict[str, Record]) -> tuple[dict[str, Record], list[str]]:
+    """Records by file name -> by image id, and the names of records that may be of several
+    images."""
+    filenames = dataset.images["filename"]
+    image_of, ambiguous = match_names(records, filenames)
+    name_of = {filename: name for name, filename in image_of.items()}
+    matched = {
+        image_id: records[name_of[filename]].model_copy(update={"image": filename})
+        for image_id, filename in zip(dataset.images["image_id"], filenames, strict=True)
+        if filename in name_of
     }
-
-
-def _unshared(filenames: pd.Series, part: str) -> pd.Series:
-    """The "name" or "stem" of each file; missing where several files share it."""
-    parts = filenames.map(lambda filename: getattr(Path(filename), part))
-    return parts.where(~parts.duplicated(keep=False))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    return matched, ambiguous

@@ -129,7 +129,7 @@ class OpenAICaptioner:
             return self._client.chat.completions.create(**request)
 
     def _content(self, question: Question) -> list[dict[str, Any]]:
-        text = {"type": "text", "text": self._prompt.for_pictures(list(question.pictures))}
+        text = {"type": "text", "text": self._prompt.for_question(question)}
         urls = [_data_url(picture) for picture in question.pictures.values()]
         return [text, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
 

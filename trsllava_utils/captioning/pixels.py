@@ -51,7 +51,7 @@ class PixelCaptioner:
         self.notes: list[str] = []
 
     def describe(self, questions: list[Question]) -> list[Reply]:
-        return [Reply(self._answer(q.pictures["true colour"]), MODEL) for q in questions]
+        return [Reply(self._answer(next(iter(q.pictures.values()))), MODEL) for q in questions]
 
     def _answer(self, image: np.ndarray) -> str:
         described = [v.model_dump() for v in self.variants(image)]

@@ -20,13 +20,21 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from trsllava_utils.artefacts import InputError, MissingError, fingerprint
-from trsllava_utils.captioning.captioner import SINGLE, Settings
+from trsllava_utils.artefacts import InputError, MissingError, fingerprint, read_text
+from trsllava_utils.captioning.captioner import SINGLE, Question, Settings
 from trsllava_utils.captioning.records import FIELDS, Variant
 from trsllava_utils.datasets.dataset import Dataset, other_split
 
 VERSION = 2
 EXAMPLES = 40  # captions shown to the model by the prompt "style"
+_COLOURS = {  # what the model is told of pictures that are no photographs
+    "radar": "It is a radar picture, no photograph. Red, green and blue are the two polarisations "
+    "and their ratio, in decibels: smooth water and runways are dark, buildings and ships bright, "
+    "vegetation in between. Describe what is there, not these colours.",
+    "NDVI": "NDVI is a map of vegetation: green where it is dense, white where there is none, "
+    "brown for water.",
+    "NDWI": "NDWI is a map of water: green for water, brown for vegetation and dry land.",
+}
 LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters
 
 LANGUAGES = {
@@ -73,12 +81,16 @@ class Prompt:
     def fingerprint(self) -> str:
         return fingerprint(VERSION, self.text, self.kind, self.n, LIMITS, _template("renderings"))
 
-    def for_pictures(self, names: list[str]) -> str:
-        """The text for these renderings of the image."""
-        if len(names) < 2:
-            return self.text
-        note = _fill(_template("renderings"), count=len(names), names=", ".join(names))
-        return f"{self.text}\n\n{note}"
+    def for_question(self, question: Question) -> str:
+        """The text for one image: with what its colours mean, and the facts that are known."""
+        names = list(question.pictures)
+        notes = [_COLOURS[name] for name in names if name in _COLOURS]
+        if "false colour" in names:
+            values = {"count": len(names), "names": ", ".join(names)}
+            notes = [_fill(_template("renderings"), **values)]
+        elif len(names) > 1:
+            notes.insert(0, f"You get {len(names)} pictures of the same place: {', '.join(names)}.")
+        return "\n\n".join([self.text, *notes, *filter(None, [question.facts])])
 
     def schema(self, lengths: bool = True) -> dict[str, Any]:
         """The JSON schema of the answer, with or without the limits that some servers refuse."""
@@ -139,7 +151,7 @@ def with_examples(settings: Settings, dataset: Dataset) -> Settings:
         return settings
     texts = []
     if settings.style_file:
-        lines = _read_text("style_file", settings.style_file).splitlines()
+        lines = _read_text("style_file", settings.style_file).split("\n")
         texts = [text for line in lines if (text := line.strip().removeprefix("-").strip())]
     elif dataset.split not in ("train", "all"):
         texts = sorted(set(other_split(dataset, "train").captions["text"]))
@@ -159,10 +171,7 @@ def _read_text(parameter: str, file: str) -> str:
     path = Path(file).expanduser()
     if not path.is_file():
         raise MissingError(f"{parameter}: {path} not found; give the path of a text file")
-    try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{parameter}: {path} is not UTF-8 text") from error
+    text = read_text(path).strip()
     if not text:
         raise InputError(f"{parameter}: {path} is empty")
     return text

@@ -67,11 +67,6 @@ class Record(BaseModel):
     settings: str = ""  # fingerprint of model, prompt and settings
     attempts: int = 1  # how often the model was asked
 
-    @property
-    def stem(self) -> str:
-        """The file name without folder and suffix."""
-        return Path(self.image).stem
-
     def line(self) -> str:
         """The record as one JSON line; a single plain caption takes the plain layout."""
         value = self.model_dump(exclude_none=True, exclude_defaults=True)
@@ -96,7 +91,7 @@ def parse_line(line: str) -> Record:
     if plain:
         value = {
             **{k: v for k, v in value.items() if k not in FIELDS},
-            "image": value.get("image") or value.get("filename"),
+            "image": str(value.get("image") or value.get("filename") or ""),
             "variants": [{k: value[k] for k in FIELDS if k in value}],
         }
     value["model"] = value.get("model") or "file"
@@ -124,11 +119,12 @@ def read_records(path: str | Path) -> tuple[dict[str, Record], list[str]]:
     """
     records: dict[str, Record] = {}
     problems: list[str] = []
-    with open(path, encoding="utf-8-sig", errors="replace") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
+    with open(path, "rb") as f:  # as bytes only a line feed ends a line
+        for number, content in enumerate(f, 1):
             try:
+                line = content.decode("utf-8-sig").strip()
+                if not line:
+                    continue
                 record = parse_line(line)
                 known = records.setdefault(record.image, record)
                 if known is not record:
@@ -136,8 +132,9 @@ def read_records(path: str | Path) -> tuple[dict[str, Record], list[str]]:
                         raise InputError(f"{record.image} has its captions already")
                     variants = [*known.variants, *record.variants]
                     records[record.image] = known.model_copy(update={"variants": variants})
-            except InputError as error:
-                problems.append(f"{Path(path).name}, line {number}: {error}; the line was left out")
+            except (InputError, UnicodeDecodeError) as error:
+                reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+                problems.append(f"{Path(path).name}, line {number}: {reason}; it was left out")
     return records, problems
 
 

@@ -24,7 +24,13 @@ from trsllava_utils.captioning.captioner import (
 )
 from trsllava_utils.captioning.prompts import Prompt, ReplyError, make_prompt, parse_reply
 from trsllava_utils.captioning.records import Record
-from trsllava_utils.datasets.imagery import read_renderings
+from trsllava_utils.datasets.imagery import (
+    DEFAULT,
+    ImageFile,
+    Pictures,
+    Rendering,
+    read_pictures,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Job:
 
     image_id: str
     filename: str
-    path: str
+    file: ImageFile
     sha256: str
     attempt: int = 0
     alone: bool = False
@@ -105,8 +111,14 @@ def _counts(counts: Counter) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in counts.most_common())
 
 
-def run(jobs: list[Job], captioner: Captioner, settings: Settings, file: CaptionFile) -> Report:
-    """Caption ``jobs``, appending to a claimed ``file``.
+def run(
+    jobs: list[Job],
+    captioner: Captioner,
+    settings: Settings,
+    file: CaptionFile,
+    rendering: Rendering = DEFAULT,
+) -> Report:
+    """Caption ``jobs``, their files shown in this ``rendering``, appending to a claimed ``file``.
 
     A refused reply is asked for again with another seed, ``captioner.attempts`` times in all; then
     the image is set aside with the reason. An image whose batch fails is tried alone; one that
@@ -117,16 +129,22 @@ def run(jobs: list[Job], captioner: Captioner, settings: Settings, file: Caption
             captions finished before are on disk.
     """
     quality.language_of("", settings.language)  # refuses unknown ones before anything is spent
-    return _Run(jobs, captioner, settings, file).execute()
+    return _Run(jobs, captioner, settings, file, rendering).execute()
 
 
 class _Run:
     """The state of a run: jobs waiting and under way, and what has been counted so far."""
 
     def __init__(
-        self, jobs: list[Job], captioner: Captioner, settings: Settings, file: CaptionFile
+        self,
+        jobs: list[Job],
+        captioner: Captioner,
+        settings: Settings,
+        file: CaptionFile,
+        rendering: Rendering,
     ) -> None:
         self.captioner, self.settings, self.file = captioner, settings, file
+        self.rendering = rendering
         self.prompt = make_prompt(settings)
         self.made_with = fingerprint(file.manifest()["identity"])
         self.waiting = deque(jobs)
@@ -175,14 +193,14 @@ class _Run:
         questions: dict[Job, Question] = {}
         for job in batch:
             try:
-                pictures = read_renderings(
-                    job.path, settings.bands, settings.false_colour, settings.max_side
-                )
+                pictures = read_pictures(job.file, self.rendering, settings.max_side)
             except InputError as error:
                 outcomes.append(Outcome(job, detail=str(error), unreadable=True))
                 continue
             seed = settings.seed_of(job.filename, job.attempt)
-            questions[job] = Question(pictures, seed, settings.temperature_of(job.attempt))
+            temperature = settings.temperature_of(job.attempt)
+            facts = _facts(pictures, settings.gsd)
+            questions[job] = Question(pictures.by_name, seed, temperature, facts)
         replies = self.captioner.describe(list(questions.values())) if questions else []
         for job, reply in zip(questions, replies, strict=True):
             outcomes.append(judge(job, reply, self.prompt, settings.language, self.made_with))
@@ -260,6 +278,19 @@ class _Run:
             "image_sha256": outcome.job.sha256,
             "settings": self.made_with,
         }
+
+
+def _facts(pictures: Pictures, gsd: str) -> str:
+    """What the model is told of one image beside the prompt: its scale, and what white means."""
+    facts = []
+    metres = pictures.gsd if gsd == "file" else float(gsd or 0) * pictures.scale
+    if metres:
+        height, width = next(iter(pictures.by_name.values())).shape[:2]
+        area = f"{width * metres:,.0f} x {height * metres:,.0f} m"
+        facts.append(f"One pixel is about {metres:.2g} m; the picture covers about {area}.")
+    if pictures.blank > 0.01:
+        facts.append("White areas with straight edges hold no data: leave them out.")
+    return " ".join(facts)
 
 
 def _is_final(error: Exception) -> bool:

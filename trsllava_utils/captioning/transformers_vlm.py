@@ -188,7 +188,7 @@ class TransformersCaptioner:
     def _conversation(self, question: Question) -> list[dict]:
         pictures = map(Image.fromarray, question.pictures.values())
         images = [{"type": "image", "image": picture} for picture in pictures]
-        text = self._prompt.for_pictures(list(question.pictures))
+        text = self._prompt.for_question(question)
         return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
     @torch.inference_mode()

@@ -8,5 +8,5 @@ from trsllava_utils.datasets.dataset import (
     Dataset,
 )
 from trsllava_utils.datasets.download import get
-from trsllava_utils.datasets.imagery import read_image, read_renderings
-from trsllava_utils.datasets.places import locate
+from trsllava_utils.datasets.metadata import load_metadata
+from trsllava_utils.datasets.imagery import ImageFile, Rendering, read_image, read_pictures

@@ -1,33 +1,34 @@
-"""Caption annotations as they come on disk: finds the files, reads them, and returns a list of
-:class:`Annotation`.
+"""Annotation files: the layouts people meet go in, images with their captions come out.
 
-Layouts (see ``data/README.md``): nested JSON ``{"images": [{"filename", "split", "sentences":
-[{"raw"}]}]}``; a flat JSON or JSONL list of ``{"image", "caption"}``; ``<split>_caps.txt`` with
-``<split>_filename.txt``; CSV ``filename,title[,split]``; Parquet ``filename, captions[, split]``.
+Known layouts: nested JSON (``{"images": [{"filename", "split", "sentences": [{"raw"}]}]}``), COCO
+captions, flat JSON lists and JSONL, pairs ``test_caps.txt`` + ``test_filename.txt``, CSV (also with
+semicolons or tabs), Parquet, the tables of img2dataset. A table or JSON that holds no captions is
+none of them; it may be metadata (``metadata.py``).
 """
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, shown
+from trsllava_utils.artefacts import InputError, read_text, shown
 
-PLACES = "coordinates.csv"  # says where images were taken, and nothing of what they show
 SPLIT_NAMES = {name: name for name in ("train", "val", "test")}
 SPLIT_NAMES |= {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
 _LAYOUTS = (  # the best first
     ("dataset*.json",),
     ("*_caps.txt",),
     ("captions*.jsonl", "captions*.json"),
-    ("*.csv",),
+    ("*.csv", "*.tsv"),
     ("*.parquet", "data/*.parquet"),
     ("*.json",),
 )
-_FILE_KEYS = ("filename", "file_name", "image", "image_name", "name")
+NAMED_AS_CAPTIONS = ("dataset", "captions")
+IMAGE_KEYS = ("filename", "file_name", "image", "image_name", "name", "key")
 _TEXT_KEYS = ("captions", "caption", "title", "sentences", "text", "raw")
 
 
@@ -41,13 +42,28 @@ class Annotation(NamedTuple):
 
 def find(root: Path) -> list[Path]:
     """The annotation files in ``root``, of the first layout that is there; of several
-    ``dataset*.json`` only the first."""
+    ``dataset*.json`` only the first. Files that do not say by their name that they hold captions
+    are looked into."""
     for patterns in _LAYOUTS:
         paths = sorted(path for pattern in patterns for path in root.glob(pattern))
-        paths = [p for p in paths if not p.name.startswith(".") and p.name != PLACES]
+        paths = [p for p in paths if not p.name.startswith(".") and _holds_captions(p)]
         if paths:
             return paths[:1] if patterns == _LAYOUTS[0] else paths
     return []
+
+
+def _holds_captions(path: Path) -> bool:
+    if path.name.startswith(NAMED_AS_CAPTIONS) or path.suffix == ".txt":
+        return True
+    try:
+        if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+            keys = table_columns(path)
+        else:
+            entries = _entries(json.loads(read_text(path)))
+            keys = list(entries[0]) if entries and isinstance(entries[0], dict) else []
+    except (InputError, ValueError, OSError):
+        return False
+    return bool({*IMAGE_KEYS} & {*keys} and {*_TEXT_KEYS} & {*keys})
 
 
 def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
@@ -72,15 +88,6 @@ def _grouped(records: list[Annotation]) -> list[Annotation]:
     return [Annotation(filename, split, captions) for (filename, split), captions in merged.items()]
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{shown(path)} is not UTF-8 (byte {error.start}); save it as UTF-8"
-        ) from error
-
-
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -92,19 +99,45 @@ def _parsed(text: str, where: str) -> Any:
         ) from error
 
 
-def _read_json(path: Path) -> list[Annotation]:
-    content = _parsed(_text(path), shown(path))
+def _entries(content: Any) -> list | None:
+    """The images in a JSON value, with those of COCO given their captions; None if there is no list
+    of images."""
     entries = content.get("images") if isinstance(content, dict) else content
     if not isinstance(entries, list):
+        return None
+    coco = content.get("annotations") if isinstance(content, dict) else None
+    if isinstance(coco, list):
+        texts: dict[Any, list[str]] = {}
+        for annotation in coco:
+            if isinstance(annotation, dict) and "caption" in annotation:
+                texts.setdefault(annotation.get("image_id"), []).append(annotation["caption"])
+        images = [entry for entry in entries if isinstance(entry, dict) and texts]
+        return [{**image, "captions": texts.get(image.get("id"), [])} for image in images]
+    return entries
+
+
+def _read_json(path: Path) -> list[Annotation]:
+    content = _parsed(read_text(path), shown(path))
+    entries = _entries(content)
+    if entries is None:
         raise InputError(
             f'{shown(path)}: expected {{"images": [...]}} or a list, found {_describe(content)}'
         )
     records = [_entry(e, path, f"entry {i}") for i, e in enumerate(entries)]
+    if isinstance(content, dict) and "annotations" in content:
+        records = [record._replace(split=record.split or _split_of(path)) for record in records]
     return records if isinstance(content, dict) else _grouped(records)
 
 
+def _split_of(path: Path) -> str:
+    """The split that a file is named after: ``captions_val2017.json``, ``test-00000.parquet``."""
+    words = path.stem.lower().replace("-", "_").split("_")
+    names = (SPLIT_NAMES.get(word.rstrip("0123456789"), "") for word in words)
+    return next(filter(None, names), "")
+
+
 def _read_jsonl(path: Path) -> list[Annotation]:
-    lines = ((n, line) for n, line in enumerate(_text(path).split("\n"), 1) if line.strip())
+    lines = ((n, line) for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip())
     values = ((n, _parsed(line, f"{shown(path)}, line {n}")) for n, line in lines)
     return _grouped([_entry(value, path, f"line {n}") for n, value in values])
 
@@ -112,12 +145,13 @@ def _read_jsonl(path: Path) -> list[Annotation]:
 def _entry(entry: Any, path: Path, where: str) -> Annotation:
     """One image of any JSON layout, or one row of a table."""
     known = entry if isinstance(entry, dict) else {}
-    names = (known.get(key) for key in _FILE_KEYS)
-    filename = next((name for name in names if name and isinstance(name, str)), None)
+    names = (known.get(key) for key in IMAGE_KEYS)
+    names = (str(name) for name in names if isinstance(name, str | int) and name != "")
+    filename = next(names, None)
     key = next((k for k in _TEXT_KEYS if k in known), None)
     if filename is None or key is None:
         raise InputError(
-            f"{shown(path)}, {where}: expected an image name ({', '.join(_FILE_KEYS[:3])}) and "
+            f"{shown(path)}, {where}: expected an image name ({', '.join(IMAGE_KEYS[:3])}) and "
             f"captions ({', '.join(_TEXT_KEYS[:4])}), found {_describe(entry)}"
         )
     texts = entry[key] if isinstance(entry[key], list) else [entry[key]]
@@ -139,7 +173,7 @@ def _read_text_pair(path: Path) -> list[Annotation]:
             f"{shown(path)} has no {split}_filename.txt beside it, the file names that go with "
             "its captions"
         )
-    captions, names = (_text(p).rstrip("\n").split("\n") for p in (path, names_path))
+    captions, names = (read_text(p).rstrip("\r\n").split("\n") for p in (path, names_path))
     share, rest = divmod(len(captions), len(names))
     if rest or not share:
         raise InputError(
@@ -147,30 +181,51 @@ def _read_text_pair(path: Path) -> list[Annotation]:
             "equal nor a multiple"
         )
     split = SPLIT_NAMES.get(split, split)
-    return [
-        Annotation(name.strip(), split, captions[i * share : (i + 1) * share])
-        for i, name in enumerate(names)
-    ]
+    captions = [captions[i * share : (i + 1) * share] for i in range(len(names))]
+    pairs = zip(names, captions, strict=True)
+    return _grouped([Annotation(name.strip(), split, texts) for name, texts in pairs])
+
+
+def table_columns(path: Path) -> list[str]:
+    """The names of a table's columns, without reading the rest."""
+    import pyarrow.parquet as pq
+
+    if path.suffix.lower() == ".parquet":
+        return pq.read_schema(path).names
+    return list(read_csv(path, nrows=0).columns)
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """A table of text with commas, semicolons or tabs between its columns.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    text = read_text(path)
+    header = text.split("\n", 1)[0]
+    separator = max(",;\t", key=header.count)
+    try:
+        return pd.read_csv(io.StringIO(text), sep=separator, **options)
+    except ValueError as error:
+        raise InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _read_table(path: Path) -> list[Annotation]:
-    try:
-        if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-        else:
-            import pyarrow.parquet as pq
-
-            # pixels inside Parquet are not read here
-            columns = [name for name in pq.read_schema(path).names if name != "image"]
+    if path.suffix.lower() in (".csv", ".tsv"):
+        table = read_csv(path, dtype=str, keep_default_na=False)
+    else:
+        # pixels inside Parquet are not read here
+        columns = [name for name in table_columns(path) if name != "image"]
+        try:
             table = pd.read_parquet(path, columns=columns)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}") from error
-    default = next((s for s in SPLIT_NAMES if path.stem.lower().startswith(s)), "")
+        except (ValueError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{shown(path)} cannot be read: {reason}") from error
     records = []
     for i, row in enumerate(table.to_dict("records"), 1):
         row = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()}
         record = _entry(row, path, f"row {i}")
-        records.append(record._replace(split=record.split or default))
+        records.append(record._replace(split=record.split or _split_of(path)))
     return _grouped(records)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -29,11 +29,21 @@ from trsllava_utils.artefacts import (
     shown,
     slug,
 )
-from trsllava_utils.datasets import annotations
-from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES, read_image
+from trsllava_utils.datasets import annotations, scenes
+from trsllava_utils.datasets.files import list_images, match_names, shorten
+from trsllava_utils.datasets.imagery import (
+    DEFAULT,
+    IMAGE_SUFFIXES,
+    ImageFile,
+    Rendering,
+    read_image,
+)
 
 CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
 SPLITS = ("train", "val", "test")
+_NO_CLASSES = """train val validation test data img imgs image images photo photos picture pictures
+tif tiff tiffs tile tiles chip chips patch patches scene scenes raster rasters source raw jpg jpeg
+png rgb download downloads"""
 
 # name -> title; the cards with licences, sizes and layouts are in data/README.md
 KNOWN = {
@@ -59,11 +69,16 @@ class Dataset:
         root: the folder it was read from.
         derived: the folder its artefacts go to.
         figures: the folder its figures go to.
-        images: one row per image: ``image_id, filename, split, label, path`` (path is "" where
-            there are no pixels).
+        images: one row per image: ``image_id, filename, split, label, path, window`` (path is ""
+            where there are no pixels; a window of a scene is ``(column, row, width, height)`` and
+            its file name ``scene@row_column.tif``; None for a whole file).
         captions: reference captions as a text corpus (may be empty).
         problems: what was found odd on loading, one sentence each.
         split_sizes: images per split in the whole dataset.
+        tiling: tile and overlap of the windows; empty for the default, or without windows.
+        rasters: what is known of raster files, by path, see ``scenes.scan``; filled on loading only
+            where files may be scenes.
+        rendering: how multi-band files are shown.
     """
 
     name: str
@@ -76,19 +91,27 @@ class Dataset:
     captions: pd.DataFrame
     problems: tuple[str, ...]
     split_sizes: dict[str, int]
+    tiling: dict[str, int] = field(default_factory=dict)
+    rasters: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    rendering: Rendering = DEFAULT
 
     @property
     def with_pixels(self) -> pd.DataFrame:
         """The rows of ``images`` whose file is on disk."""
         return self.images[self.images["path"] != ""]
 
-    def path_of(self, image_id: str) -> str:
-        """The image file of ``image_id``; "" if it is not on disk."""
-        return self._paths.get(image_id, "")
+    def file_of(self, image_id: str) -> ImageFile | None:
+        """Where the pixels of ``image_id`` are; None if they are not on disk."""
+        path, window = self._places.get(image_id, ("", None))
+        if window is None:
+            return ImageFile(path) if path else None
+        percentiles = np.reshape(self.rasters["percentiles"][path], (-1, 101))
+        return ImageFile(path, window, percentiles)
 
     @cached_property
-    def _paths(self) -> dict[str, str]:
-        return dict(zip(self.images["image_id"], self.images["path"], strict=True))
+    def _places(self) -> dict[str, tuple[str, tuple | None]]:
+        columns = (self.images[name] for name in ("image_id", "path", "window"))
+        return {image_id: (path, window) for image_id, path, window in zip(*columns, strict=True)}
 
     def sample(self, n: int, seed: int = 0) -> pd.DataFrame:
         """``n`` images with pixels, spread over the classes, the same ones every time."""
@@ -97,7 +120,16 @@ class Dataset:
         return shuffled.loc[order].head(n)
 
 
-def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: int = 0) -> Dataset:
+def load_dataset(
+    dataset: str,
+    data_dir: str = "",
+    split: str = "test",
+    limit: int = 0,
+    *,
+    tile: int = scenes.TILE,
+    overlap: int = 0,
+    rendering: Rendering = DEFAULT,
+) -> Dataset:
     """Load one split of a dataset.
 
     Args:
@@ -105,17 +137,26 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
         data_dir: folder that holds one folder per dataset; empty means the repository's ``data/``.
         split: "train", "val", "test" or "all". A folder without splits is always "all".
         limit: keep only the first ``limit`` images (0: all of them), for a quick look.
+        tile: a raster with a longer side, in pixels, is taken as windows of this side (0: never);
+            images with captions of their own stay whole.
+        overlap: of neighbouring windows, in pixels.
+        rendering: how multi-band files are shown.
 
     Raises:
         InputError: unknown dataset or split, or annotations that cannot be read.
         MissingError: the dataset is not on disk.
     """
     check_choice("split", split, (*SPLITS, "all"))
+    scenes.check_tile(tile, overlap)
     name, title, root, home = _locate(dataset, data_dir)
     records, files, problems = _read(name, title, root)
     images, captions = _tables(records, files, problems)
+    rasters = pd.DataFrame()
+    if records is None:
+        rasters = scenes.scan_images(images, home / "derived", tile, overlap)
+        images = scenes.take_windows(images, rasters, problems)
     if images.empty:
-        raise InputError(f"{shown(root)}: the annotations name no usable image")
+        raise InputError(f"{shown(root)}: no usable image. {' '.join(problems[:3])}")
     labels = _labels_on_disk(root)
     names = [PurePosixPath(filename) for filename in images["filename"]]
     images["label"] = [labels.get(n.name) or _label_from_name(n, name) for n in names]
@@ -128,9 +169,12 @@ def load_dataset(dataset: str, data_dir: str = "", split: str = "test", limit: i
             f"{without:,} of {len(images):,} images of this split have no file on disk: retrieval "
             "from imported captions works; captioning and showing images need the files"
         )
-    images = images[["image_id", "filename", "split", "label", "path"]]
+    images = images[["image_id", "filename", "split", "label", "path", "window"]]
     folders = root, home / "derived", PROJECT_ROOT / "figures" / name
-    return Dataset(name, title, split, *folders, images, captions, tuple(problems), sizes)
+    is_default = (tile, overlap) == (scenes.TILE, 0) or images["window"].isna().all()
+    tiling = {} if is_default else {"tile": tile, "overlap": overlap}
+    how = {"tiling": tiling, "rasters": rasters, "rendering": rendering}
+    return Dataset(name, title, split, *folders, images, captions, tuple(problems), sizes, **how)
 
 
 def _locate(dataset: str, data_dir: str) -> tuple[str, str, Path, Path]:
@@ -161,7 +205,8 @@ def _read(
     """Annotations (None for a plain folder of images), image files by relative name, problems."""
     problems: list[str] = []
     paths = annotations.find(root) if root.is_dir() else None
-    files = _image_files(root)
+    files, left_out = list_images(root)
+    problems += left_out
     if paths:
         return annotations.read(paths, problems) or None, files, problems
     if name in KNOWN:
@@ -171,7 +216,8 @@ def _read(
             "folder that holds it."
         )
     if not files:
-        raise MissingError(f"{shown(root)} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise MissingError(f"{shown(root)} holds no images ({kinds}). {' '.join(left_out)}")
     return None, files, problems
 
 
@@ -182,11 +228,8 @@ def _tables(
     plain = records is None  # then every file is an image without captions
     records = [annotations.Annotation(file, "", []) for file in files] if plain else records
     table = pd.DataFrame(records, columns=["filename", "split", "captions"])
-    table["filename"] = table["filename"].str.replace("\\", "/", regex=False)
-    unsafe = table["filename"].map(_leaves_folder).astype(bool)
-    for name in table.loc[unsafe, "filename"]:
-        problems.append(f"file name {name!r} would leave the image folder; the entry was skipped")
-    table = table[~unsafe]
+    names = table["filename"].str.replace("\\", "/", regex=False).str.strip("/")
+    table["filename"] = names.map(lambda name: unicodedata.normalize("NFC", name))
     again = table.loc[table["filename"].duplicated(), "filename"]
     table = table.groupby("filename", sort=False).agg({"split": "first", "captions": list})
     table["captions"] = [
@@ -205,24 +248,15 @@ def _tables(
     for name, stem in zip(table["filename"][taken], stems[taken], strict=True):
         problems.append(f"{name}: another image has the stem {stem!r}; its id is its full name")
     table["image_id"] = stems.where(~taken, table["filename"])
-    table["path"] = _find_files(table["filename"], files)
+    matched, ambiguous = match_names(table["filename"], files)
+    if ambiguous:
+        problems.append(
+            f"{len(ambiguous):,} annotated images may be any of several files, or share one, and "
+            f"have none: {shorten(ambiguous)}; write the folders into their names"
+        )
+    table["path"] = [str(files[matched[n]]) if n in matched else "" for n in table["filename"]]
+    table["window"] = None
     return table.drop(columns="captions"), _corpus(table, problems)
-
-
-def _leaves_folder(filename: str) -> bool:
-    path = PurePosixPath(filename)
-    outside = filename.startswith(("/", "~")) or ".." in path.parts or ":" in filename
-    return outside or not path.name
-
-
-def _find_files(filenames: pd.Series, files: dict[str, Path]) -> pd.Series:
-    """The file of each name: the one with this relative path, else file name, else stem."""
-    paths = filenames.map(files)
-    for part in ("name", "stem"):
-        first = {getattr(PurePosixPath(r), part): p for r, p in reversed(files.items())}
-        parts = filenames.map(lambda name, part=part: getattr(PurePosixPath(name), part))
-        paths = paths.where(paths.notna(), parts.map(first))
-    return paths.fillna("").astype(str)
 
 
 def _corpus(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
@@ -265,10 +299,11 @@ def other_split(dataset: Dataset, split: str) -> Dataset:
         InputError: it has no such split.
     """
     name = dataset.name if dataset.name in KNOWN else str(dataset.root)
-    return load_dataset(name, str(dataset.derived.parent.parent), split)
+    how = {**dataset.tiling, "rendering": dataset.rendering}
+    return load_dataset(name, str(dataset.derived.parent.parent), split, **how)
 
 
-def check_images(dataset: Dataset, bands: str = "") -> tuple[Dataset, pd.DataFrame]:
+def check_images(dataset: Dataset) -> tuple[Dataset, pd.DataFrame]:
     """Open every image once.
 
     Returns:
@@ -276,13 +311,11 @@ def check_images(dataset: Dataset, bands: str = "") -> tuple[Dataset, pd.DataFra
         table ``image_id, width, height, kilobytes`` of the readable ones.
     """
     rows, broken = [], {}
-    pixels = dataset.with_pixels[["image_id", "path"]]
-    for image_id, path in progress(
-        pixels.itertuples(index=False), total=len(pixels), desc="images"
-    ):
+    for image_id in progress(dataset.with_pixels["image_id"], desc="images"):
+        file = dataset.file_of(image_id)
         try:
-            height, width = read_image(path, bands).shape[:2]
-            rows.append((image_id, width, height, os.path.getsize(path) / 1024))
+            height, width = read_image(file, dataset.rendering).shape[:2]
+            rows.append((image_id, width, height, os.path.getsize(file.path) / 1024))
         except InputError as error:
             broken[image_id] = str(error)
     images = dataset.images.copy()
@@ -296,25 +329,6 @@ def clean_text(text: object) -> str:
     return unicodedata.normalize("NFC", text).strip() if isinstance(text, str) else ""
 
 
-def _image_files(root: Path) -> dict[str, Path]:
-    """Relative posix name -> file, for all images below ``root``. Linked folders are followed; a
-    linked file counts only if it points into its own folder."""
-    files = {}
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        here = Path(folder)
-        above = [p.resolve() for p in here.parents if p.is_relative_to(root)]
-        kept = (s for s in subfolders if s not in ("derived", "source"))
-        kept = (s for s in kept if not s.startswith((".", "__")))
-        subfolders[:] = [] if here.resolve() in above else sorted(kept)  # a link may lead back up
-        for name in sorted(names):
-            path = here / name
-            if path.suffix.lower() not in IMAGE_SUFFIXES or name.startswith("."):
-                continue
-            if not path.is_symlink() or path.resolve().is_relative_to(here.resolve()):
-                files[path.relative_to(root).as_posix()] = path
-    return files
-
-
 def _labels_on_disk(root: Path) -> dict[str, str]:
     """File name -> class, from RSICD's ``txtclasses*/<Class>.txt``."""
     labels = {}
@@ -326,14 +340,18 @@ def _labels_on_disk(root: Path) -> dict[str, str]:
 
 
 def _label_from_name(filename: PurePosixPath, name: str) -> str:
-    """The class read from the file name or its folder; "" if neither has one."""
+    """The class: of a known dataset by its file names, of a folder of one's own by the folder that
+    the file lies in; "" where that is no class."""
     if name == "ucm" and filename.stem.isdigit() and 1 <= int(filename.stem) <= 2100:
         return _UCM_CLASSES.split()[(int(filename.stem) - 1) // 100]
     match = re.fullmatch(r"([A-Za-z][A-Za-z_-]*?)[_-]?\d+", filename.stem)
-    if match:
+    if match and name in KNOWN:
         return match[1].lower()
-    parent = filename.parent.name
-    return parent.lower() if parent not in {"", "images", "imgs", *SPLITS} else ""
+    parent = filename.parent.name.lower()
+    if filename.parent.parent.name == "snapshots":  # a commit of the hub
+        return ""
+    words = parent.rstrip("0123456789_-")
+    return parent if re.search("[a-z]{2}", words) and words not in _NO_CLASSES.split() else ""
 
 
 def statistics(dataset: Dataset) -> pd.Series:

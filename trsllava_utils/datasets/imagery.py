@@ -1,213 +1,254 @@
-"""Reading overhead images as they come: a file goes in, an ``(H, W, 3) uint8`` RGB array comes out.
+"""Pictures: an image file, or a window of a scene, goes in; ``(H, W, 3) uint8`` RGB comes out.
 
-JPEG, PNG and ordinary TIFFs are read by Pillow; 16-bit, float and multi-band (Geo)TIFFs by
-tifffile, with a 2–98 % percentile stretch of each band. Anything that cannot be read raises
-:class:`InputError` with the file's name.
+Photographs (JPEG, PNG, BMP, WebP of 8 bits) are read by Pillow, upright; everything else by
+rasterio (``rasters.py``). Anything that cannot be read raises :class:`InputError` with the file's
+name.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
+from rasterio.windows import Window
 
-from trsllava_utils.artefacts import InputError, atomic_path, file_stamp, fingerprint
+from trsllava_utils.artefacts import (
+    InputError,
+    atomic_path,
+    file_sha256,
+    file_stamp,
+    fingerprint,
+)
+from trsllava_utils.datasets import rasters
+from trsllava_utils.datasets.places import ground_sample_distance
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-MAX_PIXELS = 100_000_000
-_PLAIN_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+IMAGE_SUFFIXES = PHOTO_SUFFIXES | rasters.RASTER_SUFFIXES
+MAX_PIXELS = 100_000_000  # of a photograph
+_PHOTO_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "WEBP"}
 
 
-def read_image(path: str | Path, bands: str | Sequence[int] = "") -> np.ndarray:
-    """Read an image file as RGB.
+@dataclass(frozen=True)
+class Rendering:
+    """How the bands of multi-band files become pictures; photographs are shown as they are.
+
+    Attributes:
+        bands: shown as red, green, blue: numbers from 1 or names, "4,3,2" or "B4,B3,B2"; two are
+            shown as radar (both and their ratio in decibels); empty: what the file says, else the
+            first three.
+        stretch: the values shown as black and white: percentiles "2-98" (second number from 50 to
+            100), values "0-3000", "minmax", "none" (the range of the type); empty: "none" for 8
+            bits, else "2-98".
+        false_colour: a second picture for the captioner: bands, "ndvi" or "ndwi"; empty: near
+            infrared, red, green where these are known; "none".
+    """
+
+    bands: str = ""
+    stretch: str = ""
+    false_colour: str = ""
+
+    def __post_init__(self) -> None:
+        parts = [part.strip() for part in self.bands.split(",")]
+        if self.bands and (len(parts) not in (2, 3) or not all(parts) or "0" in parts):
+            raise InputError(
+                f"bands={self.bands!r}: give three bands by number from 1 or by name, such as "
+                "'4,3,2', two for radar, or nothing"
+            )
+        if self.stretch not in ("", "none"):
+            rasters.parse_stretch(self.stretch)
+
+
+DEFAULT = Rendering()
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """Where the pixels of an image are.
+
+    Attributes:
+        path: the file.
+        window: column, row, width and height of the part that is the image; None: all of it.
+        percentiles: ``(bands, 101)``, of the whole scene, so that its windows look alike.
+    """
+
+    path: str
+    window: tuple[int, int, int, int] | None = None
+    percentiles: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Stands for the pixels: hash of the file and, of a window, where it lies."""
+        whole = _sha256(self.path, file_stamp(self.path))
+        return fingerprint(whole, self.window) if self.window else whole
+
+
+@lru_cache(maxsize=100_000)
+def _sha256(path: str, stamp: tuple[int, int]) -> str:
+    return file_sha256(path)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a captioner gets to see of one image.
+
+    Attributes:
+        by_name: ``(H, W, 3) uint8`` by what it shows: "true colour", "grey", "radar",
+            "false colour", "NDVI", "NDWI"; the first is the one that people are shown.
+        blank: share of pixels without data.
+        scale: pixels of the file that one pixel shown stands for, side by side.
+        gsd: ground sample distance, metres a pixel as shown; None where it is not known.
+    """
+
+    by_name: dict[str, np.ndarray]
+    blank: float = 0.0
+    scale: float = 1.0
+    gsd: float | None = None
+
+
+def read_image(
+    file: ImageFile | str | Path, rendering: Rendering = DEFAULT, max_side: int = 0
+) -> np.ndarray:
+    """The first picture of :func:`read_pictures`."""
+    return next(iter(read_pictures(file, rendering, max_side, first=True).by_name.values()))
+
+
+def read_pictures(
+    file: ImageFile | str | Path,
+    rendering: Rendering = DEFAULT,
+    max_side: int = 0,
+    *,
+    first: bool = False,
+) -> Pictures:
+    """Read an image file or a window.
 
     Args:
-        path: the image file.
-        bands: three 1-based band numbers for red, green and blue, as ``"4,3,2"`` or a sequence;
-            empty takes the first three (one band gives grey). Only multi-band rasters need it.
-
-    Returns:
-        ``(H, W, 3) uint8``. Transparent pixels are laid on white.
+        file: the image.
+        rendering: how multi-band files are shown.
+        max_side: scale down until no side is longer (0: never), in pixels.
+        first: leave out further pictures.
 
     Raises:
-        InputError: if the file is empty, truncated, not an image, larger than 100 megapixels, or
-            lacks a band.
+        InputError: the file is empty, truncated, not an image, a photograph larger than 100
+            megapixels, or lacks a band.
     """
-    path = Path(path)
-    chosen = parse_bands(bands)
+    file = file if isinstance(file, ImageFile) else ImageFile(str(file))
     try:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see MAX_PIXELS
-                image = Image.open(path)
-            with image:
-                _check_size(path, image.height, image.width)
-                if image.mode in _PLAIN_MODES and not chosen and not _is_multiband(image):
-                    return _rgb(image)
-                if image.format != "TIFF":
-                    return _stretch(np.atleast_3d(np.asarray(image)), chosen, path)
-        except Image.DecompressionBombError as error:
-            raise InputError(f"{path.name}: {error}; cut it into tiles first") from error
-        except Image.UnidentifiedImageError:  # tifffile reads more kinds of TIFF, such as float64
-            if path.suffix.lower() not in {".tif", ".tiff"}:
-                raise
-        return _stretch(_read_raster(path), chosen, path)
+        photograph = _photograph(file.path)
+        if photograph is not None:
+            shown = _scaled(photograph, max_side)
+            return Pictures({"true colour": shown}, scale=len(photograph) / len(shown))
+        return _raster(file, rendering, max_side or rasters.SIDE, first)
     except InputError:
         raise
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError) as error:
-        empty = path.is_file() and path.stat().st_size == 0
-        what = "is empty" if empty else "is not a readable image"
-        raise InputError(
-            f"{path.name} {what} ({type(error).__name__}); replace or remove the file"
-        ) from error
+        raise rasters.unreadable(file.path, error) from error
 
 
-def read_renderings(
-    path: str | Path, bands: str = "", false_colour: str = "", max_side: int = 0
-) -> dict[str, np.ndarray]:
-    """The pictures of one image that a captioner gets to see.
-
-    Args:
-        path: the image file.
-        bands: bands shown as red, green, blue; see :func:`read_image`.
-        false_colour: bands of a second picture, such as ``"8,4,3"`` for near infrared, red, green
-            of Sentinel-2; empty takes band 4 as near infrared where there are exactly four bands
-            (NAIP, Gaofen, PlanetScope); "none" leaves it out. Images that lack the bands have no
-            second picture.
-        max_side: scale down until no side is longer (0: never), in pixels.
-
-    Returns:
-        ``{"true colour": (H, W, 3) uint8}``, and "false colour" where the bands allow it.
-    """
-    pictures = {"true colour": read_image(path, bands)}
-    if false_colour != "none":
-        second, count = parse_bands(false_colour), count_bands(path)
-        if not second and count == 4:
-            second = (4, *(parse_bands(bands) or (1, 2))[:2])
-        if second and max(second) <= count:
-            pictures["false colour"] = read_image(path, second)
-    if not max_side:
-        return pictures
-    return {name: _scaled(picture, max_side) for name, picture in pictures.items()}
+def _photograph(path: str) -> np.ndarray | None:
+    """A photograph, upright, transparent pixels on white; None if the file is for rasterio."""
+    if rasters.driver_of(path) not in ("PNG", "JPEG", ""):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see MAX_PIXELS
+            image = Image.open(path)
+    except Image.UnidentifiedImageError:
+        return None
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, str(error)) from error
+    with image:
+        if image.format not in _PHOTO_FORMATS or ";16" in f"{image.mode} {image.tile}":
+            return None
+        if image.height * image.width > MAX_PIXELS:
+            raise _too_large(path, f"{image.width} x {image.height} pixels")
+        image = ImageOps.exif_transpose(image)
+        if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return np.array(image.convert("RGB"))
 
 
-def thumbnail(path: str | Path, folder: Path, side: int = 192, bands: str = "") -> Path:
+def _too_large(path: str, size: str) -> InputError:
+    return InputError(
+        f"{Path(path).name}: {size}, over the limit of {MAX_PIXELS // 10**6} megapixels for "
+        "photographs; cut it into tiles, or make it a GeoTIFF, which is read in windows"
+    )
+
+
+def _raster(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> Pictures:
+    with rasters.open_raster(file.path) as raster:
+        window = Window(*(file.window or (0, 0, raster.width, raster.height)))
+        bands = rasters.choose_bands(raster, rendering.bands)
+        shown, blank = rasters.picture(
+            raster,
+            bands,
+            window=window,
+            stretch=rendering.stretch,
+            max_side=max_side,
+            percentiles=file.percentiles,
+        )
+        name = {1: "grey", 2: "radar"}.get(len(bands), "true colour")
+        pictures = {"true colour" if raster.colorinterp[0].name == "palette" else name: shown}
+        further = None if first else rasters.further_picture(raster, rendering.false_colour)
+        if further:
+            name, bands = further
+            if len(bands) == 2:
+                pictures[name] = rasters.index_picture(raster, bands, window, max_side)
+            else:
+                how = {"stretch": rendering.stretch, "percentiles": file.percentiles}
+                how |= {"max_side": max_side, "window": window}
+                pictures[name] = rasters.picture(raster, bands, **how)[0]
+        distance = ground_sample_distance(raster)
+    pictures = {name: _scaled(shown, max_side) for name, shown in pictures.items()}
+    scale = max(window.width, window.height) / max(next(iter(pictures.values())).shape[:2])
+    return Pictures(pictures, float(blank.mean()), scale, distance and distance * scale)
+
+
+def thumbnail(
+    file: ImageFile, folder: Path, side: int = 192, rendering: Rendering = DEFAULT
+) -> Path:
     """A small JPEG of an image, made once and kept in ``folder``.
 
     Args:
-        path: the image file.
+        file: the image.
         folder: where thumbnails are kept.
         side: of the square it fits into, in pixels.
-        bands: shown as red, green, blue; see :func:`read_image`.
+        rendering: how multi-band files are shown.
 
     Raises:
         InputError: see :func:`read_image`.
     """
-    name = fingerprint(str(path), *file_stamp(path), side, bands)
+    how = str(rendering)
+    name = fingerprint(file.path, file.window, *file_stamp(file.path), side, how)
     target = folder / f"{name}.jpg"
     if not target.is_file():
+        picture = Image.fromarray(read_image(file, rendering, side))
         with atomic_path(target) as tmp:
-            picture = Image.fromarray(_scaled(read_image(path, bands), side))
             picture.save(tmp, "JPEG", quality=80, optimize=True)
     return target
 
 
-def count_bands(path: str | Path) -> int:
-    """Bands of a multi-band TIFF; 3 for everything else (RGB, grey, palette, with alpha or not)."""
-    if Path(path).suffix.lower() not in {".tif", ".tiff"}:
-        return 3
-    try:
-        with Image.open(path) as image:
-            if image.mode in _PLAIN_MODES and not _is_multiband(image):
-                return 3
-    except Image.UnidentifiedImageError:
-        pass  # not a kind that Pillow knows: a raster
-    count = _read_raster(Path(path)).shape[-1]
-    return count if count > 3 else 3
+def in_scene(
+    file: ImageFile, folder: Path, side: int = 384, rendering: Rendering = DEFAULT
+) -> Image.Image:
+    """The whole scene of a window, the window framed."""
+    scene = ImageFile(file.path, None, file.percentiles)
+    picture = Image.open(thumbnail(scene, folder, side, rendering))
+    with rasters.open_raster(file.path) as raster:
+        scale = max(picture.size) / max(raster.width, raster.height)
+    column, row, width, height = (n * scale for n in file.window)
+    frame = (column, row, column + width, row + height)
+    ImageDraw.Draw(picture).rectangle(frame, outline="#D55E00", width=3)
+    return picture
 
 
 def _scaled(picture: np.ndarray, max_side: int) -> np.ndarray:
-    if max(picture.shape[:2]) <= max_side:
+    if not max_side or max(picture.shape[:2]) <= max_side:
         return picture
     image = Image.fromarray(picture)
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return np.asarray(image)
-
-
-def parse_bands(bands: str | Sequence[int]) -> tuple[int, ...]:
-    """``"4,3,2"`` -> ``(4, 3, 2)``; empty -> ``()``. Raises InputError unless there are three
-    numbers from 1 up."""
-    parts = [p for p in bands.split(",") if p.strip()] if isinstance(bands, str) else bands
-    try:
-        numbers = tuple(int(p) for p in parts)
-    except ValueError:
-        numbers = (0,)
-    if numbers and (len(numbers) != 3 or min(numbers) < 1):
-        raise InputError(
-            f"bands={bands!r}: give three band numbers counted from 1, such as '4,3,2', or nothing"
-        )
-    return numbers
-
-
-def _check_size(path: Path, height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise InputError(
-            f"{path.name} is {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} "
-            "megapixels; cut it into tiles first"
-        )
-
-
-def _is_multiband(image: Image.Image) -> bool:
-    # Pillow shows a TIFF of four or more samples as RGB or RGBA; tag 277 is SamplesPerPixel, 338
-    # ExtraSamples.
-    tags = getattr(image, "tag_v2", {})
-    unspecified_extra = 0 in tuple(np.atleast_1d(tags.get(338, (1,))))
-    return tags.get(277, 1) > 4 or (tags.get(277, 1) == 4 and unspecified_extra)
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(image.convert("RGB"))
-
-
-def _read_raster(path: Path) -> np.ndarray:
-    """A TIFF as ``(H, W, bands)``, whichever way its planes are laid out."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        shape = dict(zip(series.axes, series.shape, strict=True))
-        _check_size(path, shape.get("Y", 1), shape.get("X", 1))
-        array = series.asarray()
-    while array.ndim > 3:
-        array = array[0]
-    if array.ndim == 2:
-        return array[..., None]
-    # bands are the axis tifffile calls S (samples), or else the shortest one
-    axes = series.axes[-3:]
-    axis = axes.index("S") if "S" in axes else int(np.argmin(array.shape))
-    return np.moveaxis(array, axis, -1)
-
-
-def _stretch(array: np.ndarray, bands: tuple[int, ...], path: Path) -> np.ndarray:
-    """Percentile stretch of the chosen bands of ``(H, W, bands)`` to uint8; not-a-number counts
-    as black."""
-    count = array.shape[-1]
-    bands = bands or ((1, 2, 3) if count >= 3 else (1, 1, 1))
-    if max(bands) > count:
-        raise InputError(
-            f"{path.name} has {count} band(s), but bands={','.join(map(str, bands))} was asked for"
-        )
-    out = np.empty((*array.shape[:2], 3), np.uint8)
-    for i, band in enumerate(bands):
-        plane = array[..., band - 1].astype(np.float32)
-        valid = plane[np.isfinite(plane)]
-        low, high = np.percentile(valid, (2, 98)) if valid.size else (0.0, 1.0)
-        scaled = (plane - low) / max(float(high - low), 1e-6)
-        out[..., i] = np.nan_to_num(np.clip(scaled, 0, 1), nan=0.0) * 255
-    return out

@@ -1,138 +1,88 @@
-"""Places: where images were taken. A dataset goes in, latitudes and longitudes come out (WGS 84,
-degrees), from its ``coordinates.csv`` or from the GeoTIFFs themselves.
+"""Where and when: an open raster or a file name goes in; footprints, ground sample distance and
+acquisition date come out. Coordinates are WGS 84, longitude before latitude, in degrees.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
+import re
+from pathlib import PurePath
 
-import pandas as pd
+import numpy as np
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.transform import Affine, from_gcps
+from rasterio.warp import transform as to_other_crs
 
-from trsllava_utils.artefacts import InputError, file_stamp, fingerprint, keep, shown
-from trsllava_utils.datasets.annotations import PLACES
-from trsllava_utils.datasets.dataset import Dataset
-
-_NAMES = {
-    "image": ("image", "filename", "file_name", "image_id", "name"),
-    "lat": ("lat", "latitude"),
-    "lon": ("lon", "lng", "long", "longitude"),
-}
+METRES_PER_DEGREE = 111_320.0  # of latitude
+_DATE_TAG = re.compile(r"acqui|sensing|product_start|date_?time", re.IGNORECASE)
+_DATE = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)[-_:.]?(0[1-9]|1[0-2])[-_:.]?(0[1-9]|[12]\d|3[01])(?!\d)"
+)
 
 
-def locate(dataset: Dataset) -> pd.DataFrame:
-    """The places that are known.
+def georeference(raster: DatasetReader) -> tuple[CRS, Affine] | None:
+    """Coordinate system and pixel-to-map transformation, from ground control points where the file
+    has only these (Sentinel-1); None where it has neither."""
+    if raster.crs and not raster.transform.is_identity:
+        return raster.crs, raster.transform
+    points, crs = raster.gcps
+    return (crs, from_gcps(points)) if points and crs else None
 
-    ``coordinates.csv`` in the dataset's folder comes first (columns image, lat, lon); images that
-    it does not name are looked up in their GeoTIFF tags, once, and remembered.
+
+def ground_sample_distance(raster: DatasetReader) -> float | None:
+    """Metres a pixel, in the middle of the raster; None where it is not known."""
+    where = georeference(raster)
+    if where is None:
+        return None
+    crs, transform = where
+    size = abs(transform.determinant) ** 0.5
+    if crs.is_geographic:
+        latitude = (transform * (raster.width / 2, raster.height / 2))[1]
+        return size * METRES_PER_DEGREE * np.cos(np.radians(latitude)) ** 0.5
+    try:
+        return size * crs.linear_units_factor[1]
+    except RasterioError:  # a system without units
+        return None
+
+
+def footprints(raster: DatasetReader, windows: np.ndarray) -> np.ndarray | None:
+    """Corners of windows on the ground.
+
+    Args:
+        raster: the open file.
+        windows: ``(n, 4)``: column, row, width, height.
 
     Returns:
-        Indexed by ``image_id``: ``lat, lon`` in degrees; empty where nothing is known.
-
-    Raises:
-        InputError: ``coordinates.csv`` cannot be used; the message names the line.
+        ``(n, 4, 2)``: longitude and latitude of the corners, anticlockwise from the lower left;
+        None where the file has no usable coordinates.
     """
-    named = _from_csv(dataset, dataset.root / PLACES)
-    tiffs = dataset.with_pixels
-    tiffs = tiffs[tiffs["path"].str.lower().str.endswith((".tif", ".tiff"))]
-    tiffs = tiffs[~tiffs["image_id"].isin(named.index)]
-    places = pd.concat([named, _from_tiffs(dataset, tiffs)]) if len(tiffs) else named
-    return places.reindex(dataset.images["image_id"]).dropna()
-
-
-def _from_csv(dataset: Dataset, path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        return pd.DataFrame({"lat": [], "lon": []})
+    where = georeference(raster)
+    if where is None:
+        return None
+    crs, transform = where
+    column, row, width, height = np.asarray(windows, float).T
+    columns = np.stack([column, column + width, column + width, column], axis=1)
+    rows = np.stack([row + height, row + height, row, row], axis=1)
+    xs, ys = transform * (columns.ravel(), rows.ravel())
     try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-    except ValueError as error:
-        raise InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}") from error
-    given = {c.strip().lower(): c for c in table.columns}
-    columns = {k: next((given[n] for n in ns if n in given), None) for k, ns in _NAMES.items()}
-    if None in columns.values():
-        raise InputError(
-            f"{shown(path)}: expected the columns image, lat, lon; found {', '.join(table.columns)}"
-        )
-    degrees = table[[columns["lat"], columns["lon"]]].apply(pd.to_numeric, errors="coerce")
-    degrees.columns = ["lat", "lon"]
-    wrong = degrees.isna().any(axis=1) | (degrees.abs() > (90, 360)).any(axis=1)
-    if wrong.any():
-        line = int(wrong.idxmax()) + 2
-        raise InputError(
-            f"{shown(path)}, line {line}: {', '.join(table.iloc[line - 2])}: expected a latitude "
-            "(-90 to 90) and a longitude (-360 to 360) in degrees"
-        )
-    ids = dataset.images["image_id"]
-    names = dict(zip(dataset.images["filename"], ids, strict=True)) | dict(
-        zip(ids, ids, strict=True)
-    )
-    degrees["lon"] = (degrees["lon"] + 180) % 360 - 180
-    degrees.index = table[columns["image"]].str.strip().map(names)
-    return degrees[degrees.index.notna() & ~degrees.index.duplicated()]
-
-
-def _from_tiffs(dataset: Dataset, tiffs: pd.DataFrame) -> pd.DataFrame:
-    """Places from the TIFF tags, read once and kept on disk."""
-    stats = [(row.image_id, *file_stamp(row.path)) for row in tiffs.itertuples()]
-
-    def make() -> dict[str, pd.DataFrame]:
-        centres = {row.image_id: centre(row.path) for row in tiffs.itertuples()}
-        known = {image_id: place for image_id, place in centres.items() if place}
-        columns = {"orient": "index", "columns": ["lat", "lon"], "dtype": float}
-        return {"places": pd.DataFrame.from_dict(known, **columns)}
-
-    path = dataset.derived / "places" / dataset.split
-    return keep(path, {"files": fingerprint(stats)}, make, ["places"])[0]["places"]
-
-
-def centre(path: str | Path) -> tuple[float, float] | None:
-    """Latitude and longitude of the middle of a GeoTIFF, in degrees.
-
-    None for a file without geographic tags, or whose coordinate system has no EPSG number. Tags:
-    OGC GeoTIFF 1.1 (19-008r4), section 7: a transformation, or a tie point and the pixel's size.
-    """
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
-            tags = page.geotiff_tags if page.is_geotiff else {}
-            row, column = page.imagelength / 2, page.imagewidth / 2
-    except (
-        OSError,
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-    ):  # a broken file: check_images reports it
+        lon, lat = (np.array(v) for v in to_other_crs(crs, CRS.from_epsg(4326), xs, ys))
+    except (RasterioError, ValueError):
         return None
-    epsg = tags.get("ProjectedCSTypeGeoKey") or tags.get("GeographicTypeGeoKey")
-    if "ModelTransformation" in tags:
-        (a, b, _, x0), (d, e, _, y0) = tags["ModelTransformation"][:2]
-        x, y = a * column + b * row + x0, d * column + e * row + y0
-    elif "ModelTiepoint" in tags and "ModelPixelScale" in tags:
-        at_column, at_row, _, x0, y0, _ = tags["ModelTiepoint"][:6]
-        width, height = tags["ModelPixelScale"][:2]
-        x, y = x0 + (column - at_column) * width, y0 - (row - at_row) * height
-    else:
+    corners = np.stack([lon, lat], axis=1).reshape(-1, 4, 2)
+    if not np.isfinite(corners).all() or np.abs(corners[..., 1]).max() > 90:
         return None
-    return _to_wgs84(int(epsg or 0), float(x), float(y))
+    over = np.ptp(corners[..., 0], axis=1) > 180  # across the date line
+    corners[over, :, 0] %= 360
+    return corners
 
 
-def _to_wgs84(epsg: int, x: float, y: float) -> tuple[float, float] | None:
-    transformer = _transformer(epsg)
-    if transformer is None:
-        return None
-    lon, lat = transformer.transform(x, y)
-    return (lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
-
-
-@cache
-def _transformer(epsg: int):
-    from pyproj import Transformer
-    from pyproj.exceptions import CRSError
-
-    try:
-        return Transformer.from_crs(epsg, 4326, always_xy=True)
-    except CRSError:  # no number, or one of the user's own (32767)
-        return None
+def acquired(tags: dict[str, str], filename: str) -> str:
+    """Acquisition date, ``2021-06-01``, from a file's tags or else its name; "" for none. A plain
+    DATETIME tag comes last: many programs write there when they made the file."""
+    told = [value for name, value in tags.items() if _DATE_TAG.search(name)]
+    plain = tags.get("TIFFTAG_DATETIME", "")
+    for text in [*(v for v in told if v != plain), PurePath(filename).stem, plain]:
+        if match := _DATE.search(text):
+            return "-".join(match.groups())
+    return ""

@@ -19,13 +19,12 @@ from trsllava_utils.artefacts import (
     InputError,
     MissingError,
     content_fingerprint,
-    file_sha256,
     not_here,
     progress,
 )
 from trsllava_utils.cluster import device
 from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, Dataset
-from trsllava_utils.datasets.imagery import read_image
+from trsllava_utils.datasets.imagery import DEFAULT, ImageFile, Rendering, read_image
 from trsllava_utils.embedding.encoders import disable_progress_bars
 from trsllava_utils.embedding.vectors import Embeddings, embed_corpus
 
@@ -37,15 +36,21 @@ class ClipEncoder:
 
     Args:
         name: the model.
-        paths: image files by sha256, for role "image".
-        bands: shown as red, green, blue.
+        files: images by sha256, for role "image".
+        rendering: how multi-band files are shown.
     """
 
-    def __init__(self, name: str, paths: dict[str, str] | None = None, bands: str = "") -> None:
-        self._name, self._paths, self._bands = name, paths or {}, bands
+    def __init__(
+        self,
+        name: str,
+        files: dict[str, ImageFile] | None = None,
+        rendering: Rendering = DEFAULT,
+    ) -> None:
+        self._name, self._files, self._rendering = name, files or {}, rendering
         path = _open_clip_parts(name)[1] if name.startswith("open_clip:") else Path(name)
         weights = f"@{content_fingerprint(path)}" if path.exists() else ""
-        self.identity = f"{name}{weights} float32 {bands}".rstrip()
+        shown = " ".join(filter(None, (rendering.bands, rendering.stretch)))
+        self.identity = f"{name}{weights} float32 {shown}".rstrip()
         self._model = None
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
@@ -57,7 +62,7 @@ class ClipEncoder:
         rows = []
         for batch in progress(batches, desc=f"CLIP, {role}s"):
             if role == "image":
-                pictures = [read_image(self._paths[sha256], self._bands) for sha256 in batch]
+                pictures = [read_image(self._files[s], self._rendering) for s in batch]
                 rows.append(self._model.images(pictures))
             else:
                 rows.append(self._model.texts(batch))
@@ -139,7 +144,7 @@ def _open_clip_parts(name: str) -> tuple[str, Path]:
     return architecture, Path(checkpoint or "(none)").expanduser()
 
 
-def embed_clip_images(dataset: Dataset, clip: str, bands: str = "") -> Embeddings:
+def embed_clip_images(dataset: Dataset, clip: str) -> Embeddings:
     """A vector for every image with pixels.
 
     Raises:
@@ -148,9 +153,10 @@ def embed_clip_images(dataset: Dataset, clip: str, bands: str = "") -> Embedding
     pixels = dataset.with_pixels
     if pixels.empty:
         raise MissingError(f"{dataset.title} ({dataset.split}) has no pixels for CLIP to look at")
-    sha256 = [file_sha256(path) for path in pixels["path"]]
-    rows = [(i, clip, 0, "image", s) for i, s in zip(pixels["image_id"], sha256, strict=True)]
-    encoder = ClipEncoder(clip, dict(zip(sha256, pixels["path"], strict=True)), bands)
+    files = {image_id: dataset.file_of(image_id) for image_id in pixels["image_id"]}
+    rows = [(image_id, clip, 0, "image", file.sha256) for image_id, file in files.items()]
+    by_hash = {file.sha256: file for file in files.values()}
+    encoder = ClipEncoder(clip, by_hash, dataset.rendering)
     corpus = pd.DataFrame(rows, columns=CORPUS_COLUMNS)
     return embed_corpus(
         corpus, encoder, dataset.derived, f"{dataset.split}.clip-images", role="image"

@@ -23,6 +23,7 @@ from trsllava_utils.datasets import Dataset, read_image
 
 HERE = Path(__file__).parent
 LAND = HERE / "land.json"  # outlines of the continents: Natural Earth 1:110m, public domain
+SHOWN_SIDE = 1024  # of a picture that is read to be drawn, in pixels
 INLINE_SCALE = 0.73  # size of the copies inside notebooks
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "C0", "C1", "C2", "C3", "C4", "C7"
 
@@ -87,12 +88,11 @@ def show_image(
     *,
     title: str = "",
     colour: str = "black",
-    bands: str = "",
 ) -> None:
     """Draw one image of the dataset; a grey box that says so where there are no readable pixels."""
-    path = dataset.path_of(image_id)
+    file = dataset.file_of(image_id)
     try:
-        picture = read_image(path, bands) if path else None
+        picture = read_image(file, dataset.rendering, SHOWN_SIDE) if file else None
     except InputError:
         picture = None
     if picture is None:
@@ -129,18 +129,18 @@ def dataset_overview(dataset: Dataset) -> Figure:
     return figure
 
 
-def image_grid(dataset: Dataset, image_ids: list[str], columns: int = 6, bands: str = "") -> Figure:
+def image_grid(dataset: Dataset, image_ids: list[str], columns: int = 6) -> Figure:
     """Images with their ids."""
     rows = max(1, -(-len(image_ids) // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.15 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image_id in zip(axes.flat, image_ids, strict=False):
-        show_image(ax, dataset, image_id, title=_short(image_id), bands=bands)
+        show_image(ax, dataset, image_id, title=_short(image_id))
     return figure
 
 
-def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "") -> Figure:
+def caption_card(dataset: Dataset, image_id: str, record: Record) -> Figure:
     """An image beside its variants."""
     variants = []
     for n, v in enumerate(record.variants, 1):
@@ -151,7 +151,7 @@ def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "
     text = "\n\n".join(variants)
     height = max(3.2, 0.17 * (text.count("\n") + 4))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, height), width_ratios=[1, 2.7])
-    show_image(left, dataset, image_id, title=image_id, bands=bands)
+    show_image(left, dataset, image_id, title=image_id)
     left.set_anchor("N")
     right.axis("off")
     right.text(0, 1, text, va="top", fontsize=10.5, parse_math=False, linespacing=1.25)
@@ -160,7 +160,7 @@ def caption_card(dataset: Dataset, image_id: str, record: Record, bands: str = "
 
 
 def compare_captions(
-    dataset: Dataset, image_ids: list[str], sides: dict[str, dict[str, Record]], bands: str = ""
+    dataset: Dataset, image_ids: list[str], sides: dict[str, dict[str, Record]]
 ) -> Figure:
     """The same images as several captioners put them: a row per image, a column per captioner.
 
@@ -168,7 +168,6 @@ def compare_captions(
         dataset: whose images.
         image_ids: which of them.
         sides: records by image id, by the captioner's name.
-        bands: shown as red, green, blue.
     """
     width = 124 // len(sides)
     texts = {
@@ -185,7 +184,7 @@ def compare_captions(
         squeeze=False,
     )
     for row, image_id in zip(axes, image_ids, strict=True):
-        show_image(row[0], dataset, image_id, title=image_id, bands=bands)
+        show_image(row[0], dataset, image_id, title=image_id)
         row[0].set_anchor("N")
         for ax, name in zip(row[1:], sides, strict=True):
             ax.axis("off")
@@ -203,7 +202,7 @@ def _wrapped(record: Record, width: int) -> str:
 
 
 def query_results(
-    dataset: Dataset, results: list[tuple[str, str, pd.DataFrame]], title: str = "", bands: str = ""
+    dataset: Dataset, results: list[tuple[str, str, pd.DataFrame]], title: str = ""
 ) -> Figure:
     """A row for each query: its words, then the images found.
 
@@ -227,7 +226,7 @@ def query_results(
                 f"{item.rank}. {_short(item.image_id)}\n{item.score:.3f}{' ✓ hit' if hit else ''}"
             )
             colour = GREEN if hit else "black"
-            show_image(ax, dataset, item.image_id, title=name, colour=colour, bands=bands)
+            show_image(ax, dataset, item.image_id, title=name, colour=colour)
     figure.suptitle(title)
     return figure
 

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from trsllava_utils.artefacts import InputError, MissingError, fingerprint, slug
-from trsllava_utils.captioning import Captions, choose_captioner, load_captions
+from trsllava_utils.captioning import Captions, choose_captioner, load_captions, seen_by
 from trsllava_utils.captioning.names import in_style
 from trsllava_utils.captioning.records import text_forms
-from trsllava_utils.datasets import Dataset, locate, other_split
+from trsllava_utils.datasets import Dataset, load_metadata, other_split
 from trsllava_utils.embedding import (
     MINILM,
     ClipEncoder,
@@ -54,7 +54,7 @@ class Sources:
     """Texts and vectors of one split.
 
     Attributes:
-        dataset: the split.
+        dataset: the split; its images are shown as the captioner saw them.
         captioner: who described its images, one or several (``captioning/captions.py``); empty:
             see ``choose_captioner``, chosen once, so that other splits have the same.
         encoder: name of the text encoder.
@@ -62,7 +62,6 @@ class Sources:
         query_captioner: whose texts of an image ask in image-to-text: the short description (prompt
             "query") of a model, or captions by name; empty: those of ``captioner``.
         clip: name of a CLIP (see ``clip.py``); empty: none.
-        bands: of the images, for CLIP.
         variants: use only so many captions per image and captioner; 0: all.
         scheduler: where texts are encoded and queries ranked, see ``cluster.py``.
         precision: of the text encoder, see :func:`trsllava_utils.embedding.load_encoder`.
@@ -74,7 +73,6 @@ class Sources:
     texts: str = "joined"
     query_captioner: str = ""
     clip: str = ""
-    bands: str = ""
     variants: int = 0
     scheduler: str = ""
     precision: str = "float32"
@@ -82,6 +80,7 @@ class Sources:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "captioner", choose_captioner(self.dataset, self.captioner))
+        object.__setattr__(self, "dataset", seen_by(self.captioner, self.dataset))
         object.__setattr__(self, "texts", ",".join(text_forms(self.texts)))
         if self.query_captioner:
             asking = choose_captioner(self.dataset, self.query_captioner, "query")
@@ -136,9 +135,9 @@ class Sources:
         return common
 
     @cached_property
-    def places(self) -> pd.DataFrame:
-        """Where the images are: ``image_id -> lat, lon``; empty where nobody knows."""
-        return locate(self.dataset)
+    def metadata(self) -> pd.DataFrame:
+        """What is known of the images; see :func:`trsllava_utils.datasets.load_metadata`."""
+        return load_metadata(self.dataset)[0]
 
     @_once
     def embed_captions(self, texts: str = "") -> Embeddings:
@@ -195,7 +194,7 @@ class Sources:
     @_once
     def embed_clip_images(self) -> Embeddings:
         """CLIP's vectors of the images."""
-        return embed_clip_images(self.dataset, self._clip_name(), self.bands)
+        return embed_clip_images(self.dataset, self._clip_name())
 
     @_once
     def embed_clip_reference(self) -> Embeddings:

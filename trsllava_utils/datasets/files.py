@@ -1,0 +1,168 @@
+"""Files of a folder, and which of them a name means: a folder goes in, its images come out by
+relative name; names that stand in annotations or captions are matched to them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree
+
+from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES
+from trsllava_utils.datasets.rasters import driver_of
+
+# lie beside images and are read as something else, or not at all
+_COMPANIONS = """.json .jsonl .geojson .csv .tsv .txt .parquet .xml .ovr .msk .aux .hdr .prj .rrd
+.ige .md .html .tfw .jgw .pgw .j2w .wld .ini .yml .yaml"""
+_THUMBNAILS = {"@eaDir", "Thumbs", "thumbs", "thumbnails"}
+NAMED = 5  # of files left out
+
+
+def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The images below a folder.
+
+    Linked folders are followed, a linked file where its target lies inside the folder, or in the
+    ``blobs`` of the Hugging Face cache that the folder is a snapshot of. Folders of thumbnails,
+    hidden ones and ``derived`` are left out.
+
+    Returns:
+        File by relative name (``/`` between folders, NFC), and sentences on what was left out.
+    """
+    files: dict[str, Path] = {}
+    others, reasons = defaultdict(list), []
+    inside = [root.resolve()]
+    if root.parent.name == "snapshots":
+        inside.append((root.parent.parent / "blobs").resolve())
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        above = [p.resolve() for p in here.parents if p.is_relative_to(root)]
+        kept = (s for s in subfolders if not s.startswith((".", "__")) and s not in _THUMBNAILS)
+        of_cache = {"blobs", "refs"} if "snapshots" in subfolders else set()
+        kept = (s for s in kept if s not in of_cache and (s != "derived" or here != root))
+        subfolders[:] = [] if here.resolve() in above else sorted(kept)  # a link may lead back up
+        for file_name in sorted(names):
+            path, suffix = here / file_name, Path(file_name).suffix.lower()
+            if file_name.startswith(".") or (suffix and suffix in _COMPANIONS.split()):
+                continue
+            name = readable(path.relative_to(root).as_posix())
+            if suffix not in IMAGE_SUFFIXES:
+                others[suffix or "without a suffix"].append(name)
+            elif reason := _not_readable(path, inside) or (name in files and "is there twice"):
+                reasons.append(f"{name} {reason}; it was left out")
+            else:
+                files[name] = path
+    if others:
+        kinds = (f"{len(n)} {kind} ({shorten(n)})" for kind, n in sorted(others.items()))
+        reasons.append(f"left out, not a kind of image that is read here: {', '.join(kinds)}")
+    return files, reasons
+
+
+def readable(name: str) -> str:
+    """A file name as text: NFC; one that is not UTF-8 is taken for Latin-1."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(name).decode("latin-1")
+    return unicodedata.normalize("NFC", name)
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first few of many names."""
+    names = list(names)
+    return ", ".join(names[:NAMED]) + (" …" if len(names) > NAMED else "")
+
+
+def _not_readable(path: Path, inside: list[Path]) -> str:
+    """Why a file is not opened; "" for one that is."""
+    if path.is_symlink() and not any(path.resolve().is_relative_to(folder) for folder in inside):
+        return "is a link that leads out of the folder"
+    if not path.is_file():
+        return "is no file"
+    if path.suffix.lower() == ".vrt":
+        return _refused_vrt(path, inside[0])
+    return ""
+
+
+def _refused_vrt(path: Path, root: Path, depth: int = 0) -> str:
+    """A virtual raster may refer to files inside the folder only; "" if it does."""
+    try:
+        document = ElementTree.fromstring(path.read_bytes())
+    except (ElementTree.ParseError, ValueError):
+        return "is no virtual raster"
+    for element in document.iter():
+        if not re.search(r"(Filename|Dataset|Input|Source|Path)$", element.tag):
+            continue
+        text = (element.text or "").strip()
+        if not text:
+            continue
+        source = (path.parent / text).resolve()
+        if not source.is_file() or not source.is_relative_to(root):
+            return f"refers to {text}, which is no file inside the folder"
+        driver = driver_of(source)
+        if not driver or depth > 4:
+            return f"refers to {text}, which is no raster"
+        reason = _refused_vrt(source, root, depth + 1) if driver == "VRT" else ""
+        if reason:
+            return reason
+    return ""
+
+
+def match_names(
+    wanted: Iterable[str], available: Iterable[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Which file each name means.
+
+    The same path first; else the same file name, else the same stem (upper and lower case are the
+    same), and of several the one that shares most of the folders above it. What stays ambiguous is
+    matched to nothing, and no two names to one file.
+
+    Returns:
+        ``available`` by ``wanted`` name, and the wanted names that are ambiguous.
+    """
+    available = list(available)
+    exact, by_name, by_stem = {}, defaultdict(list), defaultdict(list)
+    for file in available:
+        path = PurePosixPath(_normal(file))
+        exact[str(path)] = file
+        by_name[path.name.casefold()].append(file)
+        by_stem[path.stem.casefold()].append(file)
+    claims: dict[str, list[tuple[tuple, str]]] = defaultdict(list)
+    ambiguous = []
+    for name in dict.fromkeys(wanted):
+        path = PurePosixPath(_normal(name))
+        same = exact.get(str(path))
+        candidates = by_name.get(path.name.casefold()) or by_stem.get(path.stem.casefold(), [])
+        ranked = [(_closeness(path, PurePosixPath(_normal(c))), c) for c in candidates]
+        ranked = [((999, 0), same)] if same else ranked
+        best = max((closeness for closeness, _ in ranked), default=None)
+        chosen = [candidate for closeness, candidate in ranked if closeness == best]
+        if len(chosen) > 1:
+            ambiguous.append(name)
+        elif chosen:
+            claims[chosen[0]].append((best, name))
+    matched = {}
+    for file, claimants in claims.items():
+        best = max(closeness for closeness, _ in claimants)
+        owners = [name for closeness, name in claimants if closeness == best]
+        if len(owners) == 1:
+            matched[owners[0]] = file
+        ambiguous += [name for _, name in claimants if name not in owners or len(owners) > 1]
+    return matched, ambiguous
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", str(name).replace("\\", "/")).strip("/").removeprefix("./")
+
+
+def _closeness(a: PurePosixPath, b: PurePosixPath) -> tuple[int, bool]:
+    """Folders that two names share, counted from the file up; and whether the names are equal."""
+    shared = 0
+    for left, right in zip(reversed(a.parent.parts), reversed(b.parent.parts), strict=False):
+        if left.casefold() != right.casefold():
+            break
+        shared += 1
+    return shared, a.name == b.name

@@ -1,0 +1,250 @@
+"""What is known of images beside their captions: a dataset goes in, a table comes out (date, place,
+ground sample distance, and any columns of the tables that lie beside the images), and filters on
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from trsllava_utils.artefacts import InputError, read_text, shown
+from trsllava_utils.datasets import annotations, places, scenes
+from trsllava_utils.datasets.dataset import Dataset
+from trsllava_utils.datasets.files import match_names
+
+_TABLES = ("*.csv", "*.tsv", "*.geojson", "*.json", "*.parquet", "*.geoparquet")
+_LAT, _LON = ("lat", "latitude"), ("lon", "lng", "long", "longitude")
+
+
+def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
+    """All that is known of the images.
+
+    Rasters say where they lie and how large a pixel is; date comes from their tags or a file name.
+    Columns of ``metadata.csv``, GeoJSON, GeoParquet or any other table in the dataset's folder that
+    names images come first; what it says of a scene holds for its windows. Columns ``lat`` and
+    ``lon`` are places.
+
+    Returns:
+        Indexed by ``image_id``: ``label, split, date`` (text), ``gsd`` (metres), ``lat, lon``
+        (degrees, WGS 84, the middle of the footprint), other columns, and ``geometry`` (shapely;
+        None where nobody knows the place); columns of which nothing is known are left out. And
+        sentences on what was left out.
+    """
+    images, problems = dataset.images, []
+    table = images.set_index("image_id")[["label", "split"]].replace(["", "all"], None)
+    table["date"] = [places.acquired({}, name) or None for name in images["filename"]]
+    table["gsd"], table["geometry"] = np.nan, None
+    rasters = dataset.rasters
+    rasters = rasters if len(rasters) else scenes.scan_images(images, dataset.derived)
+    if len(rasters):
+        known = [_of_raster(row, rasters) for row in images.itertuples()]
+        columns = pd.DataFrame(known, index=table.index, columns=["date", "gsd", "geometry"])
+        table["date"] = columns["date"].where(columns["date"].notna(), table["date"])
+        table[["gsd", "geometry"]] = columns[["gsd", "geometry"]]
+    for path in tables_beside(dataset.root):
+        try:
+            own = _matched(_read(path), dataset, path, problems)
+        except InputError as error:
+            problems.append(f"{error}; it was left alone")
+            continue
+        if own is None:
+            problems.append(f"{shown(path)} names no image of the dataset; it was left alone")
+            continue
+        for name in own.columns:
+            values = own[name].reindex(table.index)
+            table[name] = values.where(values.notna(), table[name]) if name in table else values
+    return _with_middle(table).dropna(axis="columns", how="all"), problems
+
+
+def tables_beside(root: Path) -> list[Path]:
+    """The tables in a dataset's folder that are no caption files."""
+    captions = annotations.find(root)
+    paths = sorted(path for pattern in _TABLES for path in root.glob(pattern))
+    return [p for p in paths if p not in captions and not p.name.startswith((".", "dataset"))]
+
+
+def _of_raster(row, rasters: pd.DataFrame) -> tuple:
+    """Date, ground sample distance and footprint of an image or a window."""
+    import shapely
+
+    if row.path not in rasters.index:
+        return None, np.nan, None
+    raster = rasters.loc[row.path]
+    corners = raster["footprint"]
+    if row.window is not None and raster["footprints"] is not None:
+        number = np.reshape(raster["windows"], (-1, 4)).tolist().index(list(row.window))
+        corners = raster["footprints"][8 * number : 8 * number + 8]
+    geometry = None if corners is None else shapely.Polygon(np.reshape(corners, (4, 2)))
+    return raster["date"] or None, raster["gsd"], geometry
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table; one with places has a column ``geometry``.
+
+    Raises:
+        InputError: it cannot be read, or is no table.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return annotations.read_csv(path)
+    try:
+        if suffix in (".json", ".geojson"):
+            content = json.loads(read_text(path))
+            if not isinstance(content, dict) or content.get("type") != "FeatureCollection":
+                raise InputError(f"{shown(path)} holds neither captions nor GeoJSON features")
+            return _in_wgs84(path)
+        if "geometry" in annotations.table_columns(path):
+            return _in_wgs84(path)
+        return pd.read_parquet(path)
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _in_wgs84(path: Path) -> pd.DataFrame:
+    import geopandas
+
+    is_json = path.suffix.lower().endswith("json")
+    table = geopandas.read_file(path) if is_json else geopandas.read_parquet(path)
+    table = table if table.crs is None else table.to_crs(4326)
+    return pd.DataFrame(table).rename(columns={table.geometry.name: "geometry"})
+
+
+def _matched(
+    table: pd.DataFrame, dataset: Dataset, path: Path, problems: list[str]
+) -> pd.DataFrame | None:
+    """The rows by image, without the column that names them; None if no column does."""
+    table = table.rename(columns=lambda name: str(name).strip())
+    columns = [c for c in table.columns if c != "geometry" and table[c].dtype.kind in "OiU"]
+    rows_of = {column: _rows_of(table[column], dataset) for column in columns}
+    key = max(columns, key=lambda column: len(rows_of[column]), default=None)
+    if key is None or not rows_of[key]:
+        return None
+    problems += _check_places(table, path)
+    own = table.iloc[list(rows_of[key].values())].set_axis(list(rows_of[key]), axis="index")
+    columns = [c for c in own.columns if c not in (key, "image_id", *annotations.IMAGE_KEYS)]
+    return own[columns].map(lambda value: None if _is_list(value) else value)
+
+
+def _rows_of(values: pd.Series, dataset: Dataset) -> dict[str, int]:
+    """Image -> the first row whose value names it, or the scene that it is a window of."""
+    images, names = dataset.images, values.astype(str).str.strip().tolist()
+    first = {name: row for row, name in reversed([*enumerate(names)])}
+    folder = str(dataset.root)
+    scenes_of = [path.removeprefix(folder).lstrip("/\\") for path in images["path"]]
+    rows: dict[str, int] = {}
+    for filenames in (scenes_of, images["filename"].tolist()):
+        named = {file: name for name, file in match_names(first, set(filenames))[0].items()}
+        pairs = zip(images["image_id"], filenames, strict=True)
+        rows |= {image_id: first[named[file]] for image_id, file in pairs if file in named}
+    return rows
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | dict | np.ndarray)
+
+
+def _check_places(table: pd.DataFrame, path: Path) -> list[str]:
+    """Make columns of degrees ``lat`` and ``lon``, and blank the pairs that are no place on Earth;
+    a sentence on the first of them."""
+    named = {c.lower(): c for c in table.columns}
+    lat, lon = (next((named[n] for n in names if n in named), None) for names in (_LAT, _LON))
+    if lat is None or lon is None:
+        return []
+    degrees = table[[lat, lon]].apply(pd.to_numeric, errors="coerce")
+    given = table[[lat, lon]].notna().any(axis=1)
+    wrong = given & (degrees.isna().any(axis=1) | (degrees.abs() > (90, 360)).any(axis=1))
+    degrees[wrong] = np.nan
+    table["lat"], table["lon"] = degrees[lat], (degrees[lon] + 180) % 360 - 180
+    if not wrong.any():
+        return []
+    line = int(np.argmax(wrong)) + 2
+    return [
+        f"{shown(path)}, line {line}: expected a latitude (-90 to 90) and a longitude (-360 to 360)"
+        f" in degrees; {int(wrong.sum())} rows have no place"
+    ]
+
+
+def _with_middle(table: pd.DataFrame) -> pd.DataFrame:
+    """Places given as points become geometry, and geometry has a middle."""
+    import shapely
+
+    if "lat" in table and "lon" in table:
+        given = table[["lat", "lon"]].notna().all(axis=1)
+        points = shapely.points(table.loc[given, ["lon", "lat"]].to_numpy(float))
+        table.loc[given, "geometry"] = pd.Series(list(points), table.index[given], dtype=object)
+    if table["geometry"].notna().any():
+        middle = shapely.centroid(table["geometry"].to_numpy(dtype=object))
+        table["lat"], table["lon"] = shapely.get_y(middle), shapely.get_x(middle)
+        table["lon"] = (table["lon"] + 180) % 360 - 180
+    return table
+
+
+def select(metadata: pd.DataFrame, where: str = "", bbox: str = "") -> set[str]:
+    """Ids of the images that a filter lets through.
+
+    Args:
+        metadata: see :func:`load_metadata`.
+        where: a condition on its columns as in SQL, ``date >= '2023-06-01' and cloud < 20``;
+            images of which a column is not known are left out; empty: all.
+        bbox: ``"west,south,east,north"`` in degrees; images whose footprint touches it; empty: all.
+
+    Raises:
+        InputError: the condition or the box cannot be understood; the columns are named.
+    """
+    ids = set(metadata.index)
+    if where.strip():
+        ids &= _where(metadata, where)
+    if bbox.strip():
+        ids &= _within(metadata, bbox)
+    return ids
+
+
+def _where(metadata: pd.DataFrame, where: str) -> set[str]:
+    """SQLite reads the condition: in memory, allowed to do nothing but select from one table."""
+    table = metadata.drop(columns="geometry", errors="ignore").rename_axis("image_id").reset_index()
+    table = table.loc[:, ~table.columns.str.lower().duplicated()]
+    for name in table.select_dtypes(("datetime", "datetimetz")):
+        days = (table[name].dropna() == table[name].dropna().dt.normalize()).all()
+        table[name] = table[name].dt.strftime("%Y-%m-%d" if days else "%Y-%m-%d %H:%M:%S")
+    allowed = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
+    connection = sqlite3.connect(":memory:")
+    try:
+        table.to_sql("metadata", connection, index=False)
+        connection.set_authorizer(
+            lambda action, *_: sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY
+        )
+        rows = connection.execute(f"SELECT image_id FROM metadata WHERE ({where}\n)")
+        return {image_id for (image_id,) in rows}
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        raise InputError(
+            f"where={where!r}: {error}. The columns are {', '.join(table.columns)}; write the "
+            "condition as in SQL, such as \"date >= '2023-06-01' and cloud < 20\""
+        ) from error
+    finally:
+        connection.close()
+
+
+def _within(metadata: pd.DataFrame, bbox: str) -> set[str]:
+    import shapely
+
+    try:
+        west, south, east, north = (float(part) for part in bbox.split(","))
+        if south > north or max(abs(south), abs(north)) > 90:
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"bbox={bbox!r}: give west,south,east,north in degrees, such as 11.4,48.0,11.8,48.3"
+        ) from None
+    if "geometry" not in metadata:
+        raise InputError("bbox: no place is known of these images (see data/README.md#metadata)")
+    boxes = [(west, east)] if west <= east else [(west, 180), (-180, east)]
+    shapes = metadata["geometry"].to_numpy(dtype=object)
+    inside = [shapely.intersects(shapes, shapely.box(w, south, e, north)) for w, e in boxes]
+    return set(metadata.index[np.logical_or.reduce(inside)])

@@ -1,0 +1,200 @@
+"""Scenes: rasters go in, a table of what they are comes out; one larger than a tile is searched as
+windows, each an image of its own, read straight from the file.
+
+The table is kept in ``derived/rasters.parquet``; a file is looked at again only when it changes.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from trsllava_utils.artefacts import (
+    InputError,
+    atomic_path,
+    file_stamp,
+    progress,
+    read_manifest,
+    write_manifest,
+)
+from trsllava_utils.cluster import in_threads
+from trsllava_utils.datasets import places
+from trsllava_utils.datasets.rasters import (
+    RASTER_SUFFIXES,
+    band_percentiles,
+    open_raster,
+    read_values,
+)
+
+TILE = 1024  # pixels
+SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
+SAVE_EACH, CHUNK = 60, 16  # seconds; files
+VERSION = 1
+
+
+def check_tile(tile: int, overlap: int) -> None:
+    """Raises InputError for sizes that make no windows."""
+    if tile and not 32 <= tile <= 65_536:
+        raise InputError(f"tile={tile}: give 32 to 65,536 pixels, or 0 for no windows")
+    if not 0 <= overlap <= tile // 2:
+        raise InputError(f"overlap={overlap}: give 0 to {tile // 2} pixels, half of tile={tile}")
+
+
+def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -> pd.DataFrame:
+    """Look at rasters.
+
+    Args:
+        files: by name.
+        store: where the table is kept, without suffix.
+        tile: side of a window in pixels; 0: no windows.
+        overlap: of neighbouring windows, in pixels.
+
+    Returns:
+        Indexed by name: ``gsd`` (metres), ``date``, ``footprint`` (8 numbers: longitude and
+        latitude of four corners), ``windows`` (4 numbers each, see ``ImageFile``; none for an image
+        that is no larger than a tile), ``footprints`` (8 each), ``percentiles`` (101 a band),
+        ``left_out`` (windows without data), ``problem`` ("" for a file that can be read).
+    """
+    keys = {name: [*file_stamp(path), tile, overlap, VERSION] for name, path in files.items()}
+    rows = {n: row for n, row in _stored(store).items() if list(row["key"]) == keys.get(n)}
+    todo = [name for name in files if name not in rows]
+    saved = time.monotonic()
+
+    def look(name: str) -> tuple[str, dict]:
+        return name, {"key": keys[name], **_look(files[name], tile, overlap)}
+
+    chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
+    for chunk in progress(chunks, desc="looking at rasters", unit=f"x {CHUNK}", delay=2):
+        rows |= in_threads(look, chunk)
+        if chunk is chunks[-1] or time.monotonic() - saved > SAVE_EACH:
+            _store(store, rows)
+            saved = time.monotonic()
+    table = pd.DataFrame.from_dict({name: rows[name] for name in files}, orient="index")
+    return table.reindex(columns=list(_TYPES)[1:])
+
+
+_NUMBERS, _INTEGERS = pa.list_(pa.float64()), pa.list_(pa.int64())
+_TYPES = {
+    "name": pa.string(),
+    "key": _INTEGERS,
+    "gsd": pa.float64(),
+    "date": pa.string(),
+    "footprint": _NUMBERS,
+    "windows": _INTEGERS,
+    "footprints": _NUMBERS,
+    "percentiles": _NUMBERS,
+    "left_out": pa.int64(),
+    "problem": pa.string(),
+}
+
+
+_NO_WINDOWS = {"windows": None, "footprints": None, "percentiles": None, "left_out": 0}
+
+
+def scan_images(
+    images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0
+) -> pd.DataFrame:
+    """:func:`scan` of the raster files among a dataset's images, by path."""
+    paths = images.loc[images["path"] != "", "path"].drop_duplicates()
+    files = {p: Path(p) for p in paths if Path(p).suffix.lower() in RASTER_SUFFIXES}
+    return scan(files, derived / "rasters", tile, overlap) if files else pd.DataFrame()
+
+
+def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """Images with scenes taken apart into their windows, and without rasters that cannot be read;
+    ``problems`` gets a sentence on those."""
+    rows, empty = [], 0
+    known = rasters.to_dict("index")
+    for image in images.to_dict("records"):
+        raster = known.get(image["path"], {"problem": "", "windows": None})
+        if raster["problem"]:
+            problems.append(f"{raster['problem']}; it was left out")
+        elif raster["windows"] is None:
+            rows.append(image)
+        else:
+            empty += int(raster["left_out"])
+            name = PurePosixPath(image["filename"])
+            for window in np.reshape(raster["windows"], (-1, 4)).astype(int).tolist():
+                at = f"@{window[1]}_{window[0]}"
+                filename = str(name.with_name(f"{name.stem}{at}{name.suffix}"))
+                named = {"image_id": f"{image['image_id']}{at}", "filename": filename}
+                rows.append({**image, **named, "window": tuple(window)})
+    if empty:
+        problems.append(f"{empty:,} windows without data were left out")
+    return pd.DataFrame(rows, columns=images.columns, dtype=object)
+
+
+def _stored(store: Path) -> dict[str, dict]:
+    table, manifest = store.with_suffix(".parquet"), store.with_suffix(".json")
+    if not read_manifest(manifest, [table]):
+        return {}
+    return {row.pop("name"): row for row in pq.read_table(table).to_pylist()}
+
+
+def _store(store: Path, rows: dict[str, dict]) -> None:
+    table = store.with_suffix(".parquet")
+    values = [{"name": name, **row} for name, row in rows.items()]
+    with atomic_path(table) as tmp:
+        pq.write_table(pa.Table.from_pylist(values, pa.schema(_TYPES)), tmp)
+    write_manifest(store.with_suffix(".json"), {"version": VERSION}, [table])
+
+
+def _look(path: Path, tile: int, overlap: int) -> dict:
+    try:
+        with open_raster(path) as raster:
+            whole = [(0, 0, raster.width, raster.height)]
+            tags = raster.tags() | raster.tags(ns="IMAGERY")
+            row = {
+                **_NO_WINDOWS,
+                "gsd": places.ground_sample_distance(raster),
+                "date": places.acquired(tags, path.name),
+                "footprint": _flat(places.footprints(raster, np.array(whole))),
+                "problem": "",
+            }
+            if tile and max(raster.width, raster.height) > tile:
+                row |= _windows(raster, grid(raster.width, raster.height, tile, overlap))
+            return row
+    except InputError as error:
+        return {**_NO_WINDOWS, "gsd": None, "date": "", "footprint": None, "problem": str(error)}
+
+
+def grid(width: int, height: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """Windows that cover a raster, row by row; the last ones are moved back to lie inside it."""
+
+    def starts(size: int) -> list[int]:
+        last = max(size - tile, 0)
+        return [*range(0, last, tile - overlap), last]
+
+    size = min(tile, width), min(tile, height)
+    return [(column, row, *size) for row in starts(height) for column in starts(width)]
+
+
+def _windows(raster: DatasetReader, windows: list[tuple[int, int, int, int]]) -> dict:
+    """The windows with data in them, and percentiles of the whole scene. Reads every window once;
+    one of a single value has no data, declared or not."""
+    kept, samples = [], []
+    bands = list(range(1, raster.count + 1))
+    step = max(1, max(raster.width, raster.height) // SAMPLE)
+    for window in windows:
+        values = read_values(raster, bands, Window(*window), 1)
+        if any(np.ptp(v) > 0 for band in values if len(v := band[np.isfinite(band)])):
+            kept.append(window)
+            samples.append(values[:, ::step, ::step].reshape(len(bands), -1))
+    values = np.concatenate(samples, axis=1) if samples else np.empty((len(bands), 0))
+    return {
+        "windows": [int(n) for window in kept for n in window],
+        "footprints": _flat(places.footprints(raster, np.array(kept).reshape(-1, 4))),
+        "percentiles": _flat(band_percentiles(values)),
+        "left_out": len(windows) - len(kept),
+    }
+
+
+def _flat(numbers: np.ndarray | None) -> list[float] | None:
+    return None if numbers is None else [float(n) for n in np.ravel(numbers)]
