@@ -2,7 +2,7 @@
 
 * ``get DATASET [--split test]``: fetch a dataset;
 * ``run DATASET [DATASET …] [--from 02] [--to 04]``: the notebooks, headlessly;
-* ``search DATASET "QUERY" [--k 8] [--html FILE] [--csv FILE]``: images for a sentence;
+* ``search DATASET "QUERY" [--k 8] [--html FILE] …``: images for a sentence;
 * ``report DATASET [--html FILE]``: the results as one page for colleagues;
 * ``merge DATASET``: the shards of a captioning run;
 * ``gallery URL [--add DATASET] [--find "QUERY"]``: captions of any number, in partitions;
@@ -41,6 +41,7 @@ NOTEBOOKS = {
     "03": "03_retrieval",
     "04": "04_evaluation_visualisation",
 }
+WHERE = "only images with this, as in SQL: \"date >= '2023-06-01' and cloud < 20\""
 Parameters = dict[str, object]
 
 
@@ -85,8 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("dataset", metavar="DATASET", help=which)
     search.add_argument("query", metavar="QUERY", help="what the image should show")
     search.add_argument("--k", type=int, default=8, help="number of images (default 8)")
-    search.add_argument("--html", metavar="FILE", help="write a page with the images")
-    search.add_argument("--csv", metavar="FILE", help="write a table")
+    search.add_argument("--where", default="", metavar="CONDITION", help=WHERE)
+    search.add_argument("--bbox", default="", metavar="W,S,E,N", help="west,south,east,north")
+    for kind in ("html", "csv", "geojson", "geoparquet"):
+        search.add_argument(f"--{kind}", metavar="FILE", help=f"write the result as {kind}")
     report = command("report", _report, "write the results as one HTML page")
     report.add_argument("dataset", metavar="DATASET", help=which)
     report.add_argument("--html", metavar="FILE", help="where to (default: beside the results)")
@@ -223,15 +226,19 @@ def _get(args: argparse.Namespace, given: Parameters) -> None:
 
 def _search(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.search import search
+    from trsllava_utils.search.found import KINDS
 
     known = {"method", "captioner", "encoder", "split", "data_dir"}
-    known |= {"texts", "clip", "bands", "precision"}
-    found = search(args.query, args.dataset, args.k, **_texts(given, known))
+    tiling = {name: given.pop(name) for name in ("tile", "overlap") if name in given}
+    known |= {"texts", "clip", "precision"}
+    only = {"where": args.where, "bbox": args.bbox}
+    how = _texts(given, known) | tiling
+    found = search(args.query, args.dataset, args.k, **how, **only)
     print(f"{found.total:,} images, described by {found.sources.captioner}", file=sys.stderr)
     print(found)
-    for path, save in ((args.html, found.save_html), (args.csv, found.save_csv)):
-        if path:
-            print("wrote", shown(save(path)))
+    for kind in KINDS:
+        if path := getattr(args, kind):
+            print("wrote", shown(found.save(path, kind)))
 
 
 def _report(args: argparse.Namespace, given: Parameters) -> None:

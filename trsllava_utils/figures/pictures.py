@@ -231,8 +231,22 @@ def query_results(
     return figure
 
 
+def _apart(points: np.ndarray, gap: float) -> np.ndarray:
+    """Points ``(n, 2)`` moved until none is nearer than ``gap`` to another, each along a spiral
+    around its place."""
+    free: list[np.ndarray] = []
+    for point in points:
+        turns = np.arange(4 * len(points) + 1)
+        angles, radii = turns * 2.4, 0.7 * gap * np.sqrt(turns)
+        spiral = point + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        near = [np.linalg.norm(spiral - other, axis=1) < gap for other in free]
+        free.append(spiral[np.argmin(np.any(near, axis=0))] if near else point)
+    return np.array(free).reshape(-1, 2)
+
+
 def place_map(table: pd.DataFrame, title: str, others: pd.DataFrame | None = None) -> Figure:
-    """A map, drawn without a network: images found, numbered by rank, among the others.
+    """A map, drawn without a network: images found, numbered by rank, among the others. Numbers
+    that would lie on one another are moved apart.
 
     Args:
         table: columns ``rank, lat, lon`` (degrees); rows without a place are left out.
@@ -240,6 +254,7 @@ def place_map(table: pd.DataFrame, title: str, others: pd.DataFrame | None = Non
         others: the places of the whole gallery, ``lat, lon``.
     """
     placed = table.dropna(subset=["lat", "lon"])
+    others = None if others is None else others.dropna(subset=["lat", "lon"])
     everywhere = placed if others is None else pd.concat([placed, others])
     (south, north), (west, east) = (
         (everywhere[c].min(), everywhere[c].max()) for c in ("lat", "lon")
@@ -258,10 +273,16 @@ def place_map(table: pd.DataFrame, title: str, others: pd.DataFrame | None = Non
         label = f"all {len(others):,} images with a place"
         ax.plot(others["lon"], others["lat"], ".", color=GREY, label=label)
     label = f"found: {len(placed)} of {len(table)} have a place"
-    ax.plot(placed["lon"], placed["lat"], "o", color=RED, markersize=13, label=label)
+    scale = np.array([shorter, 1])  # so that near is the same in all directions
+    free = _apart(placed[["lon", "lat"]].to_numpy() * scale, 0.03 * tall) / scale
+    for (lon, lat), (true_lon, true_lat) in zip(
+        free, placed[["lon", "lat"]].to_numpy(), strict=True
+    ):
+        ax.plot([lon, true_lon], [lat, true_lat], color=RED, linewidth=0.8, marker="")
+    ax.plot(*free.T, "o", color=RED, markersize=13, label=label)
     number = {"ha": "center", "va": "center", "color": "white", "fontsize": 10}
-    for row in placed.itertuples():
-        ax.annotate(row.rank, (row.lon, row.lat), **number)
+    for rank, place in zip(placed["rank"], free, strict=True):
+        ax.annotate(rank, place, **number)
     ax.set(xlabel="longitude (° east)", ylabel="latitude (° north)")
     ax.set_title(title, parse_math=False)  # a query may hold a $
     ax.grid()

@@ -8,24 +8,31 @@ them.
 from __future__ import annotations
 
 import base64
+import io
 import re
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
+from PIL import Image
 
-from trsllava_utils.artefacts import InputError, write_text
+from trsllava_utils.artefacts import InputError, atomic_path, check_choice, shown, write_text
 from trsllava_utils.captioning.records import Variant
-from trsllava_utils.datasets.imagery import thumbnail
+from trsllava_utils.datasets.files import readable
+from trsllava_utils.datasets.imagery import in_scene, read_pictures, thumbnail
 from trsllava_utils.figures import place_map, png
 from trsllava_utils.retrieval import Sources
 
+if TYPE_CHECKING:
+    import geopandas
+
+KINDS = ("html", "csv", "geojson", "geoparquet")  # of files that a result is written to
 SMALL, LARGE = 192, 512  # sides of a picture on a tile and on a card, in pixels
 EXCERPT = 180  # characters of a caption under a picture
 _PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "ss": "ss", "s": ""}
@@ -48,8 +55,8 @@ class Found:
         method: the scoring rule.
         table: ``rank, image_id, score, label, variant, text, hit, lat, lon``: ``variant`` (from 1)
             and ``text`` are the captioner's nearest to the query; ``hit`` says whether the query is
-            a reference caption of this image (NA where it is none); ``lat`` and ``lon`` are there
-            only where the dataset knows places.
+            a reference caption of this image (NA where it is none); then what is known of it:
+            ``date, gsd, lat, lon``, columns of tables beside the images.
         total: images that were ranked.
         sources: the images and captions that were searched.
     """
@@ -62,25 +69,65 @@ class Found:
     sources: Sources
 
     def __repr__(self) -> str:
-        columns = ["rank", "image_id", "score", "label", "lat", "lon"]
+        columns = ["rank", "image_id", "score", "label", "date", "lat", "lon"]
         table = self.table[[c for c in columns if c in self.table]]
         return table.round({"score": 3, "lat": 4, "lon": 4}).to_string(index=False)
 
     def _repr_html_(self) -> str:
         return result_fragment(self)
 
-    def save_html(self, path: str | Path) -> Path:
-        """Write the pictures, with all their captions, as one page that needs no network."""
-        return write_text(path, result_page(self))
+    def save(self, path: str | Path, kind: str = "") -> Path:
+        """Write the result.
 
-    def save_csv(self, path: str | Path) -> Path:
-        """Write the table."""
-        return write_text(path, self.csv())
+        Args:
+            path: where to.
+            kind: "html" (a page with the pictures and all their captions that needs no network),
+                "csv", "geojson" or "geoparquet" (footprints and the table, for QGIS and the like);
+                empty: by the suffix (.parquet is GeoParquet).
+
+        Raises:
+            InputError: an unknown kind, or one with places where none is known.
+        """
+        kind = kind or Path(path).suffix.lower().lstrip(".")
+        kind = check_choice("kind of file", {"parquet": "geoparquet"}.get(kind, kind), KINDS)
+        if kind == "html":
+            return write_text(path, result_page(self))
+        if kind == "csv":
+            return write_text(path, self.csv())
+        if kind == "geojson":
+            return write_text(path, self.on_map().to_json(drop_id=True, na="null"))
+        with atomic_path(path) as tmp:
+            self.on_map().to_parquet(tmp)
+        return Path(path)
 
     def csv(self) -> str:
-        """The table as CSV, headed by the query."""
+        """The table as CSV, with the query and the files."""
+        return self._with_files().to_csv(index=False)
+
+    def on_map(self) -> geopandas.GeoDataFrame:
+        """The images of which the place is known, with their footprints, WGS 84.
+
+        Raises:
+            InputError: there are none.
+        """
+        import geopandas
+
+        places = self.sources.metadata.get("geometry", pd.Series(dtype=object))
+        table = self._with_files().assign(geometry=self.table["image_id"].map(places))
+        table = table[table["geometry"].notna()]
+        if table.empty:
+            raise InputError("no place is known of these images (see data/README.md#metadata)")
+        return geopandas.GeoDataFrame(table.convert_dtypes(), geometry="geometry", crs=4326)
+
+    def _with_files(self) -> pd.DataFrame:
+        dataset = self.sources.dataset
+        files = [dataset.file_of(image_id) for image_id in self.table["image_id"]]
         first = {"query": self.query, "method": self.method}
-        return self.table.assign(**first)[[*first, *self.table]].to_csv(index=False)
+        last = {
+            "path": [readable(shown(file.path)) if file else None for file in files],
+            "window": [",".join(map(str, file.window or ())) if file else None for file in files],
+        }
+        return self.table.assign(**first, **last)[[*first, *self.table, *last]]
 
 
 def render(template: str, **values: Any) -> str:
@@ -96,7 +143,7 @@ def result_fragment(found: Found) -> str:
 def result_page(found: Found) -> str:
     """The same as a page by itself, with the captions of every image."""
     where = None
-    if "lat" in found.table and found.table["lat"].notna().any():
+    if "lat" in found.table and found.table[["lat", "lon"]].notna().all(axis=1).any():
         figure = place_map(found.table, f"Where the {len(found.table)} images are")
         where = data_uri(png(figure), "image/png")
     cards = [
@@ -135,7 +182,8 @@ def card(found: Found, image_id: str) -> str:
         image=images[images["image_id"] == image_id].iloc[0],
         record=sources.captions.records[image_id],
         query=_query_words(found),
-        picture=picture_uri(sources, image_id, LARGE),
+        pictures=_pictures(sources, image_id),
+        known={name: row[name] for name in ("date", "gsd") if not pd.isna(row.get(name))},
         reference=captions.loc[captions["image_id"] == image_id, "text"].tolist(),
         place=format_coordinates(row.get("lat"), row.get("lon")),
     )
@@ -187,14 +235,35 @@ def _excerpt(variant: Variant, text: str, query: str) -> str:
 def picture_uri(sources: Sources, image_id: str, side: int) -> str:
     """The picture of an image as a ``data:`` address; empty where there is no readable file."""
     dataset = sources.dataset
-    path = dataset.path_of(image_id)
-    if not path:
+    file = dataset.file_of(image_id)
+    if not file:
         return ""
     try:
-        small = thumbnail(path, dataset.derived / "thumbnails", side, sources.bands)
+        small = thumbnail(file, dataset.derived / "thumbnails", side, dataset.rendering)
     except InputError:
         return ""
     return data_uri(small.read_bytes(), "image/jpeg")
+
+
+def _pictures(sources: Sources, image_id: str) -> dict[str, str]:
+    """All pictures of an image that the captioner saw, and its scene, by what they show."""
+    dataset = sources.dataset
+    pictures = {"": picture_uri(sources, image_id, LARGE)}
+    file = dataset.file_of(image_id)
+    if file and pictures[""]:
+        further = read_pictures(file, dataset.rendering, LARGE).by_name
+        for name in list(further)[1:]:
+            pictures[name] = _jpeg(Image.fromarray(further[name]))
+        if file.window:
+            scene = in_scene(file, dataset.derived / "thumbnails", LARGE, dataset.rendering)
+            pictures[f"in {Path(file.path).name}"] = _jpeg(scene)
+    return pictures
+
+
+def _jpeg(picture: Image.Image) -> str:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=80)
+    return data_uri(content.getvalue(), "image/jpeg")
 
 
 def data_uri(content: bytes, kind: str) -> str:

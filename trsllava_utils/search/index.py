@@ -18,12 +18,16 @@ import pandas as pd
 from trsllava_utils.artefacts import InputError, check_choice
 from trsllava_utils.captioning.records import text_forms
 from trsllava_utils.datasets.dataset import clean_text, load_dataset
+from trsllava_utils.datasets.metadata import select
 from trsllava_utils.embedding import MINILM
 from trsllava_utils.retrieval import Method, Sources, sides
 from trsllava_utils.retrieval.products import top_items
 from trsllava_utils.retrieval.scoring import Scorer
 from trsllava_utils.retrieval.side import Side, one_each
 from trsllava_utils.search.found import Found
+
+OF_OTHERS = ("where", "bbox"), ("tile", "overlap")  # of Index.find and load_dataset
+OPTIONS = ("texts", "clip", "precision", *OF_OTHERS[0], *OF_OTHERS[1])
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,6 @@ class _Answer:
     side: Side  # its texts, with their vectors as the method compares them
     scores: np.ndarray  # (n_images,)
     own: set[str] | None  # images that have it as a reference caption; None if it is an image
-    left_out: int | None = None  # index of an image that is not listed
 
 
 class Index:
@@ -66,7 +69,7 @@ class Index:
         self._forms = text_forms(self._method.texts or sources.texts)
         self._starts = np.searchsorted(self._described.groups, np.arange(len(self.image_ids) + 1))
 
-    def find(self, query: str, k: int = 8, page: int = 1, label: str = "") -> Found:
+    def find(self, query: str, k: int = 8, page: int = 1, label: str = "", **only: str) -> Found:
         """The images for a sentence.
 
         Args:
@@ -74,32 +77,37 @@ class Index:
             k: images per page.
             page: which page, from 1.
             label: only images of this class; empty: all.
+            only: filters ``where`` (``"date >= '2023-06-01' and cloud < 20"``) and ``bbox``
+                (``"west,south,east,north"``), see :func:`trsllava_utils.datasets.metadata.select`.
 
         Raises:
-            InputError: an empty query, or there is no such class or page.
+            InputError: an empty query, there is no such class or page, or a filter that cannot be
+                understood.
         """
         if not query.strip():
             raise InputError("the query is empty; type what the image should show")
+        listed = self._listed(label, **only)
         clip = self.sources.encode_clip(query) if self._method.needs_clip else None
         side = one_each(np.array([query]), self.sources.encode(query), clip, self._mean)
         own = self._captioned.get(_folded(query), set())
         scores = self._by_text(side)(slice(0, 1))[0]
         answer = _Answer(query, self._by_text.prepare(side), scores, own)
-        return self._page(answer, k, page, label)
+        return self._page(answer, k, page, listed)
 
-    def like(self, image_id: str, k: int = 8, page: int = 1, label: str = "") -> Found:
+    def like(self, image_id: str, k: int = 8, page: int = 1, label: str = "", **only: str) -> Found:
         """The images whose texts are nearest to those of an image (the image itself left out).
 
         Raises:
-            InputError: the image has no captions here, or there is no such class or page.
+            InputError: the image has no captions here; else as for :meth:`find`.
         """
         if image_id not in self.image_ids:
             raise InputError(f"image {image_id!r} has no captions, so it cannot be a query")
         number = self.image_ids.index(image_id)
         side = self._described.take(slice(number, number + 1))
         scores = self._by_image(side)(slice(0, 1))[0]
-        answer = _Answer(image_id, self._by_image.prepare(side), scores, None, number)
-        return self._page(answer, k, page, label)
+        answer = _Answer(image_id, self._by_image.prepare(side), scores, None)
+        listed = self._listed(label, **only)
+        return self._page(answer, k, page, listed[listed != number])
 
     @cached_property
     def _by_image(self) -> Scorer:
@@ -115,17 +123,23 @@ class Index:
             images.setdefault(_folded(text), set()).add(image_id)
         return images
 
-    def _page(self, answer: _Answer, k: int, page: int, label: str) -> Found:
-        """One page of the ranking."""
-        listed = np.arange(len(answer.scores))
+    def _listed(self, label: str, where: str = "", bbox: str = "") -> np.ndarray:
+        """Numbers of the images that the filters let through."""
+        listed = np.arange(len(self.image_ids))
         if label:
             check_choice("class", label, sorted(set(self.labels) - {""}))
             listed = listed[self.labels == label]
-        listed = listed[listed != answer.left_out]
+        if where.strip() or bbox.strip():
+            passed = select(self.sources.metadata, where, bbox)
+            listed = listed[[self.image_ids[i] in passed for i in listed]]
+        return listed
+
+    def _page(self, answer: _Answer, k: int, page: int, listed: np.ndarray) -> Found:
+        """One page of the ranking of the images listed."""
         first = (page - 1) * k
         if k < 1 or page < 1 or (first and first >= len(listed)):
             raise InputError(f"no page {page} of {k} images: {len(listed):,} images are listed")
-        order = top_items(answer.scores[None, listed], min(page * k, max(len(listed), 1)))[0]
+        order = top_items(answer.scores[None, listed], min(page * k, len(listed)))[0]
         best = listed[order[first:]]
         ids = [self.image_ids[i] for i in best]
         nearest = [self._nearest(i, answer.side) for i in best]
@@ -140,8 +154,9 @@ class Index:
                 "hit": pd.array([i in answer.own if answer.own else None for i in ids], "boolean"),
             }
         )
-        if len(self.sources.places):
-            table = table.join(self.sources.places, on="image_id")
+        known = self.sources.metadata
+        columns = [c for c in known if c not in (*table, "split", "geometry")]
+        table = table.join(known[columns], on="image_id")
         by_image = answer.own is None
         return Found(answer.query, by_image, self._method.name, table, len(listed), self.sources)
 
@@ -177,7 +192,7 @@ def search(
     encoder: str = MINILM,
     split: str = "test",
     data_dir: str = "",
-    **options: str,
+    **options: str | int,
 ) -> Found:
     """Search a captioned dataset or folder of images in one call; to search again and again, keep
     an :class:`Index`.
@@ -188,7 +203,8 @@ def search(
         k: number of images.
         method: the scoring rule.
         captioner, encoder, options: see :class:`trsllava_utils.retrieval.Sources`; options are
-            ``texts, clip, bands, precision``.
+            ``texts, clip, precision``, ``tile`` and ``overlap`` of the windows of scenes, and the
+            filters of :meth:`Index.find`.
 
     Returns:
         The first ``k`` images. Jupyter shows them as pictures; ``.table`` holds them.
@@ -198,6 +214,7 @@ def search(
             missing, the message is the command that makes them.
     """
     for name in options:
-        check_choice("parameter", name, ("texts", "clip", "bands", "precision"))
-    loaded = load_dataset(dataset, data_dir, split)
-    return Index(Sources(loaded, captioner, encoder, **options), method).find(query, k)
+        check_choice("parameter", name, OPTIONS)
+    only, tiling = ({n: options.pop(n) for n in names if n in options} for names in OF_OTHERS)
+    loaded = load_dataset(dataset, data_dir, split, **tiling)
+    return Index(Sources(loaded, captioner, encoder, **options), method).find(query, k, **only)

@@ -15,6 +15,7 @@ from markupsafe import escape
 from trsllava_utils.artefacts import InputError, MissingError
 from trsllava_utils.figures import place_map, png
 from trsllava_utils.retrieval import Method, Sources
+from trsllava_utils.search import world
 from trsllava_utils.search.found import (
     Found,
     card,
@@ -69,6 +70,7 @@ class Panel:
         self._indices: dict[str, Index] = {}
         self._tiles: list = []
         self._busy = False
+        self._world: world.WorldMap | None = None
         self.found: Found | None = None
         self._make_controls(query, methods, k)
         self._make_result()
@@ -79,6 +81,7 @@ class Panel:
                 self._style,
                 w.HBox([self.query, self.any_caption], layout=row),
                 w.HBox([self.method, self.label, self.k, self.history], layout=row),
+                w.HBox([self.where, self.bbox], layout=row),
                 self.status,
                 self.pictures,
                 w.HBox(buttons, layout=row),
@@ -107,6 +110,14 @@ class Panel:
         sizes = sorted({*PAGE_SIZES, k})
         self.k = w.Dropdown(options=sizes, value=k, description="images", layout=short)
         self.history = w.Dropdown(options=[], description="history", layout=long)
+        known = self._sources.metadata
+        hint = "as in SQL, on " + ", ".join(c for c in known if c != "geometry")
+        text = {"continuous_update": False, "layout": long}
+        self.where = w.Text(placeholder=hint, description="where", **text)
+        hint = "west,south,east,north in degrees, or click the map"
+        self.bbox = w.Text(placeholder=hint, description="box", **text)
+        self.where.layout.display = "" if len(known.columns) else "none"
+        self.bbox.layout.display = "" if "geometry" in known else "none"
         self.previous = self._button("‹ previous", disabled=True)
         self.next = self._button("next ›", disabled=True)
         self.page = w.BoundedIntText(1, min=1, description="page", layout=short)
@@ -116,6 +127,9 @@ class Panel:
         """What is shown: tiles, the card of one image, a map."""
         w = self._w
         self.status, self.card, self.map, self._style, self._links = (w.HTML() for _ in range(5))
+        if "geometry" in self._sources.metadata and world.is_installed():
+            self._world = world.WorldMap(self._sources.metadata, self._near)
+            self.map = self._world.view
         self.pictures = w.Box(layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
         self.like, self.close = self._button("more like this"), self._button("close")
         self._detail = w.VBox([w.HBox([self.like, self.close]), self.card])
@@ -139,7 +153,7 @@ class Panel:
     def _wire(self) -> None:
         """Connect the widgets with what they do."""
         self.query.observe(lambda change: self._show(change.new), "value")
-        for choice in (self.method, self.label, self.k):
+        for choice in (self.method, self.label, self.k, self.where, self.bbox):
             choice.observe(lambda _: self._again(), "value")
         self.page.observe(lambda change: self._again(change.new), "value")
         self.previous.on_click(lambda _: setattr(self.page, "value", self.page.value - 1))
@@ -172,7 +186,8 @@ class Panel:
         try:
             index = self._index(self.method.value)
             find = index.like if by_image else index.find
-            self.found = find(query, self.k.value, page, self.label.value)
+            only = {"where": self.where.value, "bbox": self.bbox.value}
+            self.found = find(query, self.k.value, page, self.label.value, **only)
             self._fill()
             self._remember(query, by_image)
             last = max(1, -(-self.found.total // self.k.value))
@@ -248,13 +263,20 @@ class Panel:
         self.status.value = f'<div style="{colour}">{text if html else escape(text)}</div>'
 
     def _draw_map(self) -> None:
-        places = self._sources.places
-        if not len(places):
+        places = self._sources.metadata
+        if self._world:
+            self._world.show(self.found)
+            return
+        if "geometry" not in places:
             return
         title = f"Where they are: {self.found.query}"
         figure = place_map(self.found.table, title, places)
         address = data_uri(png(figure), "image/png")
         self.map.value = f'<img src="{address}" alt="map of the images found" width="640">'
+
+    def _near(self, bbox: str) -> None:
+        """A click on the map: the same query, near there."""
+        self.bbox.value = bbox
 
     def _export(self) -> None:
         """Links that hold the files: they can be saved wherever the browser runs."""
@@ -262,6 +284,9 @@ class Panel:
             "csv": data_uri(self.found.csv().encode(), "text/csv"),
             "html": data_uri(result_page(self.found).encode(), "text/html"),
         }
+        if "geometry" in self._sources.metadata:
+            content = self.found.on_map().to_json(drop_id=True, na="null")
+            files["geojson"] = data_uri(content.encode(), "application/geo+json")
         self._links.value = " · ".join(
             f'<a download="search.{kind}" href="{address}"><u>save as {kind.upper()}</u></a>'
             for kind, address in files.items()

@@ -1,0 +1,86 @@
+"""A map that can be panned, zoomed and clicked, by ipyleaflet (``pip install ipyleaflet``); without
+it, the panel shows the static map of ``figures``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import shapely
+
+from trsllava_utils.artefacts import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from trsllava_utils.search.found import Found
+
+FOUND = {"color": "#D55E00", "weight": 3, "fill_opacity": 0.15}
+CHOSEN = {"color": "#0072B2", "weight": 1, "dash_array": "4", "fill_opacity": 0.05}
+NEAR = 1 / 8  # side of the box around a click, of the extent of all images
+SMALLEST = 0.02  # degrees
+
+
+def is_installed() -> bool:
+    """Whether there is ipyleaflet."""
+    return bool(find_spec("ipyleaflet"))
+
+
+class WorldMap:
+    """The images found, as footprints; a click gives a box around it.
+
+    Args:
+        places: ``geometry`` of all images, see ``load_metadata``.
+        near: called with the box of a click, ``"west,south,east,north"``.
+    """
+
+    def __init__(self, places: pd.DataFrame, near: Callable[[str], None]) -> None:
+        import ipyleaflet
+
+        west, south, east, north = shapely.total_bounds(places["geometry"].dropna().to_numpy())
+        self._half = max(NEAR / 2 * max(east - west, north - south), SMALLEST / 2)
+        self._near, self._leaflet = near, ipyleaflet
+        self.view = ipyleaflet.Map(
+            center=((south + north) / 2, (west + east) / 2), zoom=10, scroll_wheel_zoom=True
+        )
+        self.view.layout.height = "420px"
+        self.view.fit_bounds([[south, west], [north, east]])
+        self._shown, self._box = ipyleaflet.LayerGroup(), ipyleaflet.LayerGroup()
+        self.view.add(self._shown)
+        self.view.add(self._box)
+        self.view.on_interaction(self._on_interaction)
+
+    def show(self, found: Found) -> None:
+        """Draw the footprints of a result, with rank and name under the pointer."""
+        try:
+            table = found.on_map()
+        except InputError:  # none of these has a place
+            self._shown.layers = ()
+            return
+        w = self._leaflet
+        layers = []
+        for row in table.itertuples():
+            middle = row.geometry.centroid
+            title = f"{row.rank}. {row.image_id} · {row.score:.3f}"
+            layers.append(w.Marker(location=(middle.y, middle.x), title=title, draggable=False))
+            if row.geometry.area > 0:
+                outline = [(lat, lon) for lon, lat in row.geometry.convex_hull.exterior.coords]
+                layers.append(w.Polygon(locations=outline, **FOUND))
+        self._shown.layers = tuple(layers)
+
+    def _on_interaction(self, **event) -> None:
+        if event.get("type") != "click":
+            return
+        lat, lon = event["coordinates"]
+        lon = (lon + 180) % 360 - 180
+        south, north = max(lat - self._half, -90), min(lat + self._half, 90)
+        west, east = lon - self._half, lon + self._half
+        box = self._leaflet.Rectangle(bounds=((south, west), (north, east)), **CHOSEN)
+        self._box.layers = (box,)
+        self._near(f"{west:.4f},{south:.4f},{east:.4f},{north:.4f}")
+
+    def clear(self) -> None:
+        """Take the box of the last click away."""
+        self._box.layers = ()
