@@ -26,8 +26,8 @@ from trsllava_utils.captioning.prompts import (
 from trsllava_utils.captioning.quality import agreement, check, measure
 from trsllava_utils.captioning.records import Record, Variant
 from trsllava_utils.captioning.transformers_vlm import TransformersCaptioner
-from trsllava_utils.datasets import load_dataset
-from trsllava_utils.datasets.imagery import read_renderings
+from trsllava_utils.datasets import Rendering, load_dataset
+from trsllava_utils.datasets.imagery import read_pictures
 
 GOOD = [Variant(**v) for v in answer(1, 5)["variants"]]
 TEXT = json.dumps(answer(1, 5))
@@ -179,16 +179,24 @@ def test_renderings_of_multi_band_images(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "scene.tif"
     tifffile.imwrite(path, rng.integers(0, 4000, (4, 40, 60), np.uint16), photometric="minisblack")
-    pictures = read_renderings(path, max_side=30)
+    pictures = read_pictures(path, max_side=30).by_name
     assert list(pictures) == ["true colour", "false colour"]
     assert all(p.shape == (20, 30, 3) and p.dtype == np.uint8 for p in pictures.values())
-    whole = read_renderings(path)
+    whole = read_pictures(path).by_name
     assert (whole["false colour"][..., 1:] == whole["true colour"][..., :2]).all()
-    assert list(read_renderings(path, false_colour="none")) == ["true colour"]
-    assert list(read_renderings(path, false_colour="8,4,3")) == ["true colour"]  # no band 8
-    assert list(read_renderings(draw(tmp_path / "rgb.png"))) == ["true colour"]
-    text = make_prompt(Settings()).for_pictures(list(pictures))
+    for how in ("none", "8,4,3"):  # there is no band 8
+        assert list(read_pictures(path, Rendering(false_colour=how)).by_name) == ["true colour"]
+    assert list(read_pictures(draw(tmp_path / "rgb.png")).by_name) == ["true colour"]
+    prompt = make_prompt(Settings())
+    text = prompt.for_question(Question(pictures, 0, 0.3))
     assert "2 pictures of the same place: true colour, false colour" in text
+    radar = Question({"radar": pictures["true colour"]}, 0, 0.3, "One pixel is about 10 m.")
+    text = prompt.for_question(radar)
+    assert "It is a radar picture" in text and text.endswith("One pixel is about 10 m.")
+    index = Question({**pictures, "NDVI": pictures["true colour"]}, 0, 0.3)
+    del index.pictures["false colour"]
+    assert "2 pictures of the same place: true colour, NDVI." in prompt.for_question(index)
+    assert prompt.for_question(Question({"true colour": whole["true colour"]}, 0, 0)) == prompt.text
 
 
 @pytest.fixture(scope="module")

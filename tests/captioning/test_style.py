@@ -64,7 +64,7 @@ def test_examples_of_ones_own(tmp_path):
     phrases.write_text("\n".join(f"barn {n}" for n in range(1000)))
     assert len(with_examples(replace(STYLE, style_file=str(phrases)), folder).examples) == EXAMPLES
     phrases.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"style_file: .* is not UTF-8 text"):
+    with pytest.raises(InputError, match=r"line 1: byte 0xff is not UTF-8"):
         with_examples(replace(STYLE, style_file=str(phrases)), folder)
     with pytest.raises(InputError, match="needs example captions"):
         make_prompt(STYLE)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import draw, nested
 from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.datasets import check_images, load_dataset, statistics
+from trsllava_utils.datasets import Rendering, check_images, load_dataset, statistics
 from trsllava_utils.datasets.imagery import read_image
 
 
@@ -109,14 +109,14 @@ def test_quirks_are_listed_and_survived(data_dir):
     (root / "dataset_RSITMD.json").write_text("\ufeff" + nested(entries), encoding="utf-8")
     ds = load_dataset("rsitmd", str(data_dir))
     said = " ".join(ds.problems)
-    assert ds.images["image_id"].tolist() == ["port_1", "gone_9", "port_1.jpg"]
+    assert ds.images["image_id"].tolist() == ["port_1", "secret", "passwd", "gone_9", "port_1.jpg"]
+    assert ds.with_pixels["image_id"].tolist() == ["port_1"]  # and nothing outside the folder
     assert ds.captions.query("image_id == 'port_1'")["text"].tolist() == [
         "a port",
         "a port",
         "again",
     ]
     for words in (
-        "leave the image folder",
         "more than once",
         "empty captions",
         "no file on disk",
@@ -160,11 +160,11 @@ def test_multiband_tiff(tmp_path, layout, dtype):
     array = bands if layout == "CHW" else np.moveaxis(bands, 0, -1)
     planar = {"planarconfig": "separate"} if layout == "CHW" else {"planarconfig": "contig"}
     tifffile.imwrite(tmp_path / "x.tif", array, photometric="minisblack", **planar)
-    rgb = read_image(tmp_path / "x.tif", "6,1,2")
+    rgb = read_image(tmp_path / "x.tif", Rendering("6,1,2"))
     assert rgb.shape == (20, 30, 3)
     assert rgb[0, 0, 0] > 200 and rgb[0, 0, 1] < 40  # band 6 runs the other way
     with pytest.raises(InputError, match="has 7 band"):
-        read_image(tmp_path / "x.tif", "9,1,1")
+        read_image(tmp_path / "x.tif", Rendering("9,1,1"))
 
 
 def test_sixteen_bit_png_and_giants(tmp_path):
@@ -177,13 +177,12 @@ def test_sixteen_bit_png_and_giants(tmp_path):
         read_image(tmp_path / "big.png")
 
 
-@pytest.mark.parametrize(("name", "text"), [("notes.csv", "filename,title\n"), ("a.json", "[]")])
-def test_a_folder_whose_annotations_have_no_rows_is_a_folder_of_images(tmp_path, name, text):
+def test_a_folder_whose_annotations_have_no_rows_is_a_folder_of_images(tmp_path):
     draw(tmp_path / "mine" / "a_1.png")
-    (tmp_path / "mine" / name).write_text(text)
+    (tmp_path / "mine" / "notes.csv").write_text("filename,title\n")
     ds = load_dataset(str(tmp_path / "mine"), str(tmp_path))
     assert ds.images["image_id"].tolist() == ["a_1"] and ds.captions.empty
-    assert ds.problems == (f"{name}: no annotation found in it",)
+    assert ds.problems == ("notes.csv: no annotation found in it",)
 
 
 def test_blank_names_are_refused_and_unusual_line_ends_belong_to_captions(tmp_path):

@@ -226,7 +226,7 @@ def test_clip_of_real_architecture(kind, sources, models):
     images, reference = seen.embed_clip_images(), seen.embed_clip_reference()
     model, processor = (c.from_pretrained(models[kind]) for c in (AutoModel, AutoProcessor))
     inputs = processor(
-        images=Image.open(seen.dataset.path_of(images.rows["image_id"][5])),
+        images=Image.open(seen.dataset.file_of(images.rows["image_id"][5]).path),
         text=[reference.rows["text"][7]],
         return_tensors="pt",
         padding="max_length",

@@ -18,7 +18,7 @@ import tifffile
 from tests.conftest import draw, write_captions
 from trsllava_utils import figures
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
-from trsllava_utils.datasets import load_dataset, places
+from trsllava_utils.datasets import load_dataset, load_metadata
 from trsllava_utils.retrieval.sources import Sources
 from trsllava_utils.search import Found, Index
 from trsllava_utils.search import found as pages
@@ -153,14 +153,14 @@ def test_hostile_captions_and_names_show_as_text(tmp_path):
 
 def test_pages_stand_alone_and_thumbnails_are_made_once(index, tmp_path, sources):
     found = index.find("boats in a harbour", 5)
-    page = found.save_html(tmp_path / "found.html").read_text(encoding="utf-8")
+    page = found.save(tmp_path / "found.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/jpeg') == 10 and "http" not in page
     assert all(image_id in page for image_id in found.table["image_id"])
     made = list((sources.dataset.derived / "thumbnails").glob("*.jpg"))
     before = {p: p.stat().st_mtime_ns for p in made}
     found._repr_html_()
     assert {p: p.stat().st_mtime_ns for p in made} == before
-    table = pd.read_csv(found.save_csv(tmp_path / "found.csv"))
+    table = pd.read_csv(found.save(tmp_path / "found.csv"))
     assert table["image_id"].tolist() == found.table["image_id"].tolist()
     assert set(table["query"]) == {"boats in a harbour"}
 
@@ -173,25 +173,6 @@ def test_images_without_readable_pixels_have_a_place_all_the_same(sources, tmp_p
     blind = replace(sources, dataset=replace(sources.dataset, images=images))
     page = Index(blind).find("anything", 105)._repr_html_()
     assert page.count("no pixels on disk") == 2 and page.count("<img") == 103
-
-
-def test_coordinates_file(sources, tmp_path):
-    names = [draw(tmp_path / "mine" / f"{n}.png", n).name for n in range(3)]
-    table = tmp_path / "mine" / "coordinates.csv"
-    table.write_text(f"Image,Latitude,Longitude\n{names[0]},48.5,11.25\n1,-33.9,341.5\nother,0,0\n")
-    dataset = load_dataset(str(tmp_path / "mine"), str(tmp_path))
-    found = places.locate(dataset)
-    assert found.to_dict("index") == {
-        "0": {"lat": 48.5, "lon": 11.25},
-        "1": {"lat": -33.9, "lon": -18.5},
-    }
-    table.write_text("image,lat,lon\n0,48.5,11\n1,north,18.5\n")
-    with pytest.raises(InputError, match="line 3: 1, north"):
-        places.locate(dataset)
-    table.write_text("image,where\n0,here\n")
-    with pytest.raises(InputError, match="expected the columns image, lat, lon"):
-        places.locate(dataset)
-    assert places.locate(sources.dataset).empty
 
 
 def write_geotiff(path: Path, keys: list[int], origin: tuple, scale: float) -> None:
@@ -214,18 +195,19 @@ def test_geotiffs_know_where_they_are(tmp_path):
     write_geotiff(folder / "own.tif", [1024, 0, 1, 1, 3072, 0, 1, 32767], (0.0, 0.0), 5.0)
     tifffile.imwrite(folder / "plain.tif", np.zeros((8, 8, 3), np.uint8))
     dataset = load_dataset(str(folder), str(tmp_path))
-    found = places.locate(dataset)
-    assert list(found.index) == ["degrees", "utm"]
-    assert found.loc["degrees"].tolist() == pytest.approx([47.8, 11.1])
-    assert found.loc["utm"].tolist() == pytest.approx([-100 / 110574, 9.0], abs=1e-5)
+    places = load_metadata(dataset)[0][["lat", "lon"]].dropna()
+    assert list(places.index) == ["degrees", "utm"]
+    assert places.loc["degrees"].tolist() == pytest.approx([47.8, 11.1])
+    assert places.loc["utm"].tolist() == pytest.approx([-100 / 110574, 9.0], abs=1e-5)
     (folder / "coordinates.csv").write_text("image,lat,lon\nplain,1,2\n")
-    assert list(places.locate(dataset).index) == ["degrees", "plain", "utm"]
+    known = load_metadata(dataset)[0]
+    assert list(known.index[known["lat"].notna()]) == ["degrees", "plain", "utm"]
     lines = [{"image": f"{n}.tif", "caption": f"a {n} field"} for n in ("degrees", "utm", "own")]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = Index(Sources(dataset, f"file:{tmp_path / 'c.jsonl'}")).find("a field")
     assert found.table["lat"].notna().sum() == 2
     page = pages.result_page(found)
-    figures.place_map(found.table, "between $ and $\\x", places.locate(dataset)).canvas.draw()
+    figures.place_map(found.table, "between $ and $\\x", known).canvas.draw()
     assert "Where they are" in page and "47.8000° N, 11.1000° E" in page
 
 

@@ -129,7 +129,8 @@ def _matched(
     problems += _check_places(table, path)
     own = table.iloc[list(rows_of[key].values())].set_axis(list(rows_of[key]), axis="index")
     columns = [c for c in own.columns if c not in (key, "image_id", *annotations.IMAGE_KEYS)]
-    return own[columns].map(lambda value: None if _is_list(value) else value)
+    lists = list | dict | np.ndarray  # of GeoJSON and Parquet; no filter could use them
+    return own[columns].map(lambda value: None if isinstance(value, lists) else value)
 
 
 def _rows_of(values: pd.Series, dataset: Dataset) -> dict[str, int]:
@@ -144,10 +145,6 @@ def _rows_of(values: pd.Series, dataset: Dataset) -> dict[str, int]:
         pairs = zip(images["image_id"], filenames, strict=True)
         rows |= {image_id: first[named[file]] for image_id, file in pairs if file in named}
     return rows
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | dict | np.ndarray)
 
 
 def _check_places(table: pd.DataFrame, path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 import numpy as np
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine, from_gcps
 from rasterio.warp import transform as to_other_crs
@@ -40,10 +40,7 @@ def ground_sample_distance(raster: DatasetReader) -> float | None:
     if crs.is_geographic:
         latitude = (transform * (raster.width / 2, raster.height / 2))[1]
         return size * METRES_PER_DEGREE * np.cos(np.radians(latitude)) ** 0.5
-    try:
-        return size * crs.linear_units_factor[1]
-    except RasterioError:  # a system without units
-        return None
+    return size * crs.linear_units_factor[1] if crs.is_projected else None
 
 
 def footprints(raster: DatasetReader, windows: np.ndarray) -> np.ndarray | None:
@@ -67,7 +64,7 @@ def footprints(raster: DatasetReader, windows: np.ndarray) -> np.ndarray | None:
     xs, ys = transform * (columns.ravel(), rows.ravel())
     try:
         lon, lat = (np.array(v) for v in to_other_crs(crs, CRS.from_epsg(4326), xs, ys))
-    except (RasterioError, ValueError):
+    except (CRSError, RasterioError):
         return None
     corners = np.stack([lon, lat], axis=1).reshape(-1, 4, 2)
     if not np.isfinite(corners).all() or np.abs(corners[..., 1]).max() > 90:

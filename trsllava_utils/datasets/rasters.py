@@ -26,6 +26,7 @@ from trsllava_utils.artefacts import InputError
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".vrt"}
 SIDE = 4096  # the longest side of a picture that is read whole, in pixels
+STRIP = 256  # rows that are read together
 PERCENTILES = np.arange(101)
 _DRIVERS = {  # first bytes of a file -> GDAL's driver; GDAL itself would try those of networks too
     b"II*\0": "GTiff",
@@ -66,7 +67,7 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
     driver, is_virtual = driver_of(path), Path(path).suffix.lower() == ".vrt"
     if not driver or (driver == "VRT") != is_virtual:
         raise unreadable(path, ValueError("no raster"))
-    options = {"GDAL_CACHEMAX": 256, "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none"}
+    options = {"GDAL_CACHEMAX": 128, "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none"}
     try:
         with rasterio.Env(**options, GDAL_VRT_ENABLE_PYTHON="NO"):
             with rasterio.open(path, driver=driver) as raster:
@@ -274,7 +275,7 @@ def read_values(raster: DatasetReader, bands: list[int], window: Window, step: i
         return _filled(raster, bands, window)
     height, width = int(window.height) // step, int(window.width) // step
     out = np.empty((len(bands), height, width), np.float32)
-    rows = max(1, 512 // step)
+    rows = max(1, STRIP // step)
     for top in range(0, height, rows):
         n = min(rows, height - top)
         strip = Window(window.col_off, window.row_off + top * step, width * step, n * step)
@@ -361,9 +362,11 @@ def is_percentile(low: float, high: float) -> bool:
 
 def _stretched(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """``(bands, H, W)`` -> ``(H, W, bands) uint8``."""
-    low, high = np.nan_to_num(limits).T[..., None, None]
-    scaled = (values - low) / np.maximum(high - low, 1e-6)
-    return np.moveaxis(np.nan_to_num(np.clip(scaled, 0, 1)) * 255, 0, -1).astype(np.uint8)
+    low, high = np.nan_to_num(limits).astype(np.float32).T[..., None, None]
+    scaled = values - low
+    scaled *= 255 / np.maximum(high - low, 1e-6)
+    np.nan_to_num(np.clip(scaled, 0, 255, out=scaled), copy=False)
+    return np.moveaxis(scaled.astype(np.uint8), 0, -1)
 
 
 def _radar(values: np.ndarray, percentiles: np.ndarray | None, stretch: str) -> np.ndarray:

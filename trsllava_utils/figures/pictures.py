@@ -108,7 +108,7 @@ def show_image(
 
 
 def _short(image_id: str) -> str:
-    return textwrap.shorten(image_id, 20, placeholder="…")
+    return image_id if len(image_id) <= 20 else f"…{image_id[-19:]}"
 
 
 def dataset_overview(dataset: Dataset) -> Figure:

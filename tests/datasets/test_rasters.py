@@ -1,0 +1,287 @@
+"""Pictures of rasters, tested by value against a picture that is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+from PIL import Image
+from rasterio.enums import ColorInterp
+
+from tests.conftest import draw
+from trsllava_utils.artefacts import InputError
+from trsllava_utils.datasets import Rendering, load_dataset, read_image
+from trsllava_utils.datasets.imagery import read_pictures
+
+RNG = np.random.default_rng(0)
+KNOWN = np.asarray(Image.fromarray(RNG.integers(0, 255, (9, 9, 3), np.uint8)).resize((64, 64)))
+REFLECTANCE = np.moveaxis(KNOWN.astype(np.uint16) * 11 + 200, -1, 0)  # (3, 64, 64)
+R, G, B = REFLECTANCE
+NIR = R[::-1]
+
+
+def write(path, bands, names=(), interp=None, mask=None, **profile):
+    """A raster as GDAL writes it."""
+    bands = np.asarray(bands)
+    size = {"width": bands.shape[2], "height": bands.shape[1], "count": len(bands)}
+    profile = {"driver": "GTiff", "dtype": bands.dtype, **size, **profile}
+    with rasterio.open(path, "w", **profile) as raster:
+        raster.write(bands)
+        for number, name in enumerate(names, 1):
+            raster.set_band_description(number, name)
+        if interp:
+            raster.colorinterp = [ColorInterp[name] for name in interp]
+        if mask is not None:
+            raster.write_mask(mask)
+    return path
+
+
+def stretched(bands, keep=None, low=2, high=98):
+    """The formula of notebook 00, by itself."""
+    out = []
+    for band in np.asarray(bands, float):
+        limits = np.percentile(band if keep is None else band[keep], (low, high))
+        out.append(np.clip((band - limits[0]) / (limits[1] - limits[0]), 0, 1) * 255)
+    return np.stack(out, axis=-1)
+
+
+def same(shown, expected, within=1.01):
+    assert shown.dtype == np.uint8 and np.abs(shown - expected).max() <= within
+
+
+PLAIN = {
+    "deflate.tif": {"compress": "deflate", "tiled": True, "blockxsize": 32, "blockysize": 32},
+    "planar.tif": {"interleave": "band", "compress": "lzw"},
+    "zstd.tif": {"compress": "zstd", "bigtiff": "YES"},
+    "lerc.tif": {"compress": "lerc", "dtype": "float32"},
+    "cog.tif": {"driver": "COG"},
+    "erdas.img": {"driver": "HFA"},
+    "plain.jp2": {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES"},
+    "deep.png": {"driver": "PNG"},
+    "rgb.tif": {"photometric": "RGB"},
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_sixteen_bits_in_any_container(tmp_path, name):
+    bands = REFLECTANCE.astype(PLAIN[name].get("dtype", "uint16"))
+    shown = read_image(write(tmp_path / name, bands, **PLAIN[name]))
+    same(shown, stretched(REFLECTANCE))
+    assert abs(shown.mean() - 126) < 15  # not the 6 of a high byte cut off
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint32", "float32", "float64"])
+def test_types_of_numbers(tmp_path, dtype):
+    bands = (REFLECTANCE.astype(float) - 1500) if dtype != "uint32" else REFLECTANCE * np.uint32(9)
+    same(read_image(write(tmp_path / "x.tif", bands.astype(dtype))), stretched(REFLECTANCE))
+
+
+def test_eight_bits_are_shown_as_they_are(tmp_path):
+    bands = np.moveaxis(KNOWN, -1, 0)
+    for name, options in {
+        "a.tif": {"compress": "lzw"},
+        "b.jp2": {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES"},
+        "c.tif": {"interleave": "band", "tiled": True, "blockxsize": 32, "blockysize": 32},
+    }.items():
+        assert (read_image(write(tmp_path / name, bands, **options)) == KNOWN).all()
+    blue_first = write(tmp_path / "bgr.tif", bands[::-1], interp=("blue", "green", "red"))
+    assert (read_image(blue_first) == KNOWN).all()
+    for mode, name in (("CMYK", "d.tif"), ("P", "e.tif"), ("1", "f.tif"), ("L", "g.tif")):
+        image = Image.fromarray(KNOWN).convert(mode)
+        image.save(tmp_path / name)
+        assert (read_image(tmp_path / name) == np.asarray(image.convert("RGB"))).all()
+
+
+def test_white_is_zero(tmp_path):
+    grey = np.repeat(KNOWN[..., :1], 3, axis=2)
+    tifffile.imwrite(tmp_path / "8.tif", 255 - KNOWN[..., 0], photometric="miniswhite")
+    assert (read_image(tmp_path / "8.tif") == grey).all()
+    tifffile.imwrite(tmp_path / "16.tif", 65535 - R, photometric="miniswhite")
+    same(read_image(tmp_path / "16.tif"), stretched([R, R, R]), 2)
+
+
+@pytest.mark.parametrize("nodata", [0, 65535, -9999, np.nan, "mask", "alpha"])
+def test_pixels_without_data_take_no_part_and_are_white(tmp_path, nodata):
+    keep = np.ones((64, 64), bool)
+    keep[:, :14] = False
+    bands, how = REFLECTANCE.astype("float32" if nodata in (-9999,) else "uint16"), {}
+    if nodata == "mask":
+        how["mask"] = keep.astype(np.uint8) * 255
+    elif nodata == "alpha":
+        bands = np.concatenate([bands, keep[None].astype(np.uint16) * 65535])
+        how["interp"] = ("red", "green", "blue", "alpha")
+    elif np.isnan(nodata):
+        bands = np.where(keep, REFLECTANCE, np.nan).astype(np.float32)
+    else:
+        bands = np.where(keep, bands, nodata).astype(bands.dtype)
+        how["nodata"] = nodata
+    pictures = read_pictures(write(tmp_path / "x.tif", bands, **how))
+    shown = next(iter(pictures.by_name.values()))
+    same(shown[keep], stretched(REFLECTANCE, keep)[keep])
+    assert (shown[~keep] == 255).all() and pictures.blank == pytest.approx(14 / 64)
+
+
+def test_scale_and_offset_change_nothing(tmp_path):
+    path = write(tmp_path / "x.tif", REFLECTANCE)
+    with rasterio.open(path, "r+") as raster:
+        raster.scales, raster.offsets = (1e-4,) * 3, (-0.1,) * 3
+    same(read_image(path), stretched(REFLECTANCE))
+
+
+def test_stretches(tmp_path):
+    path = write(tmp_path / "x.tif", REFLECTANCE)
+    fixed = np.clip(np.moveaxis(REFLECTANCE, 0, -1) / 3000, 0, 1) * 255
+    same(read_image(path, Rendering(stretch="0-3000")), fixed)
+    same(read_image(path, Rendering(stretch="minmax")), stretched(REFLECTANCE, low=0, high=100))
+    same(read_image(path, Rendering(stretch="10-90")), stretched(REFLECTANCE, low=10, high=90))
+    same(read_image(path, Rendering(stretch="none")), np.moveaxis(REFLECTANCE, 0, -1) / 257)
+    for wrong in ("98-2", "2", "a-b", "2..98"):
+        with pytest.raises(InputError, match="percentiles"):
+            Rendering(stretch=wrong)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Blue", "Green", "Red", "NIR"),
+        ("B02", "B03", "B04", "B08"),
+        ("SR_B2", "SR_B3", "SR_B4", "SR_B5"),
+        ("blue (490 nm)", "green (560 nm)", "red (665 nm)", "near infrared (842 nm)"),
+    ],
+)
+def test_names_of_bands_come_before_their_order(tmp_path, names):
+    path = write(tmp_path / "x.tif", [B, G, R, NIR], names)
+    pictures = read_pictures(path).by_name
+    assert list(pictures) == ["true colour", "false colour"]
+    same(pictures["true colour"], stretched([R, G, B]))
+    same(pictures["false colour"], stretched([NIR, R, G]))
+
+
+def test_red_edge_is_not_red_and_alpha_that_is_named_is_data(tmp_path):
+    names = ("coastal blue", "red edge", "blue", "green", "red")
+    path = write(tmp_path / "x.tif", [NIR, NIR, B, G, R], names)
+    same(read_image(path), stretched([R, G, B]))
+    bands = [KNOWN[..., 2], KNOWN[..., 1], KNOWN[..., 0], KNOWN[::-1, :, 0]]
+    kinds = ("red", "green", "blue", "alpha")  # what many programs write for any four bands
+    path = write(tmp_path / "y.tif", bands, ("b", "Green", "Red", "NIR"), kinds)
+    assert list(read_pictures(path).by_name) == ["true colour", "false colour"]
+
+
+def test_bands_are_for_files_of_many_bands(tmp_path):
+    chosen = Rendering(bands="3,2,1")
+    photograph = draw(tmp_path / "a.jpg")
+    assert (read_image(photograph, chosen) == read_image(photograph)).all()
+    rgb = write(tmp_path / "b.tif", np.moveaxis(KNOWN, -1, 0), photometric="RGB")
+    assert (read_image(rgb, chosen) == KNOWN).all()
+    many = write(tmp_path / "c.tif", [B, G, R, NIR, NIR], ("a", "b", "c", "d", "e"))
+    same(read_image(many, chosen), stretched([R, G, B]))
+    same(read_image(many, Rendering(bands="c,b,a")), stretched([R, G, B]))
+    with pytest.raises(InputError, match=r"c\.tif has 5 band.*a, b, c.*bands=9,1,1"):
+        read_image(many, Rendering(bands="9,1,1"))
+    for wrong in ("4", "1,2,3,4", "0,1,2", "1,,2"):
+        with pytest.raises(InputError, match="three bands"):
+            Rendering(bands=wrong)
+
+
+def test_radar(tmp_path):
+    power = KNOWN[..., 0] / 255 * 0.3 + 0.001
+    cross = power * np.linspace(0.1, 0.5, 64)
+    linear = write(tmp_path / "a.tif", np.float32([power, cross]), ("VV", "VH"))
+    shown = read_pictures(linear).by_name["radar"]
+    decibels = 10 * np.log10([power, cross])
+    same(shown[..., :2], stretched(decibels), 2)
+    same(shown[..., 2], np.clip((decibels[0] - decibels[1]) / 15, 0, 1) * 255, 2)
+    already = write(tmp_path / "b.tif", np.float32(decibels), ("VV", "VH"))
+    same(read_image(already), shown.astype(float), 2)
+    fixed = read_image(already, Rendering(stretch="-25-0"))
+    same(fixed[..., 0], np.clip((decibels[0] + 25) / 25, 0, 1) * 255, 2)
+    unnamed = write(tmp_path / "c.tif", np.float32([power, cross]))
+    assert list(read_pictures(unnamed).by_name) == ["grey"]  # nobody says that it is radar
+    assert list(read_pictures(unnamed, Rendering(bands="1,2")).by_name) == ["radar"]
+
+
+def test_index_pictures(tmp_path):
+    near, red = np.full((64, 64), 3000, np.uint16), np.full((64, 64), 3000, np.uint16)
+    red[:, :32] = 300  # the west is green
+    path = write(tmp_path / "x.tif", [red, red, red, near], ("Blue", "Green", "Red", "NIR"))
+    with rasterio.open(path, "r+") as raster:
+        raster.scales, raster.offsets = (1e-4,) * 4, (0.0,) * 4
+    shown = read_pictures(path, Rendering(false_colour="ndvi")).by_name["NDVI"]
+    west, east = shown[0, 0].astype(int), shown[0, -1].astype(int)
+    assert west[1] > west[0] + 50 and np.ptp(east) < 12 and east.min() > 230  # green, white
+    dry = read_pictures(path, Rendering(false_colour="ndwi")).by_name["NDWI"][0, 0].astype(int)
+    assert dry[0] > dry[2] + 50  # brown
+    three = write(tmp_path / "y.tif", REFLECTANCE)
+    assert list(read_pictures(three, Rendering(false_colour="ndvi")).by_name) == ["true colour"]
+
+
+def test_pages_of_one_size_are_bands(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", np.stack([R, G, B, NIR]), photometric="minisblack")
+    same(read_image(tmp_path / "x.tif"), stretched([R, G, B]))
+    shown = read_pictures(tmp_path / "x.tif").by_name["false colour"]
+    same(shown, stretched([NIR, R, G]))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_stand_upright(tmp_path, orientation):
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that undoes each
+    image, exif = Image.fromarray(KNOWN), Image.Exif()
+    exif[0x0112] = orientation
+    if orientation > 1:
+        image = image.transpose(Image.Transpose(back[orientation]))
+    image.save(tmp_path / "x.png", exif=exif)
+    assert (read_image(tmp_path / "x.png") == KNOWN).all()
+
+
+def test_transparent_pixels_of_photographs_are_white(tmp_path):
+    alpha = np.full((64, 64), 255, np.uint8)
+    alpha[:, :20] = 0
+    Image.fromarray(np.dstack([KNOWN, alpha])).save(tmp_path / "x.png")
+    shown = read_image(tmp_path / "x.png")
+    assert (shown[:, :20] == 255).all() and (shown[:, 20:] == KNOWN[:, 20:]).all()
+
+
+def test_a_large_raster_is_read_reduced(tmp_path):
+    bands = np.kron(REFLECTANCE, np.ones((1, 8, 8), np.uint16))  # 512 x 512
+    bands[:, :8, :8] = 0
+    shown = read_image(write(tmp_path / "x.tif", bands, nodata=0), max_side=64)
+    assert shown.shape == (64, 64, 3) and (shown[0, 0] == 255).all()
+    keep = np.ones((64, 64), bool)
+    keep[0, 0] = False
+    same(shown[keep], stretched(REFLECTANCE, keep)[keep])
+
+
+def virtual(path, source):
+    band = f"<SimpleSource><SourceFilename>{source}</SourceFilename></SimpleSource>"
+    text = f'<VRTRasterBand dataType="UInt16" band="1">{band}</VRTRasterBand>'
+    path.write_text(f'<VRTDataset rasterXSize="64" rasterYSize="64">{text}</VRTDataset>')
+
+
+def test_virtual_rasters_stay_in_their_folder(tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "tiles").mkdir(parents=True)
+    write(mine / "tiles" / "a.tif", REFLECTANCE[:1])
+    write(tmp_path / "secret.tif", REFLECTANCE[:1])
+    virtual(mine / "inside.vrt", mine / "tiles" / "a.tif")
+    virtual(mine / "outside.vrt", tmp_path / "secret.tif")
+    virtual(mine / "web.vrt", "/vsicurl/http://127.0.0.1:9/a.tif")
+    virtual(mine / "nested.vrt", "outside.vrt")
+    virtual(mine / "fake.tif", tmp_path / "secret.tif")
+    (mine / "net.tif").write_text('<GDAL_WMS><Service name="TMS"/></GDAL_WMS>')
+    virtual(mine / "again.vrt", mine / "again.vrt")
+    ds = load_dataset(str(mine), str(tmp_path))
+    assert ds.images["image_id"].tolist() == ["inside", "tiles/a"]
+    same(read_image(ds.file_of("inside")), stretched([R, R, R]))
+    said = " ".join(ds.problems)
+    for name in ("outside.vrt refers to", "web.vrt refers to", "nested.vrt refers to", "again.vrt"):
+        assert name in said
+    assert "fake.tif is not a readable image" in said and "net.tif is not a readable" in said
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path):
+    whole = write(tmp_path / "x.tif", REFLECTANCE, compress="deflate").read_bytes()
+    for content in (b"", b"II*\0", whole[: len(whole) // 2], b"hello"):
+        (tmp_path / "x.tif").write_bytes(content)
+        with pytest.raises(InputError, match=r"^x\.tif is (empty|not a readable image)"):
+            read_image(tmp_path / "x.tif")

@@ -1,0 +1,276 @@
+"""Scenes as windows, places, metadata and filters."""
+
+from __future__ import annotations
+
+import json
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import shapely
+from rasterio.transform import from_origin
+from rasterio.warp import transform_geom
+
+from tests.conftest import draw
+from tests.datasets.test_rasters import write
+from trsllava_utils.artefacts import InputError, MissingError
+from trsllava_utils.captioning import caption_dataset, load_captions
+from trsllava_utils.datasets import Rendering, load_dataset, load_metadata, read_image, scenes
+from trsllava_utils.datasets.metadata import select
+from trsllava_utils.retrieval import Sources
+from trsllava_utils.search import Index
+
+PLACE = from_origin(600_000, 5_300_000, 10, 10)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """One scene of 200 x 150 pixels, its east without data, and a chip."""
+    rng = np.random.default_rng(0)
+    bands = rng.integers(200, 3000, (4, 150, 200)).astype(np.uint16)
+    bands[:, :, 120:] = 0
+    (tmp_path / "mine").mkdir()
+    names = ("Blue", "Green", "Red", "NIR")
+    where = {"crs": "EPSG:32632", "transform": PLACE, "nodata": 0}
+    write(tmp_path / "mine" / "scene_20230601.tif", bands, names, **where)
+    draw(tmp_path / "mine" / "chip.png")
+    return tmp_path
+
+
+def load(archive, **how):
+    how = {"tile": 64, **how}
+    return load_dataset(str(archive / "mine"), str(archive / "data"), **how)
+
+
+def test_windows_cover_the_scene_and_those_without_data_are_left_out(archive):
+    ds = load(archive)
+    names = [f"scene_20230601@{r}_{c}" for r in (0, 64, 86) for c in (0, 64)]
+    assert ds.images["image_id"].tolist() == ["chip", *names]
+    assert ds.images["filename"][1] == "scene_20230601@0_0.tif"
+    assert "6 windows without data were left out" in ds.problems
+    with rasterio.open(archive / "mine" / "scene_20230601.tif") as raster:
+        whole = raster.read((3, 2, 1)).astype(float)
+    low, high = np.percentile(whole[:, :, :120], (2, 98), axis=(1, 2))
+    for image_id in names[:4]:
+        column, row, width, height = ds.file_of(image_id).window
+        part = whole[:, row : row + height, column : column + width]
+        expected = np.clip((part - low[:, None, None]) / (high - low)[:, None, None], 0, 1) * 255
+        keep = part.min(axis=0) > 0
+        shown = read_image(ds.file_of(image_id)).astype(float)
+        assert np.abs(shown - np.moveaxis(expected, 0, -1))[keep].max() < 3  # one for all windows
+        assert (shown[~keep] == 255).all()
+    assert len(load(archive, tile=0).images) == len(load(archive, tile=1024).images) == 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 100), (64, 200), (1000, 65), (64, 64)])
+@pytest.mark.parametrize("overlap", [0, 10, 32])
+def test_every_pixel_is_in_a_window(width, height, overlap):
+    seen = np.zeros((height, width), int)
+    for column, row, w, h in scenes.grid(width, height, 64, overlap):
+        assert (w, h) == (64, 64) and column + w <= width and row + h <= height
+        seen[row : row + h, column : column + w] += 1
+    assert seen.min() == 1
+
+
+def test_the_table_is_made_once_and_mended(archive, monkeypatch):
+    load(archive)
+    looked = []
+    look = scenes._look
+    monkeypatch.setattr(scenes, "_look", lambda path, *how: looked.append(path) or look(path, *how))
+    load(archive)
+    assert not looked
+    write(archive / "mine" / "new.tif", np.ones((1, 8, 8), np.uint8))
+    load(archive)
+    assert [path.name for path in looked] == ["new.tif"]
+    (next((archive / "data").glob("*/derived/rasters.parquet"))).write_bytes(b"damaged")
+    assert len(load(archive).images) == 8 and len(looked) == 3
+
+
+def test_footprints_to_a_pixel(archive):
+    known = load_metadata(load(archive))[0]
+    row, column = 64, 64
+    x, y = PLACE * (column, row)
+    corners = [(x, y - 640), (x + 640, y - 640), (x + 640, y), (x, y), (x, y - 640)]
+    square = {"type": "Polygon", "coordinates": [corners]}
+    expected = shapely.geometry.shape(transform_geom("EPSG:32632", "EPSG:4326", square))
+    found = known.loc[f"scene_20230601@{row}_{column}"]
+    assert found["geometry"].equals_exact(expected, 1e-7)
+    assert found["gsd"] == pytest.approx(10) and found["date"] == "2023-06-01"
+    assert found["lat"] == pytest.approx(expected.centroid.y)
+    assert known.loc["chip"].isna().all()
+
+
+def test_coordinates_of_other_kinds(tmp_path):
+    bands = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    write(mine / "degrees.tif", bands, crs="EPSG:4326", transform=from_origin(11, 48, 0.1, 0.1))
+    write(mine / "none.tif", bands)
+    points = [
+        rasterio.control.GroundControlPoint(r, c, 11 + c / 10, 48 - r / 10)
+        for r, c in ((0, 0), (0, 8), (8, 0), (8, 8))
+    ]
+    write(mine / "gcps.tif", bands, gcps=points, crs="EPSG:4326")
+    write(mine / "feet.tif", bands, crs="EPSG:2263", transform=from_origin(98e4, 2e5, 1, 1))
+    write(mine / "dateline.tif", bands, crs="EPSG:4326", transform=from_origin(179.9, 0, 0.1, 0.1))
+    known = load_metadata(load_dataset(str(mine), str(tmp_path)))[0]
+    for name in ("degrees", "gcps"):
+        assert known.loc[name, "geometry"].bounds == pytest.approx((11, 47.2, 11.8, 48))
+        assert known.loc[name, "gsd"] == pytest.approx(11132 * np.cos(np.radians(47.6)) ** 0.5)
+    assert known.loc["none"].isna().all()
+    assert known.loc["feet", "gsd"] == pytest.approx(0.3048, abs=1e-4)
+    assert known.loc["dateline", "lon"] == pytest.approx(-179.7)
+    assert select(known, bbox="179.5,-1,-179.5,1") == {"dateline"}
+
+
+def test_dates_from_tags_and_names(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name, tag in (("S2A_20210601T103031.tif", ""), ("b.tif", "2020:05:04 10:00:00")):
+        path = write(tmp_path / "mine" / name, np.arange(64, dtype=np.uint8).reshape(1, 8, 8))
+        with rasterio.open(path, "r+") as raster:
+            raster.update_tags(TIFFTAG_DATETIME=tag or "1999:01:01 00:00:00")
+    with rasterio.open(tmp_path / "mine" / "b.tif", "r+") as raster:
+        raster.update_tags(ns="IMAGERY", ACQUISITIONDATETIME="2019-12-24 11:00:00")
+    draw(tmp_path / "mine" / "port_1920211301.png")  # no month 13
+    dates = load_metadata(load_dataset(str(tmp_path / "mine"), str(tmp_path)))[0]["date"]
+    assert dates.dropna().to_dict() == {"S2A_20210601T103031": "2021-06-01", "b": "2019-12-24"}
+
+
+def test_windows_are_captioned_resumed_and_searched(archive):
+    ds = load(archive)
+    done = caption_dataset(ds, "pixels")
+    assert done.report.captioned == 7 and load_captions(ds, "pixels").records.keys() == set(
+        ds.images["image_id"]
+    )
+    lines = done.files[0].path.read_text().splitlines(keepends=True)
+    done.files[0].path.write_text("".join(lines[:3]))  # killed half way
+    assert caption_dataset(ds, "pixels").report.captioned == 4
+    with pytest.raises(MissingError, match="pass -p tile 64 -p overlap 0"):
+        load_captions(load(archive, tile=1024), "pixels")
+    caption_dataset(load(archive, tile=100), "pixels")
+    assert caption_dataset(ds, "pixels").report.captioned == 0  # kept beside the others
+    scene = archive / "mine" / "scene_20230601.tif"
+    with rasterio.open(scene, "r+") as raster:
+        raster.write(raster.read()[:, ::-1])
+    again = caption_dataset(load(archive), "pixels").report
+    assert (again.captioned, again.already) == (6, 1)
+
+
+def test_pictures_beside_captions_are_those_the_captioner_saw(archive):
+    how = Rendering(bands="1,2,3", stretch="0-4000")
+    caption_dataset(load(archive, rendering=how), "pixels")
+    sources = Sources(load(archive), "pixels")
+    assert sources.dataset.rendering == how
+    image_id = "scene_20230601@0_0"
+    expected = read_image(sources.dataset.file_of(image_id), how)
+    assert (
+        read_image(sources.dataset.file_of(image_id), sources.dataset.rendering) == expected
+    ).all()
+    assert caption_dataset(load(archive), "pixels").report.captioned == 7  # another identity
+
+
+def test_results_leave_with_their_places(archive, static_encoder):
+    ds = load(archive)
+    caption_dataset(ds, "pixels")
+    index = Index(Sources(ds, "pixels", static_encoder))
+    found = index.find("a field", 20)
+    for name in ("a.geojson", "a.parquet"):
+        found.save(archive / name)
+    text = json.loads((archive / "a.geojson").read_text())["features"][0]
+    assert text["geometry"]["type"] == "Polygon"
+    for table in (
+        geopandas.read_file(archive / "a.geojson"),
+        geopandas.read_parquet(archive / "a.parquet"),
+    ):
+        assert len(table) == 6 and table.crs.to_epsg() == 4326  # the chip has no place
+        geometry = found.sources.metadata["geometry"]
+        for row in table.itertuples():
+            assert row.geometry.equals_exact(geometry[row.image_id], 1e-7)
+            assert row.window == ",".join(map(str, ds.file_of(row.image_id).window))
+            assert row.path.endswith("scene_20230601.tif") and row.text
+    page = found.save(archive / "a.html").read_text()
+    assert "in scene_20230601.tif" in page and "false colour" in page and "10 m a pixel" in page
+    with pytest.raises(InputError, match="unknown kind of file 'shp'"):
+        found.save(archive / "a.shp")
+    chip = index.find("a field", 20, where="gsd is null")
+    assert chip.table["image_id"].tolist() == ["chip"]
+    with pytest.raises(InputError, match="no place is known"):
+        chip.save(archive / "b.geojson")
+    like = index.like("chip", 20, bbox="10.34,47.84,10.35,47.85").table["image_id"]
+    assert 0 < len(like) < 6 and "chip" not in set(like)
+    assert index.find("a field", where="gsd > 99").table.empty
+
+
+def test_tables_beside_the_images_become_columns(archive):
+    mine = archive / "mine"
+    (mine / "metadata.csv").write_text(
+        "file;cloud;sensor;date\nscene_20230601.tif;3.5;S2;2023-06-02\nchip.png;80;Löwe;\n", "utf-8"
+    )
+    square = shapely.box(11, 48, 12, 49)
+    frame = {"image": ["chip"], "country": ["DE"], "geometry": [square]}
+    utm = geopandas.GeoDataFrame(frame, crs=4326).to_crs(32632)
+    utm.to_parquet(mine / "places.parquet")
+    (mine / "nothing.csv").write_text("a,b\n1,2\n")
+    (mine / "latin.csv").write_bytes("image,name\nchip,Löwe\n".encode("latin-1"))
+    known, problems = load_metadata(load(archive))
+    windows = known.index.str.startswith("scene")
+    assert (known.loc[windows, "cloud"] == 3.5).all()
+    assert (known.loc[windows, "date"] == "2023-06-02").all()  # comes before the file's name
+    assert known.loc["chip", ["cloud", "country", "sensor"]].tolist() == [80, "DE", "Löwe"]
+    assert known.loc["chip", "geometry"].equals_exact(square, 1e-6)
+    said = " ".join(problems)
+    assert "nothing.csv names no image" in said and "latin.csv, line 2" in said
+    assert select(known, "sensor = 'S2' and cloud < 20 and date >= '2023-06-01'") == set(
+        known.index[windows]
+    )
+    assert select(known, "cloud > 50", "11.5,48.5,13,50") == {"chip"}
+    assert select(known, "country in ('DE', 'CH') or sensor like 'S%'") == set(known.index)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "clud < 3",
+        "cloud <",
+        "cloud < 3; drop table metadata",
+        "image_id in (select load_extension('x'))",
+        "cloud < 3) union select load_extension('x') --",
+        "load_extension('/tmp/x.so')",
+        "1) ; attach database '/tmp/stolen.db' as b; --",
+    ],
+)
+def test_a_condition_does_nothing_but_choose(where):
+    known = pd.DataFrame({"cloud": [1, 2]}, index=["a", "b"])
+    with pytest.raises(InputError, match="columns are image_id, cloud"):
+        select(known, where)
+
+
+@pytest.mark.parametrize("bbox", ["1,2,3", "a,b,c,d", "1,5,2,3", "0,-91,1,0"])
+def test_boxes_that_are_none(bbox):
+    known = pd.DataFrame({"geometry": [shapely.Point(1, 2)]}, index=["a"])
+    with pytest.raises(InputError, match="west,south,east,north"):
+        select(known, bbox=bbox)
+    assert select(known, bbox="0,0,2,3") == {"a"}
+    with pytest.raises(InputError, match="no place is known"):
+        select(known.drop(columns="geometry"), bbox="0,0,1,1")
+
+
+def test_places_in_a_table(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        draw(tmp_path / "mine" / name)
+    table = tmp_path / "mine" / "coordinates.csv"
+    table.write_text("Image,Latitude,Lng\na.png,48.1,-348.5\nb,95,11\n")
+    known, problems = load_metadata(load_dataset(str(tmp_path / "mine"), str(tmp_path)))
+    assert known.loc["a", ["lat", "lon"]].tolist() == pytest.approx([48.1, 11.5])
+    assert known.loc[["b", "c"], "geometry"].isna().all()
+    assert "coordinates.csv, line 3: expected a latitude" in problems[0]
+
+
+@pytest.mark.parametrize(
+    "how", [{"tile": 8}, {"tile": -1}, {"tile": 64, "overlap": 40}, {"overlap": -1}]
+)
+def test_sizes_that_make_no_windows(archive, how):
+    with pytest.raises(InputError, match=r"(tile|overlap)="):
+        load(archive, **how)
