@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import importlib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-import trsllava_utils
 from trsllava_utils.artefacts import PROJECT_ROOT
 
 PACKAGE = PROJECT_ROOT / "trsllava_utils"
@@ -89,21 +87,3 @@ def test_functions_are_short_and_take_few_arguments_by_position(path):
 
 def test_the_whole_is_an_evening():
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in FILES) < 8840
-
-
-def test_old_names_go_on_working():
-    from trsllava_utils import charts, datasets, retrieval, visualisation
-    from trsllava_utils.methods import Method
-    from trsllava_utils.panel import search_panel
-    from trsllava_utils.search import Index, search
-    from trsllava_utils.sources import Sources
-
-    assert visualisation.save is charts.save and callable(search) and callable(search_panel)
-    assert Sources is retrieval.Sources and Method is retrieval.Method and Index.find
-    assert datasets.load_dataset
-    for old, new in trsllava_utils._MOVED.items():
-        today = importlib.import_module(f"trsllava_utils.{new}")
-        assert importlib.import_module(f"trsllava_utils.{old}") is today
-        assert getattr(trsllava_utils, old) is today
-    with pytest.raises(ImportError):
-        importlib.import_module("trsllava_utils.no_such_module")

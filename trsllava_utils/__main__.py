@@ -31,7 +31,8 @@ from trsllava_utils.artefacts import (
     shown,
 )
 from trsllava_utils.captioning import choose_captioner, load_captions, merge
-from trsllava_utils.datasets import get, load_dataset
+from trsllava_utils.datasets import get, load_dataset, load_metadata, read_image
+from trsllava_utils.datasets.files import NAMED, first_few
 from trsllava_utils.embedding import MINILM
 
 NOTEBOOKS = {
@@ -124,9 +125,35 @@ def parse_value(text: str) -> object:
 def _run(args: argparse.Namespace, given: Parameters) -> None:
     executed = run_chain(args.datasets, given, args.first, args.last)
     print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
+    for name in args.datasets:
+        _print_read(name, given)
     if args.last == "04":
         for name in args.datasets:
             _print_results(name, str(given.get("data_dir", "")))
+
+
+def _print_read(name: str, given: Parameters) -> None:
+    """What was read of a dataset, and what was not."""
+    how = {n: given[n] for n in ("data_dir", "split", "limit", "tile", "overlap") if n in given}
+    ds = load_dataset(name, **how)
+    problems = [*ds.problems, *load_metadata(ds)[1]]
+    described = []
+    try:
+        captions = load_captions(ds, str(given.get("captioner", "")))
+        described = [f"{len(captions.records):,} described by {captions.captioner}"]
+        bare = [i for i in ds.with_pixels["image_id"] if i not in captions.records]
+    except (InputError, MissingError):  # notebook 01 was not among those run
+        bare = []
+    for image_id in bare[:NAMED]:
+        try:
+            read_image(ds.file_of(image_id), ds.rendering, 64)
+        except InputError as error:
+            problems.append(str(error))
+    if bare:
+        problems.append(f"{len(bare):,} images without captions: {first_few(bare)}")
+    print(f"\n{ds.title}:", ", ".join([f"{len(ds.with_pixels):,} images found", *described]))
+    for problem in problems:
+        print("·", problem)
 
 
 def run_chain(

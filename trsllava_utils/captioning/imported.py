@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError, shown
 from trsllava_utils.captioning.records import Record, read_records
 from trsllava_utils.datasets.dataset import Dataset, other_split
-from trsllava_utils.datasets.files import match_names, shorten
+from trsllava_utils.datasets.files import first_few, match_names
 
 WAYS = (
     "write them with notebook 01 (-p captioner transformers:MODEL runs a vision-language model "
@@ -48,7 +48,7 @@ def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record],
     if ambiguous:
         problems.append(
             f"{names}: {len(ambiguous):,} captions may be of any of several images and are left "
-            f"out: {shorten(ambiguous)}; write the folders into their names"
+            f"out: {first_few(ambiguous)}; write the folders into their names"
         )
     if not matched:
         raise InputError(
@@ -60,13 +60,13 @@ def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record],
     if bare:
         problems.append(
             f"{len(bare):,} images of {here} have no caption in {names}; the gallery is "
-            f"restricted to the others: {shorten(bare)}"
+            f"restricted to the others: {first_few(bare)}"
         )
     used = {PurePosixPath(record.image).stem for record in matched.values()} | {*ambiguous}
     foreign = [n for n in records if n not in used and PurePosixPath(n).stem not in used]
     if foreign and not shipped:  # the shipped files describe other splits too
         problems.append(
-            f"{len(foreign):,} captioned images of {names} are not in {here}: {shorten(foreign)}"
+            f"{len(foreign):,} captioned images of {names} are not in {here}: {first_few(foreign)}"
         )
     return matched, problems
 

@@ -30,7 +30,7 @@ from trsllava_utils.artefacts import (
     slug,
 )
 from trsllava_utils.datasets import annotations, scenes
-from trsllava_utils.datasets.files import list_images, match_names, shorten
+from trsllava_utils.datasets.files import first_few, list_images, match_names
 from trsllava_utils.datasets.imagery import (
     DEFAULT,
     IMAGE_SUFFIXES,
@@ -252,7 +252,7 @@ def _tables(
     if ambiguous:
         problems.append(
             f"{len(ambiguous):,} annotated images may be any of several files, or share one, and "
-            f"have none: {shorten(ambiguous)}; write the folders into their names"
+            f"have none: {first_few(ambiguous)}; write the folders into their names"
         )
     table["path"] = [str(files[matched[n]]) if n in matched else "" for n in table["filename"]]
     table["window"] = None

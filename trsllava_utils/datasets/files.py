@@ -56,7 +56,7 @@ def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
             else:
                 files[name] = path
     if others:
-        kinds = (f"{len(n)} {kind} ({shorten(n)})" for kind, n in sorted(others.items()))
+        kinds = (f"{len(n)} {kind} ({first_few(n)})" for kind, n in sorted(others.items()))
         reasons.append(f"left out, not a kind of image that is read here: {', '.join(kinds)}")
     return files, reasons
 
@@ -70,7 +70,7 @@ def readable(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def shorten(names: Iterable[str]) -> str:
+def first_few(names: Iterable[str]) -> str:
     """The first few of many names."""
     names = list(names)
     return ", ".join(names[:NAMED]) + (" …" if len(names) > NAMED else "")

@@ -1,29 +1,21 @@
 """Scenes: rasters go in, a table of what they are comes out; one larger than a tile is searched as
 windows, each an image of its own, read straight from the file.
 
-The table is kept in ``derived/rasters.parquet``; a file is looked at again only when it changes.
+The table is kept in ``derived/rasters.json``; a file is looked at again only when it changes.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from trsllava_utils.artefacts import (
-    InputError,
-    atomic_path,
-    file_stamp,
-    progress,
-    read_manifest,
-    write_manifest,
-)
+from trsllava_utils.artefacts import InputError, file_stamp, progress, read_json, write_text
 from trsllava_utils.cluster import in_threads
 from trsllava_utils.datasets import places
 from trsllava_utils.datasets.rasters import (
@@ -52,7 +44,7 @@ def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -
 
     Args:
         files: by name.
-        store: where the table is kept, without suffix.
+        store: the JSON file that the table is kept in.
         tile: side of a window in pixels; 0: no windows.
         overlap: of neighbouring windows, in pixels.
 
@@ -63,7 +55,9 @@ def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -
         ``left_out`` (windows without data), ``problem`` ("" for a file that can be read).
     """
     keys = {name: [*file_stamp(path), tile, overlap, VERSION] for name, path in files.items()}
-    rows = {n: row for n, row in _stored(store).items() if list(row["key"]) == keys.get(n)}
+    known = read_json(store)
+    known = known if isinstance(known, dict) else {}
+    rows = {n: row for n, row in known.items() if row.get("key") == keys.get(n)}
     todo = [name for name in files if name not in rows]
     saved = time.monotonic()
 
@@ -74,25 +68,9 @@ def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -
     for chunk in progress(chunks, desc="looking at rasters", unit=f"x {CHUNK}", delay=2):
         rows |= in_threads(look, chunk)
         if chunk is chunks[-1] or time.monotonic() - saved > SAVE_EACH:
-            _store(store, rows)
+            write_text(store, json.dumps(rows))
             saved = time.monotonic()
-    table = pd.DataFrame.from_dict({name: rows[name] for name in files}, orient="index")
-    return table.reindex(columns=list(_TYPES)[1:])
-
-
-_NUMBERS, _INTEGERS = pa.list_(pa.float64()), pa.list_(pa.int64())
-_TYPES = {
-    "name": pa.string(),
-    "key": _INTEGERS,
-    "gsd": pa.float64(),
-    "date": pa.string(),
-    "footprint": _NUMBERS,
-    "windows": _INTEGERS,
-    "footprints": _NUMBERS,
-    "percentiles": _NUMBERS,
-    "left_out": pa.int64(),
-    "problem": pa.string(),
-}
+    return pd.DataFrame.from_dict({name: rows[name] for name in files}, orient="index")
 
 
 _NO_WINDOWS = {"windows": None, "footprints": None, "percentiles": None, "left_out": 0}
@@ -104,7 +82,7 @@ def scan_images(
     """:func:`scan` of the raster files among a dataset's images, by path."""
     paths = images.loc[images["path"] != "", "path"].drop_duplicates()
     files = {p: Path(p) for p in paths if Path(p).suffix.lower() in RASTER_SUFFIXES}
-    return scan(files, derived / "rasters", tile, overlap) if files else pd.DataFrame()
+    return scan(files, derived / "rasters.json", tile, overlap) if files else pd.DataFrame()
 
 
 def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
@@ -129,21 +107,6 @@ def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str
     if empty:
         problems.append(f"{empty:,} windows without data were left out")
     return pd.DataFrame(rows, columns=images.columns, dtype=object)
-
-
-def _stored(store: Path) -> dict[str, dict]:
-    table, manifest = store.with_suffix(".parquet"), store.with_suffix(".json")
-    if not read_manifest(manifest, [table]):
-        return {}
-    return {row.pop("name"): row for row in pq.read_table(table).to_pylist()}
-
-
-def _store(store: Path, rows: dict[str, dict]) -> None:
-    table = store.with_suffix(".parquet")
-    values = [{"name": name, **row} for name, row in rows.items()]
-    with atomic_path(table) as tmp:
-        pq.write_table(pa.Table.from_pylist(values, pa.schema(_TYPES)), tmp)
-    write_manifest(store.with_suffix(".json"), {"version": VERSION}, [table])
 
 
 def _look(path: Path, tile: int, overlap: int) -> dict:
