@@ -46,7 +46,8 @@ def find(root: Path) -> list[Path]:
     are looked into."""
     for patterns in _LAYOUTS:
         paths = sorted(path for pattern in patterns for path in root.glob(pattern))
-        paths = [p for p in paths if not p.name.startswith(".") and _holds_captions(p)]
+        paths = [p for p in paths if p.is_file() and not p.name.startswith(".")]
+        paths = [p for p in paths if _holds_captions(p)]
         if paths:
             return paths[:1] if patterns == _LAYOUTS[0] else paths
     return []
@@ -61,7 +62,7 @@ def _holds_captions(path: Path) -> bool:
         else:
             entries = _entries(json.loads(read_text(path)))
             keys = list(entries[0]) if entries and isinstance(entries[0], dict) else []
-    except (InputError, ValueError, OSError):
+    except (InputError, ValueError, OSError, RecursionError):
         return False
     return bool({*IMAGE_KEYS} & {*keys} and {*_TEXT_KEYS} & {*keys})
 

@@ -247,7 +247,8 @@ def _tables(
     taken = stems.duplicated()
     for name, stem in zip(table["filename"][taken], stems[taken], strict=True):
         problems.append(f"{name}: another image has the stem {stem!r}; its id is its full name")
-    table["image_id"] = stems.where(~taken, table["filename"])
+    ids = stems.where(~taken, table["filename"])
+    table["image_id"] = ids.where(~ids.duplicated(keep=False), table["filename"])
     matched, ambiguous = match_names(table["filename"], files)
     if ambiguous:
         problems.append(

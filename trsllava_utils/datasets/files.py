@@ -5,7 +5,6 @@ relative name; names that stand in annotations or captions are matched to them.
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,12 +12,15 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES
-from trsllava_utils.datasets.rasters import driver_of
+from trsllava_utils.datasets.rasters import driver_of, readable
 
 # lie beside images and are read as something else, or not at all
 _COMPANIONS = """.json .jsonl .geojson .csv .tsv .txt .parquet .xml .ovr .msk .aux .hdr .prj .rrd
 .ige .md .html .tfw .jgw .pgw .j2w .wld .ini .yml .yaml"""
 _THUMBNAILS = {"@eaDir", "Thumbs", "thumbs", "thumbnails"}
+_VRT_TAGS = """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand NoDataValue ColorInterp
+Description Offset Scale UnitType SimpleSource ComplexSource SourceFilename SourceBand
+SourceProperties SrcRect DstRect NODATA ColorTable Entry BlockXSize BlockYSize"""
 NAMED = 5  # of files left out
 
 
@@ -48,7 +50,7 @@ def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
             path, suffix = here / file_name, Path(file_name).suffix.lower()
             if file_name.startswith(".") or (suffix and suffix in _COMPANIONS.split()):
                 continue
-            name = readable(path.relative_to(root).as_posix())
+            name = unicodedata.normalize("NFC", readable(path.relative_to(root).as_posix()))
             if suffix not in IMAGE_SUFFIXES:
                 others[suffix or "without a suffix"].append(name)
             elif reason := _not_readable(path, inside) or (name in files and "is there twice"):
@@ -59,15 +61,6 @@ def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
         kinds = (f"{len(n)} {kind} ({first_few(n)})" for kind, n in sorted(others.items()))
         reasons.append(f"left out, not a kind of image that is read here: {', '.join(kinds)}")
     return files, reasons
-
-
-def readable(name: str) -> str:
-    """A file name as text: NFC; one that is not UTF-8 is taken for Latin-1."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        name = os.fsencode(name).decode("latin-1")
-    return unicodedata.normalize("NFC", name)
 
 
 def first_few(names: Iterable[str]) -> str:
@@ -87,27 +80,24 @@ def _not_readable(path: Path, inside: list[Path]) -> str:
     return ""
 
 
-def _refused_vrt(path: Path, root: Path, depth: int = 0) -> str:
-    """A virtual raster may refer to files inside the folder only; "" if it does."""
+def _refused_vrt(path: Path, root: Path) -> str:
+    """Why a virtual raster is not opened; "" for one that only puts together rasters of the
+    folder, in the plainest way."""
     try:
         document = ElementTree.fromstring(path.read_bytes())
     except (ElementTree.ParseError, ValueError):
         return "is no virtual raster"
     for element in document.iter():
-        if not re.search(r"(Filename|Dataset|Input|Source|Path)$", element.tag):
+        if element.tag not in _VRT_TAGS.split() or "subClass" in element.attrib:
+            return f"holds <{element.tag}>, which is not read here"
+        if element.tag != "SourceFilename":
             continue
         text = (element.text or "").strip()
-        if not text:
-            continue
         source = (path.parent / text).resolve()
-        if not source.is_file() or not source.is_relative_to(root):
-            return f"refers to {text}, which is no file inside the folder"
-        driver = driver_of(source)
-        if not driver or depth > 4:
-            return f"refers to {text}, which is no raster"
-        reason = _refused_vrt(source, root, depth + 1) if driver == "VRT" else ""
-        if reason:
-            return reason
+        is_beside = element.get("relativeToVRT") == "1" or text.startswith("/")
+        inside = is_beside and source.is_file() and source.is_relative_to(root)
+        if not inside or driver_of(source) not in ("GTiff", "JP2OpenJPEG", "HFA", "PNG", "JPEG"):
+            return f"refers to {text}, which is no raster inside the folder"
     return ""
 
 
@@ -129,13 +119,13 @@ def match_names(
         path = PurePosixPath(_normal(file))
         exact[str(path)] = file
         by_name[path.name.casefold()].append(file)
-        by_stem[path.stem.casefold()].append(file)
+        by_stem[_stem(path)].append(file)
     claims: dict[str, list[tuple[tuple, str]]] = defaultdict(list)
     ambiguous = []
     for name in dict.fromkeys(wanted):
         path = PurePosixPath(_normal(name))
         same = exact.get(str(path))
-        candidates = by_name.get(path.name.casefold()) or by_stem.get(path.stem.casefold(), [])
+        candidates = by_name.get(path.name.casefold()) or by_stem.get(_stem(path), [])
         ranked = [(_closeness(path, PurePosixPath(_normal(c))), c) for c in candidates]
         ranked = [((999, 0), same)] if same else ranked
         best = max((closeness for closeness, _ in ranked), default=None)
@@ -156,6 +146,11 @@ def match_names(
 
 def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", str(name).replace("\\", "/")).strip("/").removeprefix("./")
+
+
+def _stem(path: PurePosixPath) -> str:
+    """The name without the suffix of an image; ``scene.1`` has none."""
+    return (path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name).casefold()
 
 
 def _closeness(a: PurePosixPath, b: PurePosixPath) -> tuple[int, bool]:

@@ -20,11 +20,12 @@ from trsllava_utils.artefacts import (
     InputError,
     atomic_path,
     file_sha256,
-    file_stamp,
     fingerprint,
 )
 from trsllava_utils.datasets import rasters
+from trsllava_utils.datasets.bands import INDICES, choose_bands, further_picture
 from trsllava_utils.datasets.places import ground_sample_distance
+from trsllava_utils.datasets.rendering import SIDE, index_picture, parse_stretch, render
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 IMAGE_SUFFIXES = PHOTO_SUFFIXES | rasters.RASTER_SUFFIXES
@@ -59,7 +60,13 @@ class Rendering:
                 "'4,3,2', two for radar, or nothing"
             )
         if self.stretch not in ("", "none"):
-            rasters.parse_stretch(self.stretch)
+            parse_stretch(self.stretch)
+        object.__setattr__(self, "false_colour", self.false_colour.strip().lower())
+        is_named = self.false_colour in ("", "none", *INDICES)
+        if not is_named and len(list(filter(str.strip, self.false_colour.split(",")))) != 3:
+            raise InputError(
+                f"false_colour={self.false_colour!r}: give three bands, ndvi, ndwi, none or nothing"
+            )
 
 
 DEFAULT = Rendering()
@@ -80,15 +87,22 @@ class ImageFile:
     percentiles: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
+    def stamp(self) -> list[tuple[int, int]]:
+        """Shows that the file, or one beside it that it is read with, changed."""
+        return rasters.stamps(self.path)
+
+    @property
     def sha256(self) -> str:
-        """Stands for the pixels: hash of the file and, of a window, where it lies."""
-        whole = _sha256(self.path, file_stamp(self.path))
+        """Stands for the pixels: hash of the file, of those beside it that it is read with and, of
+        a window, where it lies."""
+        whole = _sha256(self.path, str(self.stamp))
         return fingerprint(whole, self.window) if self.window else whole
 
 
 @lru_cache(maxsize=100_000)
-def _sha256(path: str, stamp: tuple[int, int]) -> str:
-    return file_sha256(path)
+def _sha256(path: str, stamp: str) -> str:
+    hashes = [file_sha256(file) for file in (path, *rasters.companions(path))]
+    return hashes[0] if len(hashes) == 1 else fingerprint(hashes)
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ def read_pictures(
         if photograph is not None:
             shown = _scaled(photograph, max_side)
             return Pictures({"true colour": shown}, scale=len(photograph) / len(shown))
-        return _raster(file, rendering, max_side or rasters.SIDE, first)
+        return _raster(file, rendering, max_side or SIDE, first)
     except InputError:
         raise
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError) as error:
@@ -182,8 +196,8 @@ def _too_large(path: str, size: str) -> InputError:
 def _raster(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> Pictures:
     with rasters.open_raster(file.path) as raster:
         window = Window(*(file.window or (0, 0, raster.width, raster.height)))
-        bands = rasters.choose_bands(raster, rendering.bands)
-        shown, blank = rasters.picture(
+        bands = choose_bands(raster, rendering.bands)
+        shown, blank = render(
             raster,
             bands,
             window=window,
@@ -193,17 +207,19 @@ def _raster(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -
         )
         name = {1: "grey", 2: "radar"}.get(len(bands), "true colour")
         pictures = {"true colour" if raster.colorinterp[0].name == "palette" else name: shown}
-        further = None if first else rasters.further_picture(raster, rendering.false_colour)
+        is_flipped = raster.crs and raster.transform.e > 0  # rows run north; people look north up
+        further = None if first else further_picture(raster, rendering.false_colour)
         if further:
             name, bands = further
             if len(bands) == 2:
-                pictures[name] = rasters.index_picture(raster, bands, window, max_side)
+                pictures[name] = index_picture(raster, bands, window, max_side)
             else:
                 how = {"stretch": rendering.stretch, "percentiles": file.percentiles}
                 how |= {"max_side": max_side, "window": window}
-                pictures[name] = rasters.picture(raster, bands, **how)[0]
+                pictures[name] = render(raster, bands, **how)[0]
         distance = ground_sample_distance(raster)
-    pictures = {name: _scaled(shown, max_side) for name, shown in pictures.items()}
+    turn = -1 if is_flipped else 1
+    pictures = {name: _scaled(shown[::turn], max_side) for name, shown in pictures.items()}
     scale = max(window.width, window.height) / max(next(iter(pictures.values())).shape[:2])
     return Pictures(pictures, float(blank.mean()), scale, distance and distance * scale)
 
@@ -223,7 +239,7 @@ def thumbnail(
         InputError: see :func:`read_image`.
     """
     how = str(rendering)
-    name = fingerprint(file.path, file.window, *file_stamp(file.path), side, how)
+    name = fingerprint(file.path, file.window, file.stamp, side, how)
     target = folder / f"{name}.jpg"
     if not target.is_file():
         picture = Image.fromarray(read_image(file, rendering, side))
@@ -240,7 +256,9 @@ def in_scene(
     picture = Image.open(thumbnail(scene, folder, side, rendering))
     with rasters.open_raster(file.path) as raster:
         scale = max(picture.size) / max(raster.width, raster.height)
-    column, row, width, height = (n * scale for n in file.window)
+        column, row, width, height = file.window
+        row = raster.height - row - height if raster.crs and raster.transform.e > 0 else row
+    column, row, width, height = (n * scale for n in (column, row, width, height))
     frame = (column, row, column + width, row + height)
     ImageDraw.Draw(picture).rectangle(frame, outline="#D55E00", width=3)
     return picture

@@ -6,6 +6,7 @@ it.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from trsllava_utils.datasets.dataset import Dataset
 from trsllava_utils.datasets.files import match_names
 
 _TABLES = ("*.csv", "*.tsv", "*.geojson", "*.json", "*.parquet", "*.geoparquet")
+_STANDARD = ("date", "gsd", "label", "split", "lat", "lon")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]|$)")
 _LAT, _LON = ("lat", "latitude"), ("lon", "lng", "long", "longitude")
 
 
@@ -37,7 +40,8 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     """
     images, problems = dataset.images, []
     table = images.set_index("image_id")[["label", "split"]].replace(["", "all"], None)
-    table["date"] = [places.acquired({}, name) or None for name in images["filename"]]
+    files = images["path"].where(images["path"] != "", images["filename"])  # of windows, the scene
+    table["date"] = [places.acquired({}, Path(file).name) or None for file in files]
     table["gsd"], table["geometry"] = np.nan, None
     rasters = dataset.rasters
     rasters = rasters if len(rasters) else scenes.scan_images(images, dataset.derived)
@@ -56,7 +60,7 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
             problems.append(f"{shown(path)} names no image of the dataset; it was left alone")
             continue
         for name in own.columns:
-            values = own[name].reindex(table.index)
+            values = _usable(own[name], path, problems).reindex(table.index)
             table[name] = values.where(values.notna(), table[name]) if name in table else values
     return _with_middle(table).dropna(axis="columns", how="all"), problems
 
@@ -64,7 +68,7 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
 def tables_beside(root: Path) -> list[Path]:
     """The tables in a dataset's folder that are no caption files."""
     captions = annotations.find(root)
-    paths = sorted(path for pattern in _TABLES for path in root.glob(pattern))
+    paths = sorted(p for pattern in _TABLES for p in root.glob(pattern) if p.is_file())
     return [p for p in paths if p not in captions and not p.name.startswith((".", "dataset"))]
 
 
@@ -121,16 +125,57 @@ def _matched(
 ) -> pd.DataFrame | None:
     """The rows by image, without the column that names them; None if no column does."""
     table = table.rename(columns=lambda name: str(name).strip())
+    table = table.rename(columns={c: c.lower() for c in table if c.lower() in _STANDARD})
+    table = table.loc[:, ~table.columns.str.lower().duplicated()]
     columns = [c for c in table.columns if c != "geometry" and table[c].dtype.kind in "OiU"]
     rows_of = {column: _rows_of(table[column], dataset) for column in columns}
-    key = max(columns, key=lambda column: len(rows_of[column]), default=None)
+
+    def rank(column: str) -> tuple:  # a column that is called so comes before numbers that fit
+        is_named = column.lower() in (*annotations.IMAGE_KEYS, "image_id", "file", "scene")
+        return bool(rows_of[column]), is_named, len(rows_of[column]), table[column].dtype == object
+
+    key = max(columns, key=rank, default=None)
     if key is None or not rows_of[key]:
         return None
+    again = int(table[key].dropna().duplicated().sum())
+    if again:
+        problems.append(f"{shown(path)}: {again} rows name an image again; the first counts")
     problems += _check_places(table, path)
     own = table.iloc[list(rows_of[key].values())].set_axis(list(rows_of[key]), axis="index")
     columns = [c for c in own.columns if c not in (key, "image_id", *annotations.IMAGE_KEYS)]
-    lists = list | dict | np.ndarray  # of GeoJSON and Parquet; no filter could use them
-    return own[columns].map(lambda value: None if isinstance(value, lists) else value)
+    if path.suffix.lower() in (".csv", ".tsv") and "geometry" in columns:
+        columns.remove("geometry")  # text
+    return own[columns]
+
+
+def _usable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series:
+    """A column that filters can compare: dates as ``2021-06-01``, numbers as numbers where most
+    values are, else text; what is neither is left out, with a sentence."""
+    if values.name == "geometry":
+        import shapely
+
+        inside = shapely.box(-360, -90, 360, 90)
+        return values.map(
+            lambda g: g if g is not None and not g.is_empty and inside.contains(g) else None
+        )
+    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
+        made = values
+    elif pd.api.types.is_datetime64_any_dtype(values):
+        made = values.dt.strftime("%Y-%m-%d %H:%M:%S").str.removesuffix(" 00:00:00")
+    else:
+        numbers = pd.to_numeric(values, errors="coerce")
+        mostly = numbers.notna().sum() > values.notna().sum() / 2
+        made = numbers if mostly else values.where(values.isna(), values.astype(str))
+    if values.name == "date":
+        text = made.map(lambda v: None if pd.isna(v) else str(v).removesuffix(".0"))
+        made = text.map(lambda v: v and (v if _TIME.match(v) else places.as_date(v) or None))
+    lost = values[values.notna() & made.isna()]
+    if len(lost):
+        problems.append(
+            f"{shown(path)}, column {values.name}: {lost.iloc[0]!r} and {len(lost) - 1} others are "
+            f"no {'date (write 2021-06-01)' if values.name == 'date' else 'numbers'}; left out"
+        )
+    return made
 
 
 def _rows_of(values: pd.Series, dataset: Dataset) -> dict[str, int]:
@@ -206,20 +251,19 @@ def select(metadata: pd.DataFrame, where: str = "", bbox: str = "") -> set[str]:
 def _where(metadata: pd.DataFrame, where: str) -> set[str]:
     """SQLite reads the condition: in memory, allowed to do nothing but select from one table."""
     table = metadata.drop(columns="geometry", errors="ignore").rename_axis("image_id").reset_index()
-    table = table.loc[:, ~table.columns.str.lower().duplicated()]
-    for name in table.select_dtypes(("datetime", "datetimetz")):
-        days = (table[name].dropna() == table[name].dropna().dt.normalize()).all()
-        table[name] = table[name].dt.strftime("%Y-%m-%d" if days else "%Y-%m-%d %H:%M:%S")
     allowed = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
     connection = sqlite3.connect(":memory:")
     try:
+        for name in re.findall(r'"([^"]*)"', re.sub(r"'[^']*'", "", where)):
+            if name.lower() not in table.columns.str.lower():  # SQLite would take it for a text
+                raise sqlite3.OperationalError(f"no such column: {name}")
         table.to_sql("metadata", connection, index=False)
         connection.set_authorizer(
             lambda action, *_: sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY
         )
         rows = connection.execute(f"SELECT image_id FROM metadata WHERE ({where}\n)")
         return {image_id for (image_id,) in rows}
-    except (sqlite3.Error, sqlite3.Warning) as error:
+    except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeError) as error:
         raise InputError(
             f"where={where!r}: {error}. The columns are {', '.join(table.columns)}; write the "
             "condition as in SQL, such as \"date >= '2023-06-01' and cloud < 20\""
@@ -233,7 +277,7 @@ def _within(metadata: pd.DataFrame, bbox: str) -> set[str]:
 
     try:
         west, south, east, north = (float(part) for part in bbox.split(","))
-        if south > north or max(abs(south), abs(north)) > 90:
+        if not (-90 <= south <= north <= 90 and -180 <= west <= 180 and -180 <= east <= 180):
             raise ValueError
     except ValueError:
         raise InputError(
@@ -241,7 +285,8 @@ def _within(metadata: pd.DataFrame, bbox: str) -> set[str]:
         ) from None
     if "geometry" not in metadata:
         raise InputError("bbox: no place is known of these images (see data/README.md#metadata)")
-    boxes = [(west, east)] if west <= east else [(west, 180), (-180, east)]
+    east += 360 if west > east else 0  # across the date line
     shapes = metadata["geometry"].to_numpy(dtype=object)
-    inside = [shapely.intersects(shapes, shapely.box(w, south, e, north)) for w, e in boxes]
+    boxes = (shapely.box(west + turn, south, east + turn, north) for turn in (-360, 0, 360))
+    inside = [shapely.intersects(shapes, box) for box in boxes]
     return set(metadata.index[np.logical_or.reduce(inside)])

@@ -5,9 +5,11 @@ acquisition date come out. Coordinates are WGS 84, longitude before latitude, in
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import PurePath
 
 import numpy as np
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
@@ -15,10 +17,10 @@ from rasterio.transform import Affine, from_gcps
 from rasterio.warp import transform as to_other_crs
 
 METRES_PER_DEGREE = 111_320.0  # of latitude
-_DATE_TAG = re.compile(r"acqui|sensing|product_start|date_?time", re.IGNORECASE)
-_DATE = re.compile(
-    r"(?<!\d)((?:19|20)\d\d)[-_:.]?(0[1-9]|1[0-2])[-_:.]?(0[1-9]|[12]\d|3[01])(?!\d)"
-)
+EARTH_RADIUS, WEB_MERCATOR = 6_378_137.0, 3857  # metres; EPSG number
+_DATE_TAG = re.compile(r"(acqui|sensing|start|original).*(date|time)|timeoriginal", re.IGNORECASE)
+_DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_:./]?)(\d\d)\2(\d\d)(?!\d)")
+_DAY_FIRST = re.compile(r"(\d\d?)\.(\d\d?)\.((?:19|20)\d\d)")
 
 
 def georeference(raster: DatasetReader) -> tuple[CRS, Affine] | None:
@@ -27,7 +29,10 @@ def georeference(raster: DatasetReader) -> tuple[CRS, Affine] | None:
     if raster.crs and not raster.transform.is_identity:
         return raster.crs, raster.transform
     points, crs = raster.gcps
-    return (crs, from_gcps(points)) if points and crs else None
+    if len(points) < 3 or not crs:
+        return None
+    transform = from_gcps(points)
+    return (crs, transform) if abs(transform.determinant) > 1e-20 else None  # else they are a line
 
 
 def ground_sample_distance(raster: DatasetReader) -> float | None:
@@ -37,9 +42,11 @@ def ground_sample_distance(raster: DatasetReader) -> float | None:
         return None
     crs, transform = where
     size = abs(transform.determinant) ** 0.5
+    y = (transform * (raster.width / 2, raster.height / 2))[1]
     if crs.is_geographic:
-        latitude = (transform * (raster.width / 2, raster.height / 2))[1]
-        return size * METRES_PER_DEGREE * np.cos(np.radians(latitude)) ** 0.5
+        return size * METRES_PER_DEGREE * np.cos(np.radians(y)) ** 0.5
+    if crs.to_epsg() == WEB_MERCATOR:  # its metres are longer than those on the ground
+        return size / np.cosh(y / EARTH_RADIUS)
     return size * crs.linear_units_factor[1] if crs.is_projected else None
 
 
@@ -64,13 +71,15 @@ def footprints(raster: DatasetReader, windows: np.ndarray) -> np.ndarray | None:
     xs, ys = transform * (columns.ravel(), rows.ravel())
     try:
         lon, lat = (np.array(v) for v in to_other_crs(crs, CRS.from_epsg(4326), xs, ys))
-    except (CRSError, RasterioError):
+    except (CRSError, RasterioError, CPLE_BaseError):  # of another planet, say
         return None
     corners = np.stack([lon, lat], axis=1).reshape(-1, 4, 2)
     if not np.isfinite(corners).all() or np.abs(corners[..., 1]).max() > 90:
         return None
-    over = np.ptp(corners[..., 0], axis=1) > 180  # across the date line
-    corners[over, :, 0] %= 360
+    if not crs.is_geographic:
+        over = np.ptp(corners[..., 0], axis=1) > 180  # across the date line
+        corners[over, :, 0] %= 360
+    corners[corners[..., 0].min(axis=1) >= 180, :, 0] -= 360
     return corners
 
 
@@ -78,8 +87,20 @@ def acquired(tags: dict[str, str], filename: str) -> str:
     """Acquisition date, ``2021-06-01``, from a file's tags or else its name; "" for none. A plain
     DATETIME tag comes last: many programs write there when they made the file."""
     told = [value for name, value in tags.items() if _DATE_TAG.search(name)]
-    plain = tags.get("TIFFTAG_DATETIME", "")
-    for text in [*(v for v in told if v != plain), PurePath(filename).stem, plain]:
-        if match := _DATE.search(text):
-            return "-".join(match.groups())
+    texts = (*told, PurePath(filename).stem, tags.get("TIFFTAG_DATETIME", ""))
+    return next(filter(None, map(as_date, texts)), "")
+
+
+def as_date(text: str) -> str:
+    """The first date in a text as ``2021-06-01``; "" for none. Understood are ``20210601``, the
+    same with a separator, and ``1.6.2021``."""
+    found = [match.group(1, 3, 4) for match in _DATE.finditer(text)]
+    found += [match.group(3, 2, 1) for match in _DAY_FIRST.finditer(text)]
+    for parts in found:
+        try:
+            day = date(*map(int, parts))
+        except ValueError:  # no such day
+            continue
+        if day.year <= date.today().year + 1:
+            return day.isoformat()
     return ""

@@ -15,15 +15,11 @@ import pandas as pd
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from trsllava_utils.artefacts import InputError, file_stamp, progress, read_json, write_text
+from trsllava_utils.artefacts import InputError, progress, read_json, write_text
 from trsllava_utils.cluster import in_threads
 from trsllava_utils.datasets import places
-from trsllava_utils.datasets.rasters import (
-    RASTER_SUFFIXES,
-    band_percentiles,
-    open_raster,
-    read_values,
-)
+from trsllava_utils.datasets.rasters import RASTER_SUFFIXES, open_raster, stamps
+from trsllava_utils.datasets.rendering import band_percentiles, read_values
 
 TILE = 1024  # pixels
 SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
@@ -54,7 +50,9 @@ def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -
         that is no larger than a tile), ``footprints`` (8 each), ``percentiles`` (101 a band),
         ``left_out`` (windows without data), ``problem`` ("" for a file that can be read).
     """
-    keys = {name: [*file_stamp(path), tile, overlap, VERSION] for name, path in files.items()}
+    keys = {
+        name: [*map(list, stamps(path)), tile, overlap, VERSION] for name, path in files.items()
+    }
     known = read_json(store)
     known = known if isinstance(known, dict) else {}
     rows = {n: row for n, row in known.items() if row.get("key") == keys.get(n)}
@@ -106,7 +104,11 @@ def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str
                 rows.append({**image, **named, "window": tuple(window)})
     if empty:
         problems.append(f"{empty:,} windows without data were left out")
-    return pd.DataFrame(rows, columns=images.columns, dtype=object)
+    table = pd.DataFrame(rows, columns=images.columns, dtype=object)
+    again = table["filename"].duplicated(keep=False) & table["window"].isna()
+    for name in table.loc[again, "filename"]:
+        problems.append(f"{name} has the name of a window of a scene; it was left out")
+    return table[~again]
 
 
 def _look(path: Path, tile: int, overlap: int) -> dict:
@@ -121,7 +123,8 @@ def _look(path: Path, tile: int, overlap: int) -> dict:
                 "footprint": _flat(places.footprints(raster, np.array(whole))),
                 "problem": "",
             }
-            if tile and max(raster.width, raster.height) > tile:
+            is_photograph = raster.driver in ("JPEG", "PNG")  # whatever it is called
+            if tile and max(raster.width, raster.height) > tile and not is_photograph:
                 row |= _windows(raster, grid(raster.width, raster.height, tile, overlap))
             return row
     except InputError as error:
@@ -141,13 +144,14 @@ def grid(width: int, height: int, tile: int, overlap: int) -> list[tuple[int, in
 
 def _windows(raster: DatasetReader, windows: list[tuple[int, int, int, int]]) -> dict:
     """The windows with data in them, and percentiles of the whole scene. Reads every window once;
-    one of a single value has no data, declared or not."""
+    one of zeros has no data, declared or not."""
     kept, samples = [], []
+    is_palette = raster.colorinterp[0].name == "palette"
     bands = list(range(1, raster.count + 1))
     step = max(1, max(raster.width, raster.height) // SAMPLE)
     for window in windows:
         values = read_values(raster, bands, Window(*window), 1)
-        if any(np.ptp(v) > 0 for band in values if len(v := band[np.isfinite(band)])):
+        if np.any(values[np.isfinite(values)] != 0) or (is_palette and not np.isnan(values).all()):
             kept.append(window)
             samples.append(values[:, ::step, ::step].reshape(len(bands), -1))
     values = np.concatenate(samples, axis=1) if samples else np.empty((len(bands), 0))
