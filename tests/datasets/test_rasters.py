@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import rasterio
@@ -12,7 +14,7 @@ from rasterio.enums import ColorInterp
 from tests.conftest import draw
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.datasets import Rendering, load_dataset, read_image
-from trsllava_utils.datasets.imagery import read_pictures
+from trsllava_utils.datasets.imagery import ImageFile, read_pictures, thumbnail
 
 RNG = np.random.default_rng(0)
 KNOWN = np.asarray(Image.fromarray(RNG.integers(0, 255, (9, 9, 3), np.uint8)).resize((64, 64)))
@@ -285,3 +287,124 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path):
         (tmp_path / "x.tif").write_bytes(content)
         with pytest.raises(InputError, match=r"^x\.tif is (empty|not a readable image)"):
             read_image(tmp_path / "x.tif")
+
+
+def one_value(path, value, **profile):
+    return write(path, np.full((1, 64, 64), value, np.uint8), **profile)
+
+
+def test_a_file_leads_to_no_other(tmp_path):
+    secret = one_value(tmp_path / "secret.tif", 222)
+    keys = [
+        f'<Item name="SUBDATASET_{i}_NAME" domain="SUBDATASETS">{secret}</Item>' for i in (1, 2)
+    ]
+    forged = f"<GDALMetadata>{''.join(keys)}</GDALMetadata>"
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "mine" / "a.tif"
+    values = np.full((64, 64), 5, np.uint8)
+    tifffile.imwrite(path, values, metadata=None, extratags=[(42112, "s", 0, forged, True)])
+    with pytest.raises(InputError, match=r"a\.tif is not a readable image"):
+        read_image(path)
+    for number, source in enumerate(
+        (
+            f"<sourcefilename>{secret}</sourcefilename>",
+            '<SourceFilename relativeToVRT="1">../secret.tif</SourceFilename>',
+            "<SourceFilename>mine/a.tif</SourceFilename>",  # of which folder?
+            '<SourceFilename relativeToVRT="1">wms.xml</SourceFilename>',
+            "<Argument name='dataset_filename'>a.tif</Argument>",
+        )
+    ):
+        virtual(tmp_path / "mine" / f"{number}.vrt", "X")
+        text = (tmp_path / "mine" / f"{number}.vrt").read_text()
+        text = text.replace("<SourceFilename>X</SourceFilename>", source)
+        (tmp_path / "mine" / f"{number}.vrt").write_text(text)
+    (tmp_path / "mine" / "wms.xml").write_text("<GDAL_WMS/>")
+    path.unlink()
+    one_value(path, 5)
+    ds = load_dataset(str(tmp_path / "mine"), str(tmp_path))
+    assert ds.images["image_id"].tolist() == ["a"] and len(ds.problems) == 5
+
+
+def test_files_beside_an_image_are_part_of_it(tmp_path):
+    one_value(tmp_path / "z.tif", 5)
+    virtual(tmp_path / "a.vrt", "z.tif")
+    text = (
+        (tmp_path / "a.vrt")
+        .read_text()
+        .replace("<SourceFilename>", '<SourceFilename relativeToVRT="1">')
+    )
+    (tmp_path / "a.vrt").write_text(text)
+    file = ImageFile(str(tmp_path / "a.vrt"))
+    before, small = file.sha256, thumbnail(file, tmp_path / "small")
+    one_value(tmp_path / "z.tif", 250)
+    assert file.sha256 != before and thumbnail(file, tmp_path / "small") != small
+
+
+def test_a_value_that_is_nodata_in_one_band_is_a_colour(tmp_path):
+    bands = np.full((3, 64, 64), 100, np.uint8)
+    bands[0, 5, 5], bands[:, :3] = 255, 255
+    shown = read_image(write(tmp_path / "x.tif", bands, nodata=255))
+    assert shown[5, 5].tolist() == [255, 100, 100] and (shown[:3] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "colours", "further"),
+    [
+        ([f"SR_B{i}" for i in (1, 2, 3, 4, 5, 7)], (3, 2, 1), (4, 3, 2)),
+        ([f"SR_B{i}" for i in (1, 2, 3, 4, 5, 6, 7)], (4, 3, 2), (5, 4, 3)),
+        ([f"sur_refl_b0{i}" for i in range(1, 8)], (1, 4, 3), (2, 1, 4)),
+        ([f"B{i}" for i in range(1, 12)], (4, 3, 2), (5, 4, 3)),
+        (["B2", "B3", "B4", "B8", "B11"], (3, 2, 1), (4, 3, 2)),
+        (["blue", "green", "red", "rededge"], (3, 2, 1), None),
+        (["Red", "Green", "Blue", "DSM"], (1, 2, 3), None),
+        ([""] * 4, (1, 2, 3), (4, 1, 2)),
+    ],
+)
+def test_bands_by_satellite(tmp_path, names, colours, further):
+    values = np.arange(1, len(names) + 1, dtype=np.uint8)[:, None, None] * np.ones((8, 8), np.uint8)
+    path = write(tmp_path / "x.tif", values, names, photometric="MINISBLACK")
+    pictures = read_pictures(path).by_name
+    assert tuple(pictures["true colour"][0, 0]) == colours
+    assert further is None or tuple(pictures["false colour"][0, 0]) == further
+    assert ("false colour" in pictures) == bool(further)
+
+
+def test_shapes_and_sizes_that_are_rare(tmp_path):
+    assert read_image(
+        write(tmp_path / "a.tif", np.ones((1, 10, 5000), np.uint8)), max_side=192
+    ).shape
+    bands = np.zeros((1, 300, 3000), np.uint8)
+    bands[:, :, 1800:] = 200
+    shown = read_image(write(tmp_path / "b.tif", bands), max_side=16)
+    assert 0.35 < (shown > 100).mean() < 0.5
+    four_bits = (np.arange(64, dtype=np.uint8) % 16).reshape(1, 8, 8)
+    assert read_image(write(tmp_path / "c.tif", four_bits, nbits=4)).max() == 255
+    north = np.zeros((1, 8, 8), np.uint8)
+    north[0, -1] = 200  # rows run from south to north
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 5e5, 0, 10, 5.3e6)}
+    assert read_image(write(tmp_path / "d.tif", north, **place))[0].min() == 200
+    write(tmp_path / "e.img", np.ones((1, 64, 64), np.uint8), driver="ENVI")
+    assert read_image(tmp_path / "e.img").shape == (64, 64, 3)
+    with open(tmp_path / "e.img", "r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(InputError, match=r"e\.img is not a readable"):
+        read_image(tmp_path / "e.img")
+    small = (np.arange(64).reshape(1, 8, 8) * 1e-9).astype(np.float32)
+    assert read_image(write(tmp_path / "f.tif", small)).max() == 255
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcnchen.tif")
+    write(tmp_path / "g.tif", REFLECTANCE).rename(name)
+    same(read_image(name), stretched(REFLECTANCE))
+
+
+def test_pages_keep_nodata_and_documents_stay_documents(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
+        for band in REFLECTANCE.astype(np.float32):
+            band[:, :14] = -9999
+            tag = [(42113, "s", 0, "-9999", True)]
+            tiff.write(band, photometric="minisblack", metadata=None, extratags=tag)
+    keep = np.ones((64, 64), bool)
+    keep[:, :14] = False
+    same(read_image(tmp_path / "x.tif")[keep], stretched(REFLECTANCE, keep)[keep])
+    page = Image.fromarray(np.eye(20, dtype=np.uint8) * 255).convert("1")
+    page.save(tmp_path / "fax.tif", save_all=True, append_images=[page], compression="group4")
+    assert (read_image(tmp_path / "fax.tif") == np.asarray(page.convert("RGB"))).all()

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import rasterio
 import shapely
+from PIL import Image
 from rasterio.transform import from_origin
 from rasterio.warp import transform_geom
 
@@ -274,3 +275,60 @@ def test_places_in_a_table(tmp_path):
 def test_sizes_that_make_no_windows(archive, how):
     with pytest.raises(InputError, match=r"(tile|overlap)="):
         load(archive, **how)
+
+
+def test_dates_are_no_offsets(tmp_path):
+    names = {"tile_2048_1024": None, "x20210231": None, "y2021-06-01": "2021-06-01"}
+    names |= {"scene_2019.05.04_b": "2019-05-04", "z3021-06-01": None}
+    for name in names:
+        draw(tmp_path / "mine" / f"{name}.png")
+    known = load_metadata(load_dataset(str(tmp_path / "mine"), str(tmp_path)))[0]
+    assert known["date"].where(known["date"].notna(), None).to_dict() == names
+
+
+def test_places_at_the_edges_of_the_map(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name, crs, place in (
+        ("world", 4326, from_origin(-180, 90, 45, 22.5)),
+        ("east", 4326, from_origin(200, 48, 0.1, 0.1)),  # 160° W
+        ("fiji", 32701, from_origin(100_000, 8_000_000, 20_000, 20_000)),
+        ("mercator", 3857, from_origin(1e6, 8_399_737, 0.597, 0.597)),
+    ):
+        path = tmp_path / "mine" / f"{name}.tif"
+        write(path, np.ones((1, 8, 8), np.uint8), crs=f"EPSG:{crs}", transform=place)
+    known = load_metadata(load_dataset(str(tmp_path / "mine"), str(tmp_path)))[0]
+    assert select(known, bbox="0,0,5,10") == {"world"}
+    assert select(known, bbox="-160,40,-150,50") == {"world", "east"}
+    for bbox in ("-180,-30,-179,0", "179,-30,180,0", "179,-30,-179,0"):
+        assert select(known, bbox=bbox) == {"world", "fiji"}
+    assert known.loc["mercator", "gsd"] == pytest.approx(0.2985, abs=1e-3)
+
+
+def test_tables_that_are_not_clean(tmp_path):
+    for name in "123":
+        draw(tmp_path / "mine" / f"{name}.png")
+    table = tmp_path / "mine" / "metadata.csv"
+    (tmp_path / "mine" / "folder.csv").mkdir()
+    table.write_text(
+        "cloud,filename,site,Date,geometry\n3,1.png,A,20210601,x\n1,2.png,B,01.06.2022,y\n"
+        "none at all,3.png,C,15/03/2023,z\n5,3.png,D,,\n"
+    )
+    known, problems = load_metadata(load_dataset(str(tmp_path / "mine"), str(tmp_path)))
+    assert known["site"].tolist() == ["A", "B", "C"]  # by their names, not by their clouds
+    assert known["date"].tolist() == ["2021-06-01", "2022-06-01", None]
+    assert select(known, "cloud < 20") == {"1", "2"}
+    said = " ".join(problems)
+    for words in ("1 rows name an image again", "'none at all'", "'15/03/2023'", "2021-06-01"):
+        assert words in said
+    with pytest.raises(InputError, match="no such column: clouds"):
+        select(known, '"clouds" > 20')
+    assert select(known, '"site" = \'A"B\' or "cloud" = 1') == {"2"}
+
+
+def test_names_of_windows_are_their_own(archive):
+    write(archive / "mine" / "scene_20230601@0_0.tif", np.ones((1, 8, 8), np.uint8))
+    Image.new("RGB", (300, 300)).save(archive / "mine" / "photograph.tif", format="JPEG")
+    ds = load(archive)
+    assert ds.images["image_id"].is_unique and "photograph" in set(ds.images["image_id"])
+    assert "has the name of a window" in " ".join(ds.problems)
+    assert ds.file_of("scene_20230601@0_0").window == (0, 0, 64, 64)

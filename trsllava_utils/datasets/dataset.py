@@ -30,7 +30,7 @@ from trsllava_utils.artefacts import (
     slug,
 )
 from trsllava_utils.datasets import annotations, scenes
-from trsllava_utils.datasets.files import first_few, list_images, match_names
+from trsllava_utils.datasets.files import first_few, list_images, match_names, stem_of
 from trsllava_utils.datasets.imagery import (
     DEFAULT,
     IMAGE_SUFFIXES,
@@ -243,7 +243,7 @@ def _tables(
     table = table.reset_index()
     # An image is named by its stem; in a plain folder by its path, for stems repeat there.
     names = table["filename"].map(PurePosixPath)
-    stems = names.map(lambda name: str(name.with_suffix("")) if plain else name.stem)
+    stems = names.map(lambda name: str(name.with_suffix("")) if plain else stem_of(name))
     taken = stems.duplicated()
     for name, stem in zip(table["filename"][taken], stems[taken], strict=True):
         problems.append(f"{name}: another image has the stem {stem!r}; its id is its full name")

@@ -119,13 +119,13 @@ def match_names(
         path = PurePosixPath(_normal(file))
         exact[str(path)] = file
         by_name[path.name.casefold()].append(file)
-        by_stem[_stem(path)].append(file)
+        by_stem[stem_of(path).casefold()].append(file)
     claims: dict[str, list[tuple[tuple, str]]] = defaultdict(list)
     ambiguous = []
     for name in dict.fromkeys(wanted):
         path = PurePosixPath(_normal(name))
         same = exact.get(str(path))
-        candidates = by_name.get(path.name.casefold()) or by_stem.get(_stem(path), [])
+        candidates = by_name.get(path.name.casefold()) or by_stem.get(stem_of(path).casefold(), [])
         ranked = [(_closeness(path, PurePosixPath(_normal(c))), c) for c in candidates]
         ranked = [((999, 0), same)] if same else ranked
         best = max((closeness for closeness, _ in ranked), default=None)
@@ -148,9 +148,9 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", str(name).replace("\\", "/")).strip("/").removeprefix("./")
 
 
-def _stem(path: PurePosixPath) -> str:
+def stem_of(path: PurePosixPath) -> str:
     """The name without the suffix of an image; ``scene.1`` has none."""
-    return (path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name).casefold()
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 def _closeness(a: PurePosixPath, b: PurePosixPath) -> tuple[int, bool]:

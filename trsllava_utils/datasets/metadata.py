@@ -159,7 +159,8 @@ def _usable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series:
             lambda g: g if g is not None and not g.is_empty and inside.contains(g) else None
         )
     if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
-        made = values
+        is_unsigned = pd.api.types.is_unsigned_integer_dtype(values)  # too large for SQLite
+        made = values.astype(float) if is_unsigned else values
     elif pd.api.types.is_datetime64_any_dtype(values):
         made = values.dt.strftime("%Y-%m-%d %H:%M:%S").str.removesuffix(" 00:00:00")
     else:
