@@ -52,7 +52,9 @@ class NotebookError(InputError):
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # argparse takes "-122.5,37.2,…" for an option, but not with a blank before it
+    args = _parser().parse_args([f" {w}" if re.match(r"-\d[\d.]*[-,]", w) else w for w in words])
     try:
         args.action(args, {name: parse_value(value) for name, value in args.parameters})
     except (InputError, MissingError) as error:
@@ -129,7 +131,7 @@ def _run(args: argparse.Namespace, given: Parameters) -> None:
         _print_read(name, given)
     if args.last == "04":
         for name in args.datasets:
-            _print_results(name, str(given.get("data_dir", "")))
+            _print_results(name, given)
 
 
 def _print_read(name: str, given: Parameters) -> None:
@@ -185,7 +187,8 @@ def run_chain(
     executed = []
     for dataset in datasets:
         # a missing dataset stops here, at once
-        loaded = load_dataset(dataset, str(parameters.get("data_dir", "")), "all")
+        tiling = {name: parameters[name] for name in ("tile", "overlap") if name in parameters}
+        loaded = load_dataset(dataset, str(parameters.get("data_dir", "")), "all", **tiling)
         own = Path(dataset).is_dir() and dataset != loaded.name
         values = {**parameters, "dataset": str(Path(dataset).resolve()) if own else dataset}
         prompt = str(parameters.get("prompt", "rsrt"))
@@ -224,11 +227,12 @@ def _run_one(path: Path, output: Path, parameters: Parameters, dataset: str) -> 
     print(f" {time.perf_counter() - start:.1f} s", flush=True)
 
 
-def _print_results(name: str, data_dir: str) -> None:
+def _print_results(name: str, given: Parameters) -> None:
     """The newest results of a dataset: its figures, its rules and its captioners."""
     from trsllava_utils.evaluation import recall_table
 
-    dataset = load_dataset(name, data_dir, "all")
+    how = {n: given[n] for n in ("data_dir", "tile", "overlap") if n in given}
+    dataset = load_dataset(name, split="all", **how)
     results = sorted((dataset.derived / "results").glob("*.json"), key=lambda p: p.stat().st_mtime)
     result = json.loads(results[-1].read_text(encoding="utf-8"))
     figures = (f"  {shown(path)}" for path in sorted(dataset.figures.glob("*.*")))
@@ -286,12 +290,13 @@ def _merge(args: argparse.Namespace, given: Parameters) -> None:
 def _gallery(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.retrieval import Gallery
 
+    tiling = {name: given.pop(name) for name in ("tile", "overlap") if name in given}
     source = {"data_dir": "", "split": "test", "captioner": ""}
     how = {"encoder": MINILM, "dtype": "float32", "scheduler": "", "precision": "float32"}
     values = source | how | _texts(given, {*source, *how})
     gallery = Gallery(args.url, **{name: values[name] for name in how})
     if args.add:
-        dataset = load_dataset(args.add, values["data_dir"], values["split"])
+        dataset = load_dataset(args.add, values["data_dir"], values["split"], **tiling)
         corpus = load_captions(dataset, values["captioner"]).corpus()
         names = gallery.add(corpus)
         print(f"{len(corpus):,} texts of {dataset.title} are in {len(names)} partitions")

@@ -85,7 +85,7 @@ def test_the_table_is_made_once_and_mended(archive, monkeypatch):
     write(archive / "mine" / "new.tif", np.ones((1, 8, 8), np.uint8))
     load(archive)
     assert [path.name for path in looked] == ["new.tif"]
-    (next((archive / "data").glob("*/derived/rasters.json"))).write_bytes(b"damaged")
+    (next((archive / "data").glob("*/derived/rasters-64-0.json"))).write_bytes(b"damaged")
     assert len(load(archive).images) == 8 and len(looked) == 3
 
 

@@ -24,13 +24,8 @@ from trsllava_utils.captioning.captioner import (
 )
 from trsllava_utils.captioning.prompts import Prompt, ReplyError, make_prompt, parse_reply
 from trsllava_utils.captioning.records import Record
-from trsllava_utils.datasets.imagery import (
-    DEFAULT,
-    ImageFile,
-    Pictures,
-    Rendering,
-    read_pictures,
-)
+from trsllava_utils.datasets.imagery import ImageFile, Pictures, read_pictures
+from trsllava_utils.datasets.rendering import DEFAULT, Rendering
 
 
 @dataclass(frozen=True)

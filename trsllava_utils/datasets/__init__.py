@@ -9,4 +9,5 @@ from trsllava_utils.datasets.dataset import (
 )
 from trsllava_utils.datasets.download import get
 from trsllava_utils.datasets.metadata import load_metadata
-from trsllava_utils.datasets.imagery import ImageFile, Rendering, read_image, read_pictures
+from trsllava_utils.datasets.imagery import ImageFile, read_image, read_pictures
+from trsllava_utils.datasets.rendering import Rendering

@@ -56,6 +56,8 @@ def find(root: Path) -> list[Path]:
 def _holds_captions(path: Path) -> bool:
     if path.name.startswith(NAMED_AS_CAPTIONS) or path.suffix == ".txt":
         return True
+    if path.stem.lower() == "metadata":
+        return False
     try:
         if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
             keys = table_columns(path)

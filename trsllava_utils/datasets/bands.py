@@ -26,7 +26,17 @@ _CODES = {  # the same by number, for each kind of satellite
     "landsat-7": {"b1": "blue", "b2": "green", "b3": "red", "b4": "nir"},
     "modis": {"b3": "blue", "b4": "green", "b1": "red", "b2": "nir"},
 }
-_OTHERS = {"edge", "rededge", "coastal", "i", "swir", "shortwave", "thermal", "quality", "qa"}
+_NOT_PLAIN = {  # words that make a red, green, blue or infrared another band; "i": Green I
+    "edge",
+    "rededge",
+    "coastal",
+    "i",
+    "swir",
+    "shortwave",
+    "thermal",
+    "quality",
+    "qa",
+}
 INDICES = {"ndvi": ("nir", "red"), "ndwi": ("green", "nir")}  # (a - b) / (a + b)
 
 
@@ -38,7 +48,7 @@ def band_roles(raster: DatasetReader) -> dict[str, int]:
     roles: dict[str, int] = {}
     for number, words in enumerate(described, 1):
         named = {_NAMES.get(word, codes.get(word)) for word in words} - {None}
-        if len(named) == 1 and not words & _OTHERS:
+        if len(named) == 1 and not words & _NOT_PLAIN:
             roles.setdefault(named.pop(), number)
     return roles
 
@@ -54,7 +64,8 @@ def _satellite(words: set[str]) -> str:
 
 
 def data_bands(raster: DatasetReader) -> list[int]:
-    """The numbers of the bands that are no alpha; one that is named as data is none."""
+    """Numbers of the bands that hold data: all except alpha. A band marked as alpha still counts as
+    data if its name says so (NIR, for example)."""
     named = band_roles(raster).values()
     kinds = enumerate((kind.name for kind in raster.colorinterp), 1)
     return [number for number, kind in kinds if kind != "alpha" or number in named]
@@ -107,7 +118,7 @@ def further_picture(raster: DatasetReader, false_colour: str) -> tuple[str, list
             Gaofen, PlanetScope); "none".
     """
     data, roles = data_bands(raster), band_roles(raster)
-    if false_colour == "none" or len(data) < 4 or {"vv", "hh"} & roles.keys():
+    if false_colour == "none" or len(data) < 3 or {"vv", "hh"} & roles.keys():
         return None
     colours = dict(zip(("red", "green", "blue"), choose_bands(raster, ""), strict=False))
     is_nameless = len(data) == 4 and not raster.descriptions[data[3] - 1]

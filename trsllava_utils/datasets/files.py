@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES
-from trsllava_utils.datasets.rasters import driver_of, readable
+from trsllava_utils.datasets.rasters import driver_of, name_as_text
 
 # lie beside images and are read as something else, or not at all
 _COMPANIONS = """.json .jsonl .geojson .csv .tsv .txt .parquet .xml .ovr .msk .aux .hdr .prj .rrd
@@ -50,7 +50,7 @@ def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
             path, suffix = here / file_name, Path(file_name).suffix.lower()
             if file_name.startswith(".") or (suffix and suffix in _COMPANIONS.split()):
                 continue
-            name = unicodedata.normalize("NFC", readable(path.relative_to(root).as_posix()))
+            name = unicodedata.normalize("NFC", name_as_text(path.relative_to(root).as_posix()))
             if suffix not in IMAGE_SUFFIXES:
                 others[suffix or "without a suffix"].append(name)
             elif reason := _not_readable(path, inside) or (name in files and "is there twice"):
@@ -94,8 +94,8 @@ def _refused_vrt(path: Path, root: Path) -> str:
             continue
         text = (element.text or "").strip()
         source = (path.parent / text).resolve()
-        is_beside = element.get("relativeToVRT") == "1" or text.startswith("/")
-        inside = is_beside and source.is_file() and source.is_relative_to(root)
+        is_resolved = element.get("relativeToVRT") == "1" or text.startswith("/")
+        inside = is_resolved and source.is_file() and source.is_relative_to(root)
         if not inside or driver_of(source) not in ("GTiff", "JP2OpenJPEG", "HFA", "PNG", "JPEG"):
             return f"refers to {text}, which is no raster inside the folder"
     return ""

@@ -23,53 +23,14 @@ from trsllava_utils.artefacts import (
     fingerprint,
 )
 from trsllava_utils.datasets import rasters
-from trsllava_utils.datasets.bands import INDICES, choose_bands, further_picture
+from trsllava_utils.datasets.bands import choose_bands, further_picture
 from trsllava_utils.datasets.places import ground_sample_distance
-from trsllava_utils.datasets.rendering import SIDE, index_picture, parse_stretch, render
+from trsllava_utils.datasets.rendering import DEFAULT, SIDE, Rendering, index_picture, render
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 IMAGE_SUFFIXES = PHOTO_SUFFIXES | rasters.RASTER_SUFFIXES
 MAX_PIXELS = 100_000_000  # of a photograph
 _PHOTO_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "WEBP"}
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """How the bands of multi-band files become pictures; photographs are shown as they are.
-
-    Attributes:
-        bands: shown as red, green, blue: numbers from 1 or names, "4,3,2" or "B4,B3,B2"; two are
-            shown as radar (both and their ratio in decibels); empty: what the file says, else the
-            first three.
-        stretch: the values shown as black and white: percentiles "2-98" (second number from 50 to
-            100), values "0-3000", "minmax", "none" (the range of the type); empty: "none" for 8
-            bits, else "2-98".
-        false_colour: a second picture for the captioner: bands, "ndvi" or "ndwi"; empty: near
-            infrared, red, green where these are known; "none".
-    """
-
-    bands: str = ""
-    stretch: str = ""
-    false_colour: str = ""
-
-    def __post_init__(self) -> None:
-        parts = [part.strip() for part in self.bands.split(",")]
-        if self.bands and (len(parts) not in (2, 3) or not all(parts) or "0" in parts):
-            raise InputError(
-                f"bands={self.bands!r}: give three bands by number from 1 or by name, such as "
-                "'4,3,2', two for radar, or nothing"
-            )
-        if self.stretch not in ("", "none"):
-            parse_stretch(self.stretch)
-        object.__setattr__(self, "false_colour", self.false_colour.strip().lower())
-        is_named = self.false_colour in ("", "none", *INDICES)
-        if not is_named and len(list(filter(str.strip, self.false_colour.split(",")))) != 3:
-            raise InputError(
-                f"false_colour={self.false_colour!r}: give three bands, ndvi, ndwi, none or nothing"
-            )
-
-
-DEFAULT = Rendering()
 
 
 @dataclass(frozen=True)
@@ -88,7 +49,8 @@ class ImageFile:
 
     @property
     def stamp(self) -> list[tuple[int, int]]:
-        """Shows that the file, or one beside it that it is read with, changed."""
+        """Size and time of the file and of those beside it that it is read with; it differs when
+        one of them changed."""
         return rasters.stamps(self.path)
 
     @property
@@ -113,7 +75,7 @@ class Pictures:
         by_name: ``(H, W, 3) uint8`` by what it shows: "true colour", "grey", "radar",
             "false colour", "NDVI", "NDWI"; the first is the one that people are shown.
         blank: share of pixels without data.
-        scale: pixels of the file that one pixel shown stands for, side by side.
+        scale: of the reduction; 4 means that one pixel shown covers 4 x 4 pixels of the file.
         gsd: ground sample distance, metres a pixel as shown; None where it is not known.
     """
 
@@ -197,28 +159,20 @@ def _raster(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -
     with rasters.open_raster(file.path) as raster:
         window = Window(*(file.window or (0, 0, raster.width, raster.height)))
         bands = choose_bands(raster, rendering.bands)
-        shown, blank = render(
-            raster,
-            bands,
-            window=window,
-            stretch=rendering.stretch,
-            max_side=max_side,
-            percentiles=file.percentiles,
-        )
+        how = {"window": window, "stretch": rendering.stretch, "max_side": max_side}
+        how |= {"percentiles": file.percentiles}
+        shown, blank = render(raster, bands, **how)
         name = {1: "grey", 2: "radar"}.get(len(bands), "true colour")
         pictures = {"true colour" if raster.colorinterp[0].name == "palette" else name: shown}
-        is_flipped = raster.crs and raster.transform.e > 0  # rows run north; people look north up
+        turn = -1 if rasters.rows_run_north(raster) else 1
         further = None if first else further_picture(raster, rendering.false_colour)
         if further:
             name, bands = further
             if len(bands) == 2:
                 pictures[name] = index_picture(raster, bands, window, max_side)
             else:
-                how = {"stretch": rendering.stretch, "percentiles": file.percentiles}
-                how |= {"max_side": max_side, "window": window}
                 pictures[name] = render(raster, bands, **how)[0]
         distance = ground_sample_distance(raster)
-    turn = -1 if is_flipped else 1
     pictures = {name: _scaled(shown[::turn], max_side) for name, shown in pictures.items()}
     scale = max(window.width, window.height) / max(next(iter(pictures.values())).shape[:2])
     return Pictures(pictures, float(blank.mean()), scale, distance and distance * scale)
@@ -257,7 +211,7 @@ def in_scene(
     with rasters.open_raster(file.path) as raster:
         scale = max(picture.size) / max(raster.width, raster.height)
         column, row, width, height = file.window
-        row = raster.height - row - height if raster.crs and raster.transform.e > 0 else row
+        row = raster.height - row - height if rasters.rows_run_north(raster) else row
     column, row, width, height = (n * scale for n in (column, row, width, height))
     frame = (column, row, column + width, row + height)
     ImageDraw.Draw(picture).rectangle(frame, outline="#D55E00", width=3)

@@ -60,9 +60,9 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
             problems.append(f"{shown(path)} names no image of the dataset; it was left alone")
             continue
         for name in own.columns:
-            values = _usable(own[name], path, problems).reindex(table.index)
+            values = _comparable(own[name], path, problems).reindex(table.index)
             table[name] = values.where(values.notna(), table[name]) if name in table else values
-    return _with_middle(table).dropna(axis="columns", how="all"), problems
+    return _with_geometry(table).dropna(axis="columns", how="all"), problems
 
 
 def tables_beside(root: Path) -> list[Path]:
@@ -140,15 +140,15 @@ def _matched(
     again = int(table[key].dropna().duplicated().sum())
     if again:
         problems.append(f"{shown(path)}: {again} rows name an image again; the first counts")
-    problems += _check_places(table, path)
+    problems += _add_places(table, path)
     own = table.iloc[list(rows_of[key].values())].set_axis(list(rows_of[key]), axis="index")
-    columns = [c for c in own.columns if c not in (key, "image_id", *annotations.IMAGE_KEYS)]
+    columns = [c for c in own.columns if c not in (key, "image_id")]
     if path.suffix.lower() in (".csv", ".tsv") and "geometry" in columns:
         columns.remove("geometry")  # text
     return own[columns]
 
 
-def _usable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series:
+def _comparable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series:
     """A column that filters can compare: dates as ``2021-06-01``, numbers as numbers where most
     values are, else text; what is neither is left out, with a sentence."""
     if values.name == "geometry":
@@ -172,9 +172,10 @@ def _usable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series:
         made = text.map(lambda v: v and (v if _TIME.match(v) else places.as_date(v) or None))
     lost = values[values.notna() & made.isna()]
     if len(lost):
+        kind = "dates (write 2021-06-01)" if values.name == "date" else "numbers"
         problems.append(
-            f"{shown(path)}, column {values.name}: {lost.iloc[0]!r} and {len(lost) - 1} others are "
-            f"no {'date (write 2021-06-01)' if values.name == 'date' else 'numbers'}; left out"
+            f"{shown(path)}, column {values.name}: {len(lost)} values are not {kind}, such as "
+            f"{lost.iloc[0]!r}; they were left out"
         )
     return made
 
@@ -182,7 +183,9 @@ def _usable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series:
 def _rows_of(values: pd.Series, dataset: Dataset) -> dict[str, int]:
     """Image -> the first row whose value names it, or the scene that it is a window of."""
     images, names = dataset.images, values.astype(str).str.strip().tolist()
-    first = {name: row for row, name in reversed([*enumerate(names)])}
+    first: dict[str, int] = {}
+    for row, name in enumerate(names):
+        first.setdefault(name, row)
     folder = str(dataset.root)
     scenes_of = [path.removeprefix(folder).lstrip("/\\") for path in images["path"]]
     rows: dict[str, int] = {}
@@ -193,7 +196,7 @@ def _rows_of(values: pd.Series, dataset: Dataset) -> dict[str, int]:
     return rows
 
 
-def _check_places(table: pd.DataFrame, path: Path) -> list[str]:
+def _add_places(table: pd.DataFrame, path: Path) -> list[str]:
     """Make columns of degrees ``lat`` and ``lon``, and blank the pairs that are no place on Earth;
     a sentence on the first of them."""
     named = {c.lower(): c for c in table.columns}
@@ -214,7 +217,7 @@ def _check_places(table: pd.DataFrame, path: Path) -> list[str]:
     ]
 
 
-def _with_middle(table: pd.DataFrame) -> pd.DataFrame:
+def _with_geometry(table: pd.DataFrame) -> pd.DataFrame:
     """Places given as points become geometry, and geometry has a middle."""
     import shapely
 

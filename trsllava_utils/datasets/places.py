@@ -77,8 +77,8 @@ def footprints(raster: DatasetReader, windows: np.ndarray) -> np.ndarray | None:
     if not np.isfinite(corners).all() or np.abs(corners[..., 1]).max() > 90:
         return None
     if not crs.is_geographic:
-        over = np.ptp(corners[..., 0], axis=1) > 180  # across the date line
-        corners[over, :, 0] %= 360
+        crosses_date_line = np.ptp(corners[..., 0], axis=1) > 180
+        corners[crosses_date_line, :, 0] %= 360
     corners[corners[..., 0].min(axis=1) >= 180, :, 0] -= 360
     return corners
 

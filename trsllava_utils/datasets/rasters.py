@@ -1,6 +1,6 @@
 """Rasters as rasterio (GDAL) opens them: a file goes in, an open dataset comes out. Only files of
-known kinds are opened, each by its own driver: GDAL by itself would follow what stands in a file to
-other folders and networks.
+known kinds are opened, each by its own driver: left to itself, GDAL would open paths and web
+addresses that are written inside a file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
+from rasterio.dtypes import dtype_rev, typename_fwd
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
@@ -54,10 +55,10 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
     try:
         with ExitStack() as opened:
             opened.enter_context(rasterio.Env(GDAL_CACHEMAX=128, GDAL_VRT_ENABLE_PYTHON="NO"))
-            is_text = readable(str(path)) == str(path)  # else GDAL cannot take the name
+            is_text = name_as_text(str(path)) == str(path)  # else GDAL cannot take the name
             source = path if is_text else opened.enter_context(open(path, "rb"))
             raster = opened.enter_context(rasterio.open(source, driver=driver))
-            if driver == "ENVI" and os.path.getsize(path) < _size_in_memory(raster):
+            if driver == "ENVI" and os.path.getsize(path) < _uncompressed_size(raster):
                 raise unreadable(path, ValueError("truncated"))
             if driver == "GTiff" and raster.count == 1 and len(raster.subdatasets) > 1 and is_text:
                 raster = opened.enter_context(_pages(raster, path))
@@ -66,11 +67,11 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
         raise unreadable(path, error) from error
 
 
-def _size_in_memory(raster: DatasetReader) -> int:
+def _uncompressed_size(raster: DatasetReader) -> int:
     return raster.width * raster.height * sum(np.dtype(d).itemsize for d in raster.dtypes)
 
 
-def readable(name: str) -> str:
+def name_as_text(name: str) -> str:
     """A file name as text; one that is not UTF-8 is taken for Latin-1."""
     try:
         name.encode()
@@ -130,25 +131,27 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
 def _pages(first: DatasetReader, path: str | Path) -> DatasetReader:
     """The pages of a TIFF as the bands of a virtual raster; the first page alone where it is a
     palette or of single bits, as documents have them."""
-    kinds = {"int8": "Int8", "uint8": "Byte", "uint16": "UInt16", "int16": "Int16"}
-    kinds |= {"uint32": "UInt32", "int32": "Int32", "uint64": "UInt64", "int64": "Int64"}
-    kinds |= {"float32": "Float32", "float64": "Float64"}
-    like, kind = (first.width, first.height, first.dtypes), kinds.get(first.dtypes[0])
-    bands, pages = [], [f"GTIFF_DIR:{n}:{path}" for n in range(1, len(first.subdatasets) + 1)]
-    is_document = "palette" in {k.name for k in first.colorinterp} or not kind
-    for page in pages[:1] if is_document else pages:
+    like, kind = (first.width, first.height, first.dtypes), dtype_rev.get(first.dtypes[0])
+    pages = [f"GTIFF_DIR:{n}:{path}" for n in range(1, len(first.subdatasets) + 1)]
+    if not kind or first.colorinterp[0].name == "palette":
+        return rasterio.open(pages[0], driver="GTiff")
+    bands = []
+    for page in pages:
         with rasterio.open(page, driver="GTiff") as raster:
             if (raster.width, raster.height, raster.dtypes) != like:
                 continue  # a mask or a preview
             nodata = "" if raster.nodata is None else f"<NoDataValue>{raster.nodata}</NoDataValue>"
         bands.append(
-            f'<VRTRasterBand dataType="{kind}" band="{len(bands) + 1}">{nodata}<SimpleSource>'
-            f"<SourceFilename>{escape(page)}</SourceFilename><SourceBand>1</SourceBand>"
+            f'<VRTRasterBand dataType="{typename_fwd[kind]}" band="{len(bands) + 1}">{nodata}'
+            f"<SimpleSource><SourceFilename>{escape(page)}</SourceFilename><SourceBand>1</SourceBand>"
             "</SimpleSource></VRTRasterBand>"
         )
-    if is_document:
-        return rasterio.open(pages[0], driver="GTiff")
     crs = f"<SRS>{escape(first.crs.to_wkt())}</SRS>" if first.crs else ""
     place = f"<GeoTransform>{', '.join(map(str, first.transform.to_gdal()))}</GeoTransform>"
     sizes = f'rasterXSize="{first.width}" rasterYSize="{first.height}"'
     return rasterio.open(f"<VRTDataset {sizes}>{crs}{place}{''.join(bands)}</VRTDataset>")
+
+
+def rows_run_north(raster: DatasetReader) -> bool:
+    """Whether the first row is the southernmost; pictures are turned, so that north is up."""
+    return bool(raster.crs) and raster.transform.e > 0

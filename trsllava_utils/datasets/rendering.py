@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -14,12 +15,51 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from trsllava_utils.artefacts import InputError
-from trsllava_utils.datasets.bands import data_bands
+from trsllava_utils.datasets.bands import INDICES, data_bands
 
 SIDE = 4096  # the longest side of a picture that is read whole, in pixels
 STRIP = 256  # rows that are read together
 PERCENTILES = np.arange(101)
 _DECIBELS = (0.0, 15.0)  # range of VV / VH
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How the bands of multi-band files become pictures; photographs are shown as they are.
+
+    Attributes:
+        bands: shown as red, green, blue: numbers from 1 or names, "4,3,2" or "B4,B3,B2"; two are
+            shown as radar (both and their ratio in decibels); empty: what the file says, else the
+            first three.
+        stretch: the values shown as black and white: percentiles "2-98" (second number from 50 to
+            100), values "0-3000", "minmax", "none" (the range of the type); empty: "none" for 8
+            bits, else "2-98".
+        false_colour: a second picture for the captioner: bands, "ndvi" or "ndwi"; empty: near
+            infrared, red, green where these are known; "none".
+    """
+
+    bands: str = ""
+    stretch: str = ""
+    false_colour: str = ""
+
+    def __post_init__(self) -> None:
+        parts = [part.strip() for part in self.bands.split(",")]
+        if self.bands and (len(parts) not in (2, 3) or not all(parts) or "0" in parts):
+            raise InputError(
+                f"bands={self.bands!r}: give three bands by number from 1 or by name, such as "
+                "'4,3,2', two for radar, or nothing"
+            )
+        if self.stretch not in ("", "none"):
+            parse_stretch(self.stretch)
+        object.__setattr__(self, "false_colour", self.false_colour.strip().lower())
+        is_named = self.false_colour in ("", "none", *INDICES)
+        if not is_named and len(list(filter(str.strip, self.false_colour.split(",")))) != 3:
+            raise InputError(
+                f"false_colour={self.false_colour!r}: give three bands, ndvi, ndwi, none or nothing"
+            )
+
+
+DEFAULT = Rendering()
 
 
 def render(
@@ -38,13 +78,14 @@ def render(
         bands: one, two (radar) or three.
         window: the part to read.
         stretch: see ``imagery.Rendering``.
-        max_side: read a reduced picture, no side of which is twice as long.
+        max_side: blocks of pixels are averaged while reading, until the longer side is less than
+            twice as long, in pixels; the caller scales the rest.
         percentiles: ``(bands of the file, 101)``, those of a whole scene; None: of this picture.
 
     Returns:
         ``(H, W, 3) uint8``, and ``(H, W) bool``: where there is no data.
     """
-    step = max(1, int(max(window.width, window.height) // max_side))
+    step = _step(window, max_side)
     kinds = [kind.name for kind in raster.colorinterp]
     inverted = raster.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
     if kinds[0] == "palette" and not (inverted and raster.dtypes[0] != "uint8"):
@@ -79,7 +120,7 @@ def index_picture(
     10.1080/01431169608948714) of green and near infrared."""
     import matplotlib
 
-    step = max(1, int(max(window.width, window.height) // max_side))
+    step = _step(window, max_side)
     a, b = (
         values * raster.scales[band - 1] + raster.offsets[band - 1]
         for values, band in zip(read_values(raster, bands, window, step), bands, strict=True)
@@ -88,6 +129,10 @@ def index_picture(
         index = (a - b) / (a + b)
     colours = matplotlib.colormaps["BrBG"](np.nan_to_num(index) / 2 + 0.5)
     return _finished((colours[..., :3] * 255).astype(np.uint8), ~np.isfinite(index))[0]
+
+
+def _step(window: Window, max_side: int) -> int:
+    return max(1, int(max(window.width, window.height) // max_side))
 
 
 def read_values(raster: DatasetReader, bands: list[int], window: Window, step: int) -> np.ndarray:
@@ -141,7 +186,7 @@ def _filled(raster: DatasetReader, bands: list[int], window: Window) -> np.ndarr
         if nodata is not None and not np.isnan(nodata):
             is_whole = raw.dtype.kind in "iu" and float(nodata).is_integer()
             plane |= raw == (int(nodata) if is_whole else nodata)
-    # a whole number that one band alone has may be a dark or a bright pixel
+    # of whole numbers, nodata counts where all bands have it: one alone may really be so bright
     values[missing if stored.dtype.kind == "f" else missing & missing.all(axis=0)] = np.nan
     alpha_is_data = "alpha" in [raster.colorinterp[n - 1].name for n in data_bands(raster)]
     if "per_dataset" in flags and not alpha_is_data:

@@ -1,7 +1,8 @@
 """Scenes: rasters go in, a table of what they are comes out; one larger than a tile is searched as
 windows, each an image of its own, read straight from the file.
 
-The table is kept in ``derived/rasters.json``; a file is looked at again only when it changes.
+The table is kept in ``derived/rasters-TILE-OVERLAP.json``; a file is looked at again only when it
+changes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pandas as pd
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from trsllava_utils.artefacts import InputError, progress, read_json, write_text
+from trsllava_utils.artefacts import InputError, fingerprint, progress, read_json, write_text
 from trsllava_utils.cluster import in_threads
 from trsllava_utils.datasets import places
 from trsllava_utils.datasets.rasters import RASTER_SUFFIXES, open_raster, stamps
@@ -36,7 +37,7 @@ def check_tile(tile: int, overlap: int) -> None:
 
 
 def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -> pd.DataFrame:
-    """Look at rasters.
+    """Read size, place, date, windows and percentiles of rasters.
 
     Args:
         files: by name.
@@ -50,12 +51,8 @@ def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -
         that is no larger than a tile), ``footprints`` (8 each), ``percentiles`` (101 a band),
         ``left_out`` (windows without data), ``problem`` ("" for a file that can be read).
     """
-    keys = {
-        name: [*map(list, stamps(path)), tile, overlap, VERSION] for name, path in files.items()
-    }
-    known = read_json(store)
-    known = known if isinstance(known, dict) else {}
-    rows = {n: row for n, row in known.items() if row.get("key") == keys.get(n)}
+    keys = {name: [*map(list, stamps(path)), VERSION] for name, path in files.items()}
+    rows = {name: row for name, row in _kept(store).items() if row["key"] == keys.get(name)}
     todo = [name for name in files if name not in rows]
     saved = time.monotonic()
 
@@ -66,9 +63,16 @@ def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -
     for chunk in progress(chunks, desc="looking at rasters", unit=f"x {CHUNK}", delay=2):
         rows |= in_threads(look, chunk)
         if chunk is chunks[-1] or time.monotonic() - saved > SAVE_EACH:
-            write_text(store, json.dumps(rows))
+            write_text(store, json.dumps({"fingerprint": fingerprint(rows), "rows": rows}))
             saved = time.monotonic()
     return pd.DataFrame.from_dict({name: rows[name] for name in files}, orient="index")
+
+
+def _kept(store: Path) -> dict[str, dict]:
+    """The rows of an earlier scan; none if the file is damaged."""
+    kept = read_json(store)
+    whole = isinstance(kept, dict) and kept.get("fingerprint") == fingerprint(kept.get("rows"))
+    return kept["rows"] if whole else {}
 
 
 _NO_WINDOWS = {"windows": None, "footprints": None, "percentiles": None, "left_out": 0}
@@ -80,7 +84,8 @@ def scan_images(
     """:func:`scan` of the raster files among a dataset's images, by path."""
     paths = images.loc[images["path"] != "", "path"].drop_duplicates()
     files = {p: Path(p) for p in paths if Path(p).suffix.lower() in RASTER_SUFFIXES}
-    return scan(files, derived / "rasters.json", tile, overlap) if files else pd.DataFrame()
+    store = derived / f"rasters-{tile}-{overlap}.json"
+    return scan(files, store, tile, overlap) if files else pd.DataFrame()
 
 
 def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str]) -> pd.DataFrame:

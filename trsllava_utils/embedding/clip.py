@@ -24,7 +24,8 @@ from trsllava_utils.artefacts import (
 )
 from trsllava_utils.cluster import device
 from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, Dataset
-from trsllava_utils.datasets.imagery import DEFAULT, ImageFile, Rendering, read_image
+from trsllava_utils.datasets.imagery import ImageFile, read_image
+from trsllava_utils.datasets.rendering import DEFAULT, Rendering
 from trsllava_utils.embedding.encoders import disable_progress_bars
 from trsllava_utils.embedding.vectors import Embeddings, embed_corpus
 

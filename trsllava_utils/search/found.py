@@ -24,8 +24,8 @@ from PIL import Image
 
 from trsllava_utils.artefacts import InputError, atomic_path, check_choice, shown, write_text
 from trsllava_utils.captioning.records import Variant
-from trsllava_utils.datasets.files import readable
 from trsllava_utils.datasets.imagery import in_scene, read_pictures, thumbnail
+from trsllava_utils.datasets.rasters import name_as_text
 from trsllava_utils.figures import place_map, png
 from trsllava_utils.retrieval import Sources
 
@@ -53,10 +53,10 @@ class Found:
         query: the sentence, or the id of the query image.
         by_image: whether the query is an image.
         method: the scoring rule.
-        table: ``rank, image_id, score, label, variant, text, hit, lat, lon``: ``variant`` (from 1)
-            and ``text`` are the captioner's nearest to the query; ``hit`` says whether the query is
-            a reference caption of this image (NA where it is none); then what is known of it:
-            ``date, gsd, lat, lon``, columns of tables beside the images.
+        table: ``rank, image_id, score, label, variant, text, hit``, then what is known of each
+            image: ``date, gsd, lat, lon`` and columns of tables beside the images. ``variant``
+            (from 1) and ``text`` are the captioner's nearest to the query; ``hit`` says whether the
+            query is a reference caption of this image (NA: it is no reference caption at all).
         total: images that were ranked.
         sources: the images and captions that were searched.
     """
@@ -124,7 +124,7 @@ class Found:
         files = [dataset.file_of(image_id) for image_id in self.table["image_id"]]
         first = {"query": self.query, "method": self.method}
         last = {
-            "path": [readable(shown(file.path)) if file else None for file in files],
+            "path": [name_as_text(shown(file.path)) if file else None for file in files],
             "window": [",".join(map(str, file.window or ())) if file else None for file in files],
         }
         return self.table.assign(**first, **last)[[*first, *self.table, *last]]

@@ -26,8 +26,8 @@ from trsllava_utils.retrieval.scoring import Scorer
 from trsllava_utils.retrieval.side import Side, one_each
 from trsllava_utils.search.found import Found
 
-OF_OTHERS = ("where", "bbox"), ("tile", "overlap")  # of Index.find and load_dataset
-OPTIONS = ("texts", "clip", "precision", *OF_OTHERS[0], *OF_OTHERS[1])
+FILTERS, TILING = ("where", "bbox"), ("tile", "overlap")
+OPTIONS = ("texts", "clip", "precision", *FILTERS, *TILING)
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,7 @@ def search(
     """
     for name in options:
         check_choice("parameter", name, OPTIONS)
-    only, tiling = ({n: options.pop(n) for n in names if n in options} for names in OF_OTHERS)
+    only = {name: options.pop(name) for name in FILTERS if name in options}
+    tiling = {name: options.pop(name) for name in TILING if name in options}
     loaded = load_dataset(dataset, data_dir, split, **tiling)
     return Index(Sources(loaded, captioner, encoder, **options), method).find(query, k, **only)

@@ -74,11 +74,11 @@ class WorldMap:
         if event.get("type") != "click":
             return
         lat, lon = event["coordinates"]
-        lon = (lon + 180) % 360 - 180
         south, north = max(lat - self._half, -90), min(lat + self._half, 90)
         west, east = lon - self._half, lon + self._half
         box = self._leaflet.Rectangle(bounds=((south, west), (north, east)), **CHOSEN)
         self._box.layers = (box,)
+        west, east = ((degrees + 180) % 360 - 180 for degrees in (west, east))
         self._near(f"{west:.4f},{south:.4f},{east:.4f},{north:.4f}")
 
     def clear(self) -> None:
