@@ -22,6 +22,7 @@ from trsllava_utils.datasets import Rendering, load_dataset, load_metadata, read
 from trsllava_utils.datasets.metadata import select
 from trsllava_utils.retrieval import Sources
 from trsllava_utils.search import Index
+from trsllava_utils.search.panel import Panel
 
 PLACE = from_origin(600_000, 5_300_000, 10, 10)
 
@@ -332,3 +333,21 @@ def test_names_of_windows_are_their_own(archive):
     assert ds.images["image_id"].is_unique and "photograph" in set(ds.images["image_id"])
     assert "has the name of a window" in " ".join(ds.problems)
     assert ds.file_of("scene_20230601@0_0").window == (0, 0, 64, 64)
+
+
+def test_a_click_on_the_map_asks_for_what_is_near(archive, static_encoder):
+    pytest.importorskip("ipyleaflet")
+    ds = load(archive)
+    caption_dataset(ds, "pixels")
+    panel = Panel(Sources(ds, "pixels", static_encoder), "a field", ["max"], 8)
+    assert panel.found.total == 7 and len(panel._world._shown.layers) == 12  # pins and outlines
+    places = panel.found.sources.metadata.loc["scene_20230601@86_0"]
+    panel._world._half = 1e-4
+    panel._world._on_interaction(type="click", coordinates=[places["lat"], places["lon"]])
+    assert "scene_20230601@86_0" in set(panel.found.table["image_id"]) and panel.found.total < 7
+    panel.bbox.value = ""
+    assert panel.found.total == 7 and not panel._world._box.layers
+    panel.where.value = "nonsense <"
+    assert "The columns are" in panel.status.value
+    panel.where.value = "gsd is null"
+    assert panel.found.table["image_id"].tolist() == ["chip"]

@@ -59,12 +59,15 @@ def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -
     def look(name: str) -> tuple[str, dict]:
         return name, {"key": keys[name], **_look(files[name], tile, overlap)}
 
-    chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
-    for chunk in progress(chunks, desc="looking at rasters", unit=f"x {CHUNK}", delay=2):
+    bar = progress(total=len(todo), desc="looking at rasters", unit="file", delay=2)
+    for start in range(0, len(todo), CHUNK):
+        chunk = todo[start : start + CHUNK]
         rows |= in_threads(look, chunk)
-        if chunk is chunks[-1] or time.monotonic() - saved > SAVE_EACH:
+        bar.update(len(chunk))
+        if chunk[-1] is todo[-1] or time.monotonic() - saved > SAVE_EACH:
             write_text(store, json.dumps({"fingerprint": fingerprint(rows), "rows": rows}))
             saved = time.monotonic()
+    bar.close()
     return pd.DataFrame.from_dict({name: rows[name] for name in files}, orient="index")
 
 

@@ -265,7 +265,7 @@ class Panel:
     def _draw_map(self) -> None:
         places = self._sources.metadata
         if self._world:
-            self._world.show(self.found)
+            self._world.show(self.found, self.bbox.value)
             return
         if "geometry" not in places:
             return

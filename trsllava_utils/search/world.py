@@ -52,8 +52,11 @@ class WorldMap:
         self.view.add(self._box)
         self.view.on_interaction(self._on_interaction)
 
-    def show(self, found: Found) -> None:
-        """Draw the footprints of a result, with rank and name under the pointer."""
+    def show(self, found: Found, bbox: str) -> None:
+        """Draw the footprints of a result, with rank and name under the pointer; without a box the
+        one of the last click goes."""
+        if not bbox.strip():
+            self._box.layers = ()
         try:
             table = found.on_map()
         except InputError:  # none of these has a place
@@ -80,7 +83,3 @@ class WorldMap:
         self._box.layers = (box,)
         west, east = ((degrees + 180) % 360 - 180 for degrees in (west, east))
         self._near(f"{west:.4f},{south:.4f},{east:.4f},{north:.4f}")
-
-    def clear(self) -> None:
-        """Take the box of the last click away."""
-        self._box.layers = ()
