@@ -56,8 +56,6 @@ def find(root: Path) -> list[Path]:
 def _holds_captions(path: Path) -> bool:
     if path.name.startswith(NAMED_AS_CAPTIONS) or path.suffix == ".txt":
         return True
-    if path.stem.lower() == "metadata":
-        return False
     try:
         if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
             keys = table_columns(path)
@@ -66,6 +64,8 @@ def _holds_captions(path: Path) -> bool:
             keys = list(entries[0]) if entries and isinstance(entries[0], dict) else []
     except (InputError, ValueError, OSError, RecursionError):
         return False
+    if path.stem.lower() == "metadata":  # captions only as the hub has them there
+        return "file_name" in keys and bool({"text", "caption"} & {*keys})
     return bool({*IMAGE_KEYS} & {*keys} and {*_TEXT_KEYS} & {*keys})
 
 

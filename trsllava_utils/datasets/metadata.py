@@ -46,10 +46,12 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     rasters = dataset.rasters
     rasters = rasters if len(rasters) else scenes.scan_images(images, dataset.derived)
     if len(rasters):
-        known = [_of_raster(row, rasters) for row in images.itertuples()]
-        columns = pd.DataFrame(known, index=table.index, columns=["date", "gsd", "geometry"])
-        table["date"] = columns["date"].where(columns["date"].notna(), table["date"])
-        table[["gsd", "geometry"]] = columns[["gsd", "geometry"]]
+        for name in ("date", "gsd"):
+            told = images["path"].map(rasters[name]).replace("", None).set_axis(table.index)
+            table[name] = told.where(told.notna(), table[name])
+        corners = _corners(rasters)
+        places_of = zip(images["path"], images["window"], strict=True)
+        table["geometry"] = [_polygon(corners.get(place)) for place in places_of]
     for path in tables_beside(dataset.root):
         try:
             own = _matched(_read(path), dataset, path, problems)
@@ -72,19 +74,20 @@ def tables_beside(root: Path) -> list[Path]:
     return [p for p in paths if p not in captions and not p.name.startswith((".", "dataset"))]
 
 
-def _of_raster(row, rasters: pd.DataFrame) -> tuple:
-    """Date, ground sample distance and footprint of an image or a window."""
+def _corners(rasters: pd.DataFrame) -> dict[tuple, np.ndarray]:
+    """Eight numbers by path and window (None: the whole raster)."""
+    corners = {(path, None): whole for path, whole in rasters["footprint"].items()}
+    for path, raster in rasters[rasters["footprints"].notna()].iterrows():
+        windows = np.reshape(raster["windows"], (-1, 4)).tolist()
+        pairs = zip(windows, np.reshape(raster["footprints"], (-1, 8)), strict=True)
+        corners |= {(path, tuple(window)): numbers for window, numbers in pairs}
+    return corners
+
+
+def _polygon(numbers: np.ndarray | None):
     import shapely
 
-    if row.path not in rasters.index:
-        return None, np.nan, None
-    raster = rasters.loc[row.path]
-    corners = raster["footprint"]
-    if row.window is not None and raster["footprints"] is not None:
-        number = np.reshape(raster["windows"], (-1, 4)).tolist().index(list(row.window))
-        corners = raster["footprints"][8 * number : 8 * number + 8]
-    geometry = None if corners is None else shapely.Polygon(np.reshape(corners, (4, 2)))
-    return raster["date"] or None, raster["gsd"], geometry
+    return None if numbers is None else shapely.Polygon(np.reshape(numbers, (4, 2)))
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -77,7 +77,7 @@ def render(
         raster: the open file.
         bands: one, two (radar) or three.
         window: the part to read.
-        stretch: see ``imagery.Rendering``.
+        stretch: see :class:`Rendering`.
         max_side: blocks of pixels are averaged while reading, until the longer side is less than
             twice as long, in pixels; the caller scales the rest.
         percentiles: ``(bands of the file, 101)``, those of a whole scene; None: of this picture.

@@ -112,16 +112,18 @@ class Panel:
         self.history = w.Dropdown(options=[], description="history", layout=long)
         known = self._sources.metadata
         hint = "as in SQL, on " + ", ".join(c for c in known if c != "geometry")
-        text = {"continuous_update": False, "layout": long}
-        self.where = w.Text(placeholder=hint, description="where", **text)
+        self.where = self._filter("where", hint, len(known.columns) > 0)
         hint = "west,south,east,north in degrees, or click the map"
-        self.bbox = w.Text(placeholder=hint, description="box", **text)
-        self.where.layout.display = "" if len(known.columns) else "none"
-        self.bbox.layout.display = "" if "geometry" in known else "none"
+        self.bbox = self._filter("box", hint, "geometry" in known)
         self.previous = self._button("‹ previous", disabled=True)
         self.next = self._button("next ›", disabled=True)
         self.page = w.BoundedIntText(1, min=1, description="page", layout=short)
         self.export = self._button("export", tooltip="this page of the result as CSV and HTML")
+
+    def _filter(self, name: str, hint: str, is_shown: bool):
+        layout = self._w.Layout(flex="1 1 320px", display="" if is_shown else "none")
+        how = {"continuous_update": False, "layout": layout}
+        return self._w.Text(placeholder=hint, description=name, **how)
 
     def _make_result(self) -> None:
         """What is shown: tiles, the card of one image, a map."""
