@@ -187,7 +187,7 @@ def run_chain(
     executed = []
     for dataset in datasets:
         # a missing dataset stops here, at once
-        tiling = {name: parameters[name] for name in ("tile", "overlap") if name in parameters}
+        tiling = _tiling(dict(parameters))
         loaded = load_dataset(dataset, str(parameters.get("data_dir", "")), "all", **tiling)
         own = Path(dataset).is_dir() and dataset != loaded.name
         values = {**parameters, "dataset": str(Path(dataset).resolve()) if own else dataset}
@@ -260,7 +260,7 @@ def _search(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.search.found import KINDS
 
     known = {"method", "captioner", "encoder", "split", "data_dir"}
-    tiling = {name: given.pop(name) for name in ("tile", "overlap") if name in given}
+    tiling = _tiling(given)
     known |= {"texts", "clip", "precision"}
     only = {"where": args.where, "bbox": args.bbox}
     how = _texts(given, known) | tiling
@@ -276,21 +276,23 @@ def _report(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.report import SETTING, report
 
     known = {"split", "data_dir", *SETTING}
-    print("wrote", shown(report(args.dataset, args.html or "", **_texts(given, known))))
+    tiling = _tiling(given)
+    print("wrote", shown(report(args.dataset, args.html or "", **_texts(given, known), **tiling)))
 
 
 def _merge(args: argparse.Namespace, given: Parameters) -> None:
     """Merge the shards that notebook 01 wrote with these parameters."""
+    tiling = _tiling(given)
     defaults = {"data_dir": "", "split": "test", "captioner": "", "prompt": "rsrt"}
     values = defaults | _texts(given, set(defaults))
-    dataset = load_dataset(args.dataset, values["data_dir"], values["split"])
+    dataset = load_dataset(args.dataset, values["data_dir"], values["split"], **tiling)
     print(merge(dataset, values["captioner"], values["prompt"]))
 
 
 def _gallery(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.retrieval import Gallery
 
-    tiling = {name: given.pop(name) for name in ("tile", "overlap") if name in given}
+    tiling = _tiling(given)
     source = {"data_dir": "", "split": "test", "captioner": ""}
     how = {"encoder": MINILM, "dtype": "float32", "scheduler": "", "precision": "float32"}
     values = source | how | _texts(given, {*source, *how})
@@ -307,6 +309,11 @@ def _gallery(args: argparse.Namespace, given: Parameters) -> None:
         table = gallery.find(args.find, args.k).round({"score": 3})
         table["text"] = [shorten(text, 90) for text in table["text"]]
         print(table.to_string(index=False))
+
+
+def _tiling(given: Parameters) -> Parameters:
+    """Take ``tile`` and ``overlap`` out of the parameters: they are numbers."""
+    return {name: given.pop(name) for name in ("tile", "overlap") if name in given}
 
 
 def _texts(given: Parameters, known: set[str]) -> dict[str, str]:

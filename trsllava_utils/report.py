@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from trsllava_utils.artefacts import MissingError, check_choice, file_sha256, read_json, write_text
 from trsllava_utils.datasets.dataset import Dataset, load_dataset
+from trsllava_utils.datasets.scenes import TILE
 from trsllava_utils.evaluation import breakdown, published, recall_table, results_path
 from trsllava_utils.retrieval import Rankings, Sources, caption_texts, rank_dataset
 from trsllava_utils.search.found import SMALL, data_uri, picture_uri, render
@@ -33,6 +34,8 @@ def report(
     *,
     split: str = "test",
     data_dir: str = "",
+    tile: int = TILE,
+    overlap: int = 0,
     **how: str,
 ) -> Path:
     """Write the page of one setting.
@@ -40,7 +43,7 @@ def report(
     Args:
         dataset: a name or a folder, as in the notebooks.
         path: where to; empty: beside the results.
-        split, data_dir: of the dataset.
+        split, data_dir, tile, overlap: of the dataset.
         how: which results, as in the notebooks: :data:`SETTING`.
 
     Returns:
@@ -51,12 +54,12 @@ def report(
     """
     for name in how:
         check_choice("parameter", name, SETTING)
-    ds = load_dataset(dataset, data_dir, split)
+    ds = load_dataset(dataset, data_dir, split, tile=tile, overlap=overlap)
     sources = Sources(ds, **how)
     results = results_path(ds.derived, sources.setting)
     result = read_json(results)
     chain = ["python -m trsllava_utils run", shlex.quote(dataset)]
-    given = {"split": ds.split, **{name: getattr(sources, name) for name in SETTING}}
+    given = {"split": ds.split, **ds.tiling, **{name: getattr(sources, name) for name in SETTING}}
     if not isinstance(result, dict) or not {"figures", "n_common"} <= result.keys():
         command = _command(chain, {"data_dir": data_dir, **given})
         raise MissingError(f"no results to report for this setting; make them first: {command}")

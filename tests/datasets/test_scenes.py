@@ -16,6 +16,7 @@ from rasterio.warp import transform_geom
 
 from tests.conftest import draw
 from tests.datasets.test_rasters import write
+from trsllava_utils.__main__ import main
 from trsllava_utils.artefacts import InputError, MissingError
 from trsllava_utils.captioning import caption_dataset, load_captions
 from trsllava_utils.datasets import Rendering, load_dataset, load_metadata, read_image, scenes
@@ -351,3 +352,23 @@ def test_a_click_on_the_map_asks_for_what_is_near(archive, static_encoder):
     assert "The columns are" in panel.status.value
     panel.where.value = "gsd is null"
     assert panel.found.table["image_id"].tolist() == ["chip"]
+
+
+def test_reference_captions_of_windows_are_evaluated_and_reported(archive, static_encoder):
+    names = [f"scene_20230601@{row}_{column}" for row in (0, 64, 86) for column in (0, 64)]
+    rows = [
+        {"image": f"{name}.tif", "caption": f"view {n} of fields"} for n, name in enumerate(names)
+    ]
+    lines = "".join(
+        json.dumps(row) + "\n" for row in [*rows, {"image": "chip.png", "caption": "a chip"}]
+    )
+    (archive / "mine" / "captions.jsonl").write_text(lines)
+    ds = load(archive)
+    assert len(ds.with_pixels) == 7 and ds.file_of(names[1]).window == (64, 0, 64, 64)
+    assert (read_image(ds.file_of(names[1])) != read_image(ds.file_of(names[0]))).any()
+    caption_dataset(ds, "pixels")
+    words = ["run", str(archive / "mine"), "--from", "04", "-p", "tile", "64", "-p", "encoder"]
+    words += [static_encoder, "-p", "data_dir", str(archive / "data"), "-p", "captioner", "pixels"]
+    assert main([*words, "-p", "methods", "[mean]", "-p", "compare_with", "[]"]) == 0
+    page = next((archive / "data").glob("*/derived/results/*.html")).read_text()
+    assert all(name in page for name in names[:2])

@@ -137,8 +137,8 @@ def load_dataset(
         data_dir: folder that holds one folder per dataset; empty means the repository's ``data/``.
         split: "train", "val", "test" or "all". A folder without splits is always "all".
         limit: keep only the first ``limit`` images (0: all of them), for a quick look.
-        tile: a raster with a longer side, in pixels, is taken as windows of this side (0: never);
-            images with captions of their own stay whole.
+        tile: a raster with a longer side, in pixels, is taken as windows of this side (0: never).
+            Where annotations name images, these stay whole, and windows are those they name.
         overlap: of neighbouring windows, in pixels.
         rendering: how multi-band files are shown.
 
@@ -152,9 +152,11 @@ def load_dataset(
     records, files, problems = _read(name, title, root)
     images, captions = _tables(records, files, problems)
     rasters = pd.DataFrame()
-    if records is None:
-        rasters = scenes.scan_images(images, home / "derived", tile, overlap)
-        images = scenes.take_windows(images, rasters, problems)
+    plain = images if records is None else _tables(None, files, [])[0]
+    if records is None or images["filename"].str.contains(scenes.WINDOW_NAME).any():
+        rasters = scenes.scan_images(plain, home / "derived", tile, overlap)
+        plain = scenes.take_windows(plain, rasters, problems)
+        images = plain if records is None else _name_windows(images, plain)
     if images.empty:
         raise InputError(f"{shown(root)}: no usable image. {' '.join(problems[:3])}")
     labels = _labels_on_disk(root)
@@ -175,6 +177,20 @@ def load_dataset(
     tiling = {} if is_default else {"tile": tile, "overlap": overlap}
     how = {"tiling": tiling, "rasters": rasters, "rendering": rendering}
     return Dataset(name, title, split, *folders, images, captions, tuple(problems), sizes, **how)
+
+
+def _name_windows(images: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
+    """Annotated images that have no file of their own but the name of a window become it."""
+    windows = windows[windows["window"].notna()].set_index("filename")
+    bare = images.loc[images["path"] == "", "filename"]
+    matched = match_names(bare, windows.index)[0]
+    is_window = images["filename"].isin(list(matched))
+    found = windows.loc[images.loc[is_window, "filename"].map(matched)]
+    for column in ("path", "window"):
+        images.loc[is_window, column] = pd.Series(
+            found[column].tolist(), images.index[is_window], dtype=object
+        )
+    return images
 
 
 def _locate(dataset: str, data_dir: str) -> tuple[str, str, Path, Path]:

@@ -249,7 +249,8 @@ def _stretched(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
     low, high = np.nan_to_num(limits).astype(np.float32).T[..., None, None]
     scaled = values - low
     scaled *= 255 / np.where(high > low, high - low, 1)
-    np.nan_to_num(np.clip(scaled, 0, 255, out=scaled), copy=False)
+    np.clip(scaled, 0, 255, out=scaled)
+    scaled[np.isnan(scaled)] = 0
     return np.moveaxis(scaled.astype(np.uint8), 0, -1)
 
 

@@ -23,6 +23,7 @@ from trsllava_utils.datasets.rasters import RASTER_SUFFIXES, open_raster, stamps
 from trsllava_utils.datasets.rendering import band_percentiles, read_values
 
 TILE = 1024  # pixels
+WINDOW_NAME = r"@\d+_\d+"
 SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
 SAVE_EACH, CHUNK = 60, 16  # seconds; files
 VERSION = 1
@@ -154,14 +155,19 @@ def _windows(raster: DatasetReader, windows: list[tuple[int, int, int, int]]) ->
     """The windows with data in them, and percentiles of the whole scene. Reads every window once;
     one of zeros has no data, declared or not."""
     kept, samples = [], []
-    is_palette = raster.colorinterp[0].name == "palette"
+    is_palette = raster.colorinterp[0].name == "palette"  # zero is a class like any other
+
+    def has_data(values: np.ndarray) -> bool:
+        return bool(np.any(np.isfinite(values) & ((values != 0) | is_palette)))
+
     bands = list(range(1, raster.count + 1))
     step = max(1, max(raster.width, raster.height) // SAMPLE)
     for window in windows:
         values = read_values(raster, bands, Window(*window), 1)
-        if np.any(values[np.isfinite(values)] != 0) or (is_palette and not np.isnan(values).all()):
+        sample = values[:, ::step, ::step]
+        if has_data(sample) or has_data(values):  # most often the sample tells
             kept.append(window)
-            samples.append(values[:, ::step, ::step].reshape(len(bands), -1))
+            samples.append(sample.reshape(len(bands), -1))
     values = np.concatenate(samples, axis=1) if samples else np.empty((len(bands), 0))
     return {
         "windows": [int(n) for window in kept for n in window],
