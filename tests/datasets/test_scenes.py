@@ -94,7 +94,7 @@ def test_the_table_is_made_once_and_mended(archive, monkeypatch):
 def test_footprints_to_a_pixel(archive):
     known = load_metadata(load(archive))[0]
     row, column = 64, 64
-    x, y = PLACE * (column, row)
+    x, y = 600_000 + 10 * column, 5_300_000 - 10 * row
     corners = [(x, y - 640), (x + 640, y - 640), (x + 640, y), (x, y), (x, y - 640)]
     square = {"type": "Polygon", "coordinates": [corners]}
     expected = shapely.geometry.shape(transform_geom("EPSG:32632", "EPSG:4326", square))

@@ -13,7 +13,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
-from rasterio.transform import Affine, from_gcps
+from rasterio.transform import Affine, from_gcps, xy
 from rasterio.warp import transform as to_other_crs
 
 METRES_PER_DEGREE = 111_320.0  # of latitude
@@ -42,7 +42,7 @@ def ground_sample_distance(raster: DatasetReader) -> float | None:
         return None
     crs, transform = where
     size = abs(transform.determinant) ** 0.5
-    y = (transform * (raster.width / 2, raster.height / 2))[1]
+    y = float(xy(transform, raster.height / 2, raster.width / 2, offset="ul")[1])
     if crs.is_geographic:
         return size * METRES_PER_DEGREE * np.cos(np.radians(y)) ** 0.5
     if crs.to_epsg() == WEB_MERCATOR:  # its metres are longer than those on the ground
@@ -68,7 +68,7 @@ def footprints(raster: DatasetReader, windows: np.ndarray) -> np.ndarray | None:
     column, row, width, height = np.asarray(windows, float).T
     columns = np.stack([column, column + width, column + width, column], axis=1)
     rows = np.stack([row + height, row + height, row, row], axis=1)
-    xs, ys = transform * (columns.ravel(), rows.ravel())
+    xs, ys = xy(transform, rows.ravel(), columns.ravel(), offset="ul")
     try:
         lon, lat = (np.array(v) for v in to_other_crs(crs, CRS.from_epsg(4326), xs, ys))
     except (CRSError, RasterioError, CPLE_BaseError):  # of another planet, say

@@ -4,6 +4,7 @@ it, the panel shows the static map of ``figures``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -40,13 +41,13 @@ class WorldMap:
         import ipyleaflet
 
         west, south, east, north = shapely.total_bounds(places["geometry"].dropna().to_numpy())
-        self._half = max(NEAR / 2 * max(east - west, north - south), SMALLEST / 2)
+        extent = max(east - west, north - south, SMALLEST)
+        self._half = max(NEAR * extent, SMALLEST) / 2
         self._near, self._leaflet = near, ipyleaflet
-        self.view = ipyleaflet.Map(
-            center=((south + north) / 2, (west + east) / 2), zoom=10, scroll_wheel_zoom=True
-        )
+        middle = (south + north) / 2, (west + east) / 2
+        zoom = min(int(math.log2(360 / extent)), 17)  # the whole world is level 0
+        self.view = ipyleaflet.Map(center=middle, zoom=zoom, scroll_wheel_zoom=True)
         self.view.layout.height = "420px"
-        self.view.fit_bounds([[south, west], [north, east]])
         self._shown, self._box = ipyleaflet.LayerGroup(), ipyleaflet.LayerGroup()
         self.view.add(self._shown)
         self.view.add(self._box)
