@@ -129,7 +129,7 @@ class Panel:
         """What is shown: tiles, the card of one image, a map."""
         w = self._w
         self.status, self.card, self.map, self._style, self._links = (w.HTML() for _ in range(5))
-        if "geometry" in self._sources.metadata and world.is_installed():
+        if "geometry" in self._sources.metadata and find_spec("ipyleaflet"):
             self._world = world.WorldMap(self._sources.metadata, self._near)
             self.map = self._world.view
         self.pictures = w.Box(layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))

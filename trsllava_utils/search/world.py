@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import shapely
@@ -22,11 +21,6 @@ FOUND = {"color": "#D55E00", "weight": 3, "fill_opacity": 0.15}
 CHOSEN = {"color": "#0072B2", "weight": 1, "dash_array": "4", "fill_opacity": 0.05}
 NEAR = 1 / 8  # side of the box around a click, of the extent of all images
 SMALLEST = 0.02  # degrees
-
-
-def is_installed() -> bool:
-    """Whether there is ipyleaflet."""
-    return bool(find_spec("ipyleaflet"))
 
 
 class WorldMap:
