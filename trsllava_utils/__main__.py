@@ -33,6 +33,7 @@ from trsllava_utils.artefacts import (
 from trsllava_utils.captioning import choose_captioner, load_captions, merge
 from trsllava_utils.datasets import get, load_dataset, load_metadata, read_image
 from trsllava_utils.datasets.files import NAMED, first_few
+from trsllava_utils.datasets.scenes import TILING
 from trsllava_utils.embedding import MINILM
 
 NOTEBOOKS = {
@@ -136,7 +137,7 @@ def _run(args: argparse.Namespace, given: Parameters) -> None:
 
 def _print_read(name: str, given: Parameters) -> None:
     """What was read of a dataset, and what was not."""
-    how = {n: given[n] for n in ("data_dir", "split", "limit", "tile", "overlap") if n in given}
+    how = {n: given[n] for n in ("data_dir", "split", "limit", *TILING) if n in given}
     ds = load_dataset(name, **how)
     problems = [*ds.problems, *load_metadata(ds)[1]]
     described = []
@@ -231,7 +232,7 @@ def _print_results(name: str, given: Parameters) -> None:
     """The newest results of a dataset: its figures, its rules and its captioners."""
     from trsllava_utils.evaluation import recall_table
 
-    how = {n: given[n] for n in ("data_dir", "tile", "overlap") if n in given}
+    how = {n: given[n] for n in ("data_dir", *TILING) if n in given}
     dataset = load_dataset(name, split="all", **how)
     results = sorted((dataset.derived / "results").glob("*.json"), key=lambda p: p.stat().st_mtime)
     result = json.loads(results[-1].read_text(encoding="utf-8"))
@@ -313,7 +314,7 @@ def _gallery(args: argparse.Namespace, given: Parameters) -> None:
 
 def _tiling(given: Parameters) -> Parameters:
     """Take ``tile`` and ``overlap`` out of the parameters: they are numbers."""
-    return {name: given.pop(name) for name in ("tile", "overlap") if name in given}
+    return {name: given.pop(name) for name in TILING if name in given}
 
 
 def _texts(given: Parameters, known: set[str]) -> dict[str, str]:

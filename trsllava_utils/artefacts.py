@@ -51,6 +51,11 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> InputError:
     )
 
 
+def cannot_read(path: str | os.PathLike, error: Exception) -> InputError:
+    """The error for a file that is damaged, or of another kind than its name says."""
+    return InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}")
+
+
 def not_here(what: str, error: Exception, hint: str) -> MissingError:
     """The error for weights that are neither on this machine nor can be downloaded."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]

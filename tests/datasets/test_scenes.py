@@ -352,6 +352,11 @@ def test_a_click_on_the_map_asks_for_what_is_near(archive, static_encoder):
     assert "The columns are" in panel.status.value
     panel.where.value = "gsd is null"
     assert panel.found.table["image_id"].tolist() == ["chip"]
+    panel._export()
+    assert "GEOJSON" not in panel._links.value and "CSV" in panel._links.value
+    panel.where.value = ""
+    panel._export()
+    assert "GEOJSON" in panel._links.value
 
 
 def test_reference_captions_of_windows_are_evaluated_and_reported(archive, static_encoder):

@@ -34,7 +34,7 @@ from trsllava_utils.captioning.records import MAX_VARIANTS, Record, Variant, cap
 from trsllava_utils.captioning.run import Job, Report, run
 from trsllava_utils.cluster import spread, workers
 from trsllava_utils.datasets import Dataset, Rendering
-from trsllava_utils.datasets.scenes import TILE
+from trsllava_utils.datasets.scenes import TILE, TILING
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def _load_one(dataset: Dataset, captioner: str) -> Captions:
     if written != model and not Path(model.partition(":")[2]).expanduser().is_dir():
         raise MissingError(f"{shown(file.path)} holds captions by {written!r}, not by {model!r}")
     identity = file.manifest().get("identity", {})
-    tiling = {name: identity[name] for name in ("tile", "overlap") if name in identity}
+    tiling = {name: identity[name] for name in TILING if name in identity}
     if identity and tiling != dataset.tiling:
         tiling = tiling or {"tile": TILE, "overlap": 0}
         given = " ".join(f"-p {name} {value}" for name, value in tiling.items())

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, read_text, shown
+from trsllava_utils.artefacts import InputError, cannot_read, read_text, shown
 
 SPLIT_NAMES = {name: name for name in ("train", "val", "test")}
 SPLIT_NAMES |= {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
@@ -210,7 +210,7 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(io.StringIO(text), sep=separator, **options)
     except ValueError as error:
-        raise InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}") from error
+        raise cannot_read(path, error) from error
 
 
 def _read_table(path: Path) -> list[Annotation]:
@@ -222,8 +222,7 @@ def _read_table(path: Path) -> list[Annotation]:
         try:
             table = pd.read_parquet(path, columns=columns)
         except (ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{shown(path)} cannot be read: {reason}") from error
+            raise cannot_read(path, error) from error
     records = []
     for i, row in enumerate(table.to_dict("records"), 1):
         row = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()}

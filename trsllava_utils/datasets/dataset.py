@@ -30,7 +30,7 @@ from trsllava_utils.artefacts import (
     slug,
 )
 from trsllava_utils.datasets import annotations, scenes
-from trsllava_utils.datasets.files import first_few, list_images, match_names, stem_of
+from trsllava_utils.datasets.files import first_few, list_images, match_names, plain_name, stem_of
 from trsllava_utils.datasets.imagery import (
     DEFAULT,
     IMAGE_SUFFIXES,
@@ -154,7 +154,7 @@ def load_dataset(
     rasters = pd.DataFrame()
     plain = images if records is None else _tables(None, files, [])[0]
     if records is None or images["filename"].str.contains(scenes.WINDOW_NAME).any():
-        rasters = scenes.scan_images(plain, home / "derived", tile, overlap)
+        rasters = scenes.scan(plain, home / "derived", tile, overlap)
         plain = scenes.take_windows(plain, rasters, problems)
         images = plain if records is None else _name_windows(images, plain)
     if images.empty:
@@ -244,8 +244,7 @@ def _tables(
     plain = records is None  # then every file is an image without captions
     records = [annotations.Annotation(file, "", []) for file in files] if plain else records
     table = pd.DataFrame(records, columns=["filename", "split", "captions"])
-    names = table["filename"].str.replace("\\", "/", regex=False).str.strip("/")
-    table["filename"] = names.map(lambda name: unicodedata.normalize("NFC", name))
+    table["filename"] = table["filename"].map(plain_name)
     again = table.loc[table["filename"].duplicated(), "filename"]
     table = table.groupby("filename", sort=False).agg({"split": "first", "captions": list})
     table["captions"] = [

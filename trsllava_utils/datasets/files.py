@@ -9,10 +9,9 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from xml.etree import ElementTree
 
 from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES
-from trsllava_utils.datasets.rasters import driver_of, name_as_text
+from trsllava_utils.datasets.rasters import driver_of, name_as_text, virtual_raster
 
 # lie beside images and are read as something else, or not at all
 _COMPANIONS = """.json .jsonl .geojson .csv .tsv .txt .parquet .xml .ovr .msk .aux .hdr .prj .rrd
@@ -83,11 +82,7 @@ def _not_readable(path: Path, inside: list[Path]) -> str:
 def _refused_vrt(path: Path, root: Path) -> str:
     """Why a virtual raster is not opened; "" for one that only puts together rasters of the
     folder, in the plainest way."""
-    try:
-        document = ElementTree.fromstring(path.read_bytes())
-    except (ElementTree.ParseError, ValueError):
-        return "is no virtual raster"
-    for element in document.iter():
+    for element in virtual_raster(path).iter():
         if element.tag not in _VRT_TAGS.split() or "subClass" in element.attrib:
             return f"holds <{element.tag}>, which is not read here"
         if element.tag != "SourceFilename":
@@ -116,17 +111,17 @@ def match_names(
     available = list(available)
     exact, by_name, by_stem = {}, defaultdict(list), defaultdict(list)
     for file in available:
-        path = PurePosixPath(_normal(file))
+        path = PurePosixPath(plain_name(file))
         exact[str(path)] = file
         by_name[path.name.casefold()].append(file)
         by_stem[stem_of(path).casefold()].append(file)
     claims: dict[str, list[tuple[tuple, str]]] = defaultdict(list)
     ambiguous = []
     for name in dict.fromkeys(wanted):
-        path = PurePosixPath(_normal(name))
+        path = PurePosixPath(plain_name(name))
         same = exact.get(str(path))
         candidates = by_name.get(path.name.casefold()) or by_stem.get(stem_of(path).casefold(), [])
-        ranked = [(_closeness(path, PurePosixPath(_normal(c))), c) for c in candidates]
+        ranked = [(_closeness(path, PurePosixPath(plain_name(c))), c) for c in candidates]
         ranked = [((999, 0), same)] if same else ranked
         best = max((closeness for closeness, _ in ranked), default=None)
         chosen = [candidate for closeness, candidate in ranked if closeness == best]
@@ -144,8 +139,9 @@ def match_names(
     return matched, ambiguous
 
 
-def _normal(name: str) -> str:
-    return unicodedata.normalize("NFC", str(name).replace("\\", "/")).strip("/").removeprefix("./")
+def plain_name(name: str) -> str:
+    """A relative name with ``/`` between folders, NFC."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).strip("/")
 
 
 def stem_of(path: PurePosixPath) -> str:

@@ -192,8 +192,7 @@ def thumbnail(
     Raises:
         InputError: see :func:`read_image`.
     """
-    how = str(rendering)
-    name = fingerprint(file.path, file.window, file.stamp, side, how)
+    name = fingerprint(file.path, file.window, file.stamp, side, str(rendering))
     target = folder / f"{name}.jpg"
     if not target.is_file():
         picture = Image.fromarray(read_image(file, rendering, side))

@@ -9,14 +9,18 @@ import json
 import re
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, read_text, shown
+from trsllava_utils.artefacts import InputError, cannot_read, read_text, shown
 from trsllava_utils.datasets import annotations, places, scenes
 from trsllava_utils.datasets.dataset import Dataset
 from trsllava_utils.datasets.files import match_names
+
+if TYPE_CHECKING:
+    import shapely
 
 _TABLES = ("*.csv", "*.tsv", "*.geojson", "*.json", "*.parquet", "*.geoparquet")
 _STANDARD = ("date", "gsd", "label", "split", "lat", "lon")
@@ -44,14 +48,14 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     table["date"] = [places.acquired({}, Path(file).name) or None for file in files]
     table["gsd"], table["geometry"] = np.nan, None
     rasters = dataset.rasters
-    rasters = rasters if len(rasters) else scenes.scan_images(images, dataset.derived)
+    rasters = rasters if len(rasters) else scenes.scan(images, dataset.derived)
     if len(rasters):
         for name in ("date", "gsd"):
             told = images["path"].map(rasters[name]).replace("", None).set_axis(table.index)
             table[name] = told.where(told.notna(), table[name])
-        corners = _corners(rasters)
+        footprints = _footprints(rasters)
         places_of = zip(images["path"], images["window"], strict=True)
-        table["geometry"] = [_polygon(corners.get(place)) for place in places_of]
+        table["geometry"] = [footprints.get(place) for place in places_of]
     for path in tables_beside(dataset.root):
         try:
             own = _matched(_read(path), dataset, path, problems)
@@ -74,20 +78,17 @@ def tables_beside(root: Path) -> list[Path]:
     return [p for p in paths if p not in captions and not p.name.startswith((".", "dataset"))]
 
 
-def _corners(rasters: pd.DataFrame) -> dict[tuple, np.ndarray]:
-    """Eight numbers by path and window (None: the whole raster)."""
+def _footprints(rasters: pd.DataFrame) -> dict[tuple, shapely.Polygon]:
+    """The known ones, by path and window (None: the whole raster)."""
+    import shapely
+
     corners = {(path, None): whole for path, whole in rasters["footprint"].items()}
     for path, raster in rasters[rasters["footprints"].notna()].iterrows():
         windows = np.reshape(raster["windows"], (-1, 4)).tolist()
         pairs = zip(windows, np.reshape(raster["footprints"], (-1, 8)), strict=True)
         corners |= {(path, tuple(window)): numbers for window, numbers in pairs}
-    return corners
-
-
-def _polygon(numbers: np.ndarray | None):
-    import shapely
-
-    return None if numbers is None else shapely.Polygon(np.reshape(numbers, (4, 2)))
+    known = {place: numbers for place, numbers in corners.items() if numbers is not None}
+    return {place: shapely.Polygon(np.reshape(known[place], (4, 2))) for place in known}
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -111,7 +112,7 @@ def _read(path: Path) -> pd.DataFrame:
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}") from error
+        raise cannot_read(path, error) from error
 
 
 def _in_wgs84(path: Path) -> pd.DataFrame:
@@ -222,9 +223,12 @@ def _add_places(table: pd.DataFrame, path: Path) -> list[str]:
 
 def _with_geometry(table: pd.DataFrame) -> pd.DataFrame:
     """Places given as points become geometry, and geometry has a middle."""
+    has_points = "lat" in table and "lon" in table
+    if not has_points and table["geometry"].isna().all():
+        return table
     import shapely
 
-    if "lat" in table and "lon" in table:
+    if has_points:
         given = table[["lat", "lon"]].notna().all(axis=1)
         points = shapely.points(table.loc[given, ["lon", "lat"]].to_numpy(float))
         table.loc[given, "geometry"] = pd.Series(list(points), table.index[given], dtype=object)

@@ -107,17 +107,17 @@ def companions(path: str | Path) -> list[Path]:
     names = [f"{path.name}{end}" for end in (".msk", ".aux.xml", ".hdr")] + [f"{path.stem}.hdr"]
     beside = [path.with_name(name) for name in names]
     if path.suffix.lower() == ".vrt":
-        beside += [path.parent / name for name in virtual_sources(path)]
+        sources = virtual_raster(path).iter("SourceFilename")
+        beside += [path.parent / (source.text or "").strip() for source in sources]
     return [file for file in beside if file.is_file()]
 
 
-def virtual_sources(path: Path) -> list[str]:
-    """The names in a virtual raster; none if it is none."""
+def virtual_raster(path: Path) -> ElementTree.Element:
+    """The XML of a virtual raster; an empty element, called "none", if it is none."""
     try:
-        document = ElementTree.fromstring(path.read_bytes())
+        return ElementTree.fromstring(path.read_bytes())
     except (ElementTree.ParseError, ValueError):
-        return []
-    return [(element.text or "").strip() for element in document.iter("SourceFilename")]
+        return ElementTree.Element("none")
 
 
 def unreadable(path: str | Path, error: Exception) -> InputError:

@@ -23,6 +23,7 @@ from trsllava_utils.datasets.rasters import RASTER_SUFFIXES, open_raster, stamps
 from trsllava_utils.datasets.rendering import band_percentiles, read_values
 
 TILE = 1024  # pixels
+TILING = ("tile", "overlap")  # the parameters that windows depend on
 WINDOW_NAME = r"@\d+_\d+"
 SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
 SAVE_EACH, CHUNK = 60, 16  # seconds; files
@@ -37,28 +38,33 @@ def check_tile(tile: int, overlap: int) -> None:
         raise InputError(f"overlap={overlap}: give 0 to {tile // 2} pixels, half of tile={tile}")
 
 
-def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -> pd.DataFrame:
-    """Read size, place, date, windows and percentiles of rasters.
+def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -> pd.DataFrame:
+    """Read size, place, date, windows and percentiles of the rasters among a dataset's images.
 
     Args:
-        files: by name.
-        store: the JSON file that the table is kept in.
+        images: with a column ``path``.
+        derived: the folder that the table is kept in.
         tile: side of a window in pixels; 0: no windows.
         overlap: of neighbouring windows, in pixels.
 
     Returns:
-        Indexed by name: ``gsd`` (metres), ``date``, ``footprint`` (8 numbers: longitude and
+        Indexed by path: ``gsd`` (metres), ``date``, ``footprint`` (8 numbers: longitude and
         latitude of four corners), ``windows`` (4 numbers each, see ``ImageFile``; none for an image
         that is no larger than a tile), ``footprints`` (8 each), ``percentiles`` (101 a band),
-        ``left_out`` (windows without data), ``problem`` ("" for a file that can be read).
+        ``left_out`` (windows without data), ``problem`` ("" for a file that can be read). Empty
+        where no image is a raster.
     """
-    keys = {name: [*map(list, stamps(path)), VERSION] for name, path in files.items()}
-    rows = {name: row for name, row in _kept(store).items() if row["key"] == keys.get(name)}
-    todo = [name for name in files if name not in rows]
+    paths = images.loc[images["path"] != "", "path"].drop_duplicates()
+    paths = [path for path in paths if Path(path).suffix.lower() in RASTER_SUFFIXES]
+    store = derived / f"rasters-{tile}-{overlap}.json"
+    keys = {path: [*map(list, stamps(path)), VERSION] for path in paths}
+    kept = _kept(store) if paths else {}
+    rows = {path: row for path, row in kept.items() if row["key"] == keys.get(path)}
+    todo = [path for path in paths if path not in rows]
     saved = time.monotonic()
 
-    def look(name: str) -> tuple[str, dict]:
-        return name, {"key": keys[name], **_look(files[name], tile, overlap)}
+    def look(path: str) -> tuple[str, dict]:
+        return path, {"key": keys[path], **_look(Path(path), tile, overlap)}
 
     bar = progress(total=len(todo), desc="looking at rasters", unit="file", delay=2)
     for start in range(0, len(todo), CHUNK):
@@ -69,7 +75,7 @@ def scan(files: dict[str, Path], store: Path, tile: int = 0, overlap: int = 0) -
             write_text(store, json.dumps({"fingerprint": fingerprint(rows), "rows": rows}))
             saved = time.monotonic()
     bar.close()
-    return pd.DataFrame.from_dict({name: rows[name] for name in files}, orient="index")
+    return pd.DataFrame.from_dict({path: rows[path] for path in paths}, orient="index")
 
 
 def _kept(store: Path) -> dict[str, dict]:
@@ -80,16 +86,6 @@ def _kept(store: Path) -> dict[str, dict]:
 
 
 _NO_WINDOWS = {"windows": None, "footprints": None, "percentiles": None, "left_out": 0}
-
-
-def scan_images(
-    images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0
-) -> pd.DataFrame:
-    """:func:`scan` of the raster files among a dataset's images, by path."""
-    paths = images.loc[images["path"] != "", "path"].drop_duplicates()
-    files = {p: Path(p) for p in paths if Path(p).suffix.lower() in RASTER_SUFFIXES}
-    store = derived / f"rasters-{tile}-{overlap}.json"
-    return scan(files, store, tile, overlap) if files else pd.DataFrame()
 
 
 def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str]) -> pd.DataFrame:

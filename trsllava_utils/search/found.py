@@ -25,7 +25,7 @@ from PIL import Image
 from trsllava_utils.artefacts import InputError, atomic_path, check_choice, shown, write_text
 from trsllava_utils.captioning.records import Variant
 from trsllava_utils.datasets.imagery import in_scene, read_pictures, thumbnail
-from trsllava_utils.datasets.rasters import name_as_text
+from trsllava_utils.datasets.rasters import RASTER_SUFFIXES, name_as_text
 from trsllava_utils.figures import place_map, png
 from trsllava_utils.retrieval import Sources
 
@@ -76,6 +76,11 @@ class Found:
     def _repr_html_(self) -> str:
         return result_fragment(self)
 
+    @property
+    def has_places(self) -> bool:
+        """Whether the place of any of these images is known."""
+        return "lat" in self.table and bool(self.table[["lat", "lon"]].notna().all(axis=1).any())
+
     def save(self, path: str | Path, kind: str = "") -> Path:
         """Write the result.
 
@@ -95,7 +100,7 @@ class Found:
         if kind == "csv":
             return write_text(path, self.csv())
         if kind == "geojson":
-            return write_text(path, self.on_map().to_json(drop_id=True, na="null"))
+            return write_text(path, self.geojson())
         with atomic_path(path) as tmp:
             self.on_map().to_parquet(tmp)
         return Path(path)
@@ -103,6 +108,10 @@ class Found:
     def csv(self) -> str:
         """The table as CSV, with the query and the files."""
         return self._with_files().to_csv(index=False)
+
+    def geojson(self) -> str:
+        """The images of which the place is known as GeoJSON; errors as for :meth:`on_map`."""
+        return self.on_map().to_json(drop_id=True, na="null")
 
     def on_map(self) -> geopandas.GeoDataFrame:
         """The images of which the place is known, with their footprints, WGS 84.
@@ -143,7 +152,7 @@ def result_fragment(found: Found) -> str:
 def result_page(found: Found) -> str:
     """The same as a page by itself, with the captions of every image."""
     where = None
-    if "lat" in found.table and found.table[["lat", "lon"]].notna().all(axis=1).any():
+    if found.has_places:
         figure = place_map(found.table, f"Where the {len(found.table)} images are")
         where = data_uri(png(figure), "image/png")
     cards = [
@@ -250,7 +259,7 @@ def _pictures(sources: Sources, image_id: str) -> dict[str, str]:
     dataset = sources.dataset
     pictures = {"": picture_uri(sources, image_id, LARGE)}
     file = dataset.file_of(image_id)
-    if file and pictures[""]:
+    if pictures[""] and Path(file.path).suffix.lower() in RASTER_SUFFIXES:
         further = read_pictures(file, dataset.rendering, LARGE).by_name
         for name in list(further)[1:]:
             pictures[name] = _jpeg(Image.fromarray(further[name]))

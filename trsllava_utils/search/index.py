@@ -19,6 +19,7 @@ from trsllava_utils.artefacts import InputError, check_choice
 from trsllava_utils.captioning.records import text_forms
 from trsllava_utils.datasets.dataset import clean_text, load_dataset
 from trsllava_utils.datasets.metadata import select
+from trsllava_utils.datasets.scenes import TILING
 from trsllava_utils.embedding import MINILM
 from trsllava_utils.retrieval import Method, Sources, sides
 from trsllava_utils.retrieval.products import top_items
@@ -26,7 +27,7 @@ from trsllava_utils.retrieval.scoring import Scorer
 from trsllava_utils.retrieval.side import Side, one_each
 from trsllava_utils.search.found import Found
 
-FILTERS, TILING = ("where", "bbox"), ("tile", "overlap")
+FILTERS = ("where", "bbox")
 OPTIONS = ("texts", "clip", "precision", *FILTERS, *TILING)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from importlib.util import find_spec
 
 from markupsafe import escape
@@ -130,7 +131,8 @@ class Panel:
         w = self._w
         self.status, self.card, self.map, self._style, self._links = (w.HTML() for _ in range(5))
         if "geometry" in self._sources.metadata and find_spec("ipyleaflet"):
-            self._world = world.WorldMap(self._sources.metadata, self._near)
+            near = partial(setattr, self.bbox, "value")  # a click: the same query, near there
+            self._world = world.WorldMap(self._sources.metadata, near)
             self.map = self._world.view
         self.pictures = w.Box(layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
         self.like, self.close = self._button("more like this"), self._button("close")
@@ -276,19 +278,14 @@ class Panel:
         address = data_uri(png(figure), "image/png")
         self.map.value = f'<img src="{address}" alt="map of the images found" width="640">'
 
-    def _near(self, bbox: str) -> None:
-        """A click on the map: the same query, near there."""
-        self.bbox.value = bbox
-
     def _export(self) -> None:
         """Links that hold the files: they can be saved wherever the browser runs."""
         files = {
             "csv": data_uri(self.found.csv().encode(), "text/csv"),
             "html": data_uri(result_page(self.found).encode(), "text/html"),
         }
-        if "geometry" in self._sources.metadata:
-            content = self.found.on_map().to_json(drop_id=True, na="null")
-            files["geojson"] = data_uri(content.encode(), "application/geo+json")
+        if self.found.has_places:
+            files["geojson"] = data_uri(self.found.geojson().encode(), "application/geo+json")
         self._links.value = " · ".join(
             f'<a download="search.{kind}" href="{address}"><u>save as {kind.upper()}</u></a>'
             for kind, address in files.items()

@@ -8,8 +8,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import shapely
-
 from trsllava_utils.artefacts import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +31,7 @@ class WorldMap:
 
     def __init__(self, places: pd.DataFrame, near: Callable[[str], None]) -> None:
         import ipyleaflet
+        import shapely
 
         west, south, east, north = shapely.total_bounds(places["geometry"].dropna().to_numpy())
         extent = max(east - west, north - south, SMALLEST)
