@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.openai_server import Server
+from trsllava_utils import openai_api
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.embedding import Embeddings, load_encoder
 
@@ -86,7 +87,7 @@ def serve(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """Back-off in hundredths of seconds."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(openai_api, "FIRST_WAIT", 0.01)
 
 
 WORDS = "river port runway forest road roof pool boat lake bridge church beach tank crop"
@@ -174,7 +175,11 @@ class HashEncoder:
     """Directions drawn from the hash of a text; counts what it is asked to encode."""
 
     def __init__(self, identity: str = "hash", dim: int = 16) -> None:
-        self.identity, self.dim, self.seen = identity, dim, []
+        self.identity = self.name = identity
+        self.dim, self.seen, self.precision, self.control = dim, [], "float32", []
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        return [len(t) > 100 for t in texts]
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
         self.seen += texts

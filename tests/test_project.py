@@ -119,14 +119,6 @@ def test_every_parameter_is_typed_and_commented():
             )
 
 
-def test_parameters_from_the_shell():
-    assert command_line.parse_value("5") == 5 and command_line.parse_value("true") is True
-    assert command_line.parse_value("[max, mean]") == ["max", "mean"]
-    weighted = "texts(caption,one_sentence+feature)"
-    assert command_line.parse_value(f"[{weighted}, csls(k=5)]") == [weighted, "csls(k=5)"]
-    assert command_line.parse_value("__import__('os')") == "__import__('os')"
-
-
 def test_unknown_parameter_and_order_are_refused():
     with pytest.raises(InputError, match="Did you mean 'method'"):
         command_line.run_chain(["sample"], {"metod": "max"})

@@ -14,10 +14,10 @@ PACKAGE = PROJECT_ROOT / "trsllava_utils"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"artefacts"},
+    {"storage", "parameters"},
     {"cluster", "openai_api"},
     {"datasets"},
     {"captioning", "embedding"},
-    {"protocols"},
     {"retrieval"},
     {"evaluation"},
     {"figures"},

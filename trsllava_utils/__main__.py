@@ -13,8 +13,6 @@ and parameters as ``-p NAME VALUE``, named as in the notebooks.
 from __future__ import annotations
 
 import argparse
-import ast
-import json
 import os
 import re
 import sys
@@ -34,7 +32,7 @@ from trsllava_utils.captioning import choose_captioner, load_captions, merge
 from trsllava_utils.datasets import get, load_dataset, load_metadata, read_image
 from trsllava_utils.datasets.files import NAMED, first_few
 from trsllava_utils.datasets.scenes import TILING
-from trsllava_utils.embedding import MINILM
+from trsllava_utils.parameters import MINILM, choose, from_shell
 
 NOTEBOOKS = {
     "00": "00_dataset_loading",
@@ -57,10 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     # argparse takes "-122.5,37.2,…" for an option, but not with a blank before it
     args = _parser().parse_args([f" {w}" if re.match(r"-\d[\d.]*[-,]", w) else w for w in words])
     try:
-        args.action(args, {name: parse_value(value) for name, value in args.parameters})
+        args.action(args, {name: from_shell(name, value) for name, value in args.parameters})
     except (InputError, MissingError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -107,21 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_value(text: str) -> object:
-    """A parameter from the shell: true or false, a Python number, text or list where it is one,
-    else the text itself."""
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        if text.startswith("[") and text.endswith("]"):  # [max, mean], as one types it in a shell
-            parts = re.split(r",(?![^(]*\))", text[1:-1])  # not the commas of texts(plain,joined)
-            return [part.strip().strip("'\"") for part in parts if part.strip()]
-        return text
-    return value if isinstance(value, int | float | list | str) else text
-
-
 # — the chain of notebooks —
 
 
@@ -137,8 +123,7 @@ def _run(args: argparse.Namespace, given: Parameters) -> None:
 
 def _print_read(name: str, given: Parameters) -> None:
     """What was read of a dataset, and what was not."""
-    how = {n: given[n] for n in ("data_dir", "split", "limit", *TILING) if n in given}
-    ds = load_dataset(name, **how)
+    ds = load_dataset(name, **_of_dataset(given))
     problems = [*ds.problems, *load_metadata(ds)[1]]
     described = []
     try:
@@ -157,6 +142,12 @@ def _print_read(name: str, given: Parameters) -> None:
     print(f"\n{ds.title}:", ", ".join([f"{len(ds.with_pixels):,} images found", *described]))
     for problem in problems:
         print("·", problem)
+
+
+def _of_dataset(given: Parameters) -> Parameters:
+    """Those of the parameters that say which images."""
+    names = ("data_dir", "split", "limit", "figures_dir", *TILING)
+    return {name: given[name] for name in names if name in given}
 
 
 def run_chain(
@@ -225,19 +216,25 @@ def _run_one(path: Path, output: Path, parameters: Parameters, dataset: str) -> 
             f"{path.name}, cell {error.exec_count}, failed on {dataset}: {error.ename}: "
             f"{error.evalue} (executed copy: {shown(output)})"
         ) from error
+    except OSError as error:
+        raise cannot_write(output, error) from error
     print(f" {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def _print_results(name: str, given: Parameters) -> None:
-    """The newest results of a dataset: its figures, its rules and its captioners."""
-    from trsllava_utils.evaluation import recall_table
+    """The results of a run: its figures, its rules and its captioners."""
+    from trsllava_utils.evaluation import read_results, recall_table, results_path
+    from trsllava_utils.retrieval import Sources
 
-    how = {n: given[n] for n in ("data_dir", *TILING) if n in given}
-    dataset = load_dataset(name, split="all", **how)
-    results = sorted((dataset.derived / "results").glob("*.json"), key=lambda p: p.stat().st_mtime)
-    result = json.loads(results[-1].read_text(encoding="utf-8"))
+    dataset = load_dataset(name, **_of_dataset(given))
+    who = ("captioner", "query_captioner", "encoder", "texts", "method")
+    who, _ = choose(str(given.get("protocol", "")), {n: given.get(n, "") for n in who})
+    how = {n: value for n, value in who.items() if value and n != "method"}
+    how |= {"precision": given["precision"]} if "precision" in given else {}
+    path = results_path(dataset.derived, Sources(dataset, **how).setting)
+    result = read_results(path)
     figures = (f"  {shown(path)}" for path in sorted(dataset.figures.glob("*.*")))
-    print("\nresults:", f"  {shown(results[-1])}", "figures:", *figures, sep="\n")
+    print("\nresults:", f"  {shown(path)}", "figures:", *figures, sep="\n")
     print(
         f"\n{dataset.title} · {result['split']} · {result['n_images']:,} images, "
         f"{result['n_captions']:,} captions · encoder {result['encoder']} (percent; MedR is a rank)"
@@ -302,11 +299,11 @@ def _gallery(args: argparse.Namespace, given: Parameters) -> None:
         dataset = load_dataset(args.add, values["data_dir"], values["split"], **tiling)
         corpus = load_captions(dataset, values["captioner"]).corpus()
         names = gallery.add(corpus)
-        print(f"{len(corpus):,} texts of {dataset.title} are in {len(names)} partitions")
-    if args.add or not args.find:
+        print(f"{len(corpus):,} texts of {dataset.title} are there; {len(names)} new partitions")
+    if args.add or args.find is None:
         made = gallery.embed()
         print(f"{args.url}: {len(gallery.store.names)} partitions, {made} of them embedded now")
-    if args.find:
+    if args.find is not None:
         table = gallery.find(args.find, args.k).round({"score": 3})
         table["text"] = [shorten(text, 90) for text in table["text"]]
         print(table.to_string(index=False))

@@ -1,9 +1,7 @@
-"""Where things are kept, and how they are written: project root, derived folders, atomic files,
-fingerprints.
+"""Where things are kept and how files are written: project root, names, fingerprints, errors.
 
-Every artefact is written under a temporary name and moved into place, so that a crash or a full
-disk leaves the earlier one intact. Tables and vectors have a *manifest* (JSON) beside them: what
-they were made from and the hash of their files, so that a stale or damaged one is never used.
+Every file is written under a temporary name and moved into place, so that a crash or a full disk
+leaves the earlier one intact.
 """
 
 from __future__ import annotations
@@ -12,13 +10,19 @@ import difflib
 import hashlib
 import json
 import os
+import platform
 import re
+import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,13 +51,15 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> InputError:
     """The error for a folder that is read-only or a disk that is full."""
     return InputError(
         f"cannot write {shown(path)}: {error.strerror or error}. What was there before is intact; "
-        "free some space, or pass -p data_dir DIR with a folder you may write to"
+        "free some space, or pass -p data_dir DIR (for figures -p figures_dir DIR), a folder that "
+        "you may write to"
     )
 
 
 def cannot_read(path: str | os.PathLike, error: Exception) -> InputError:
     """The error for a file that is damaged, or of another kind than its name says."""
-    return InputError(f"{shown(path)} cannot be read: {str(error).splitlines()[0]}")
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return InputError(f"{shown(path)} cannot be read: {reason}")
 
 
 def not_here(what: str, error: Exception, hint: str) -> MissingError:
@@ -123,25 +129,33 @@ def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+# — writing —
+
+
 @contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; move it into place on success, remove it on
     failure.
 
+    A link stays, and the file that it leads to is replaced; a device is written to.
+
     Raises:
         InputError: if the folder cannot be written (read-only, full); the old file is intact.
     """
-    target = Path(target)
-    tmp = None
+    target, tmp = Path(os.path.realpath(target)), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.stem[:40]}.", suffix=target.suffix
-        )
-        os.close(handle)
-        tmp = Path(name)
+        is_device = target.exists() and not target.is_file()
+        folder = Path(tempfile.gettempdir()) if is_device else target.parent
+        sweep(folder, os.getpid())
+        tmp = folder / f".{target.stem[:40]}.{_OWNER}-{os.getpid()}-{token_hex(4)}{target.suffix}"
+        os.close(os.open(tmp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # as umask has it
         yield tmp
-        os.chmod(tmp, 0o644)
+        if is_device:
+            target.write_bytes(tmp.read_bytes())
+            return
+        if target.exists():
+            os.chmod(tmp, stat.S_IMODE(target.stat().st_mode))
         with open(tmp, "rb") as f:
             os.fsync(f.fileno())
         os.replace(tmp, target)
@@ -152,21 +166,16 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             tmp.unlink(missing_ok=True)
 
 
-def read_text(path: str | os.PathLike) -> str:
-    """A text file in UTF-8, with or without a byte-order mark.
+_OWNER = f"tmp-{slug(platform.node())}"  # several machines may share a folder
 
-    Raises:
-        InputError: it is in another encoding; the message names the line.
-    """
-    content = Path(path).read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{shown(path)}, line {line}: byte {content[error.start]:#04x} is not UTF-8; save the "
-            "file as UTF-8"
-        ) from error
+
+@cache
+def sweep(folder: Path, process: int) -> None:
+    """Remove temporary files of runs on this machine that were killed; once in a ``process``."""
+    for file in folder.glob(f".*.{_OWNER}-*"):
+        owner = re.match(r"(\d+)-", file.name.rpartition(f"{_OWNER}-")[2])
+        if owner and int(owner[1]) != process and not psutil.pid_exists(int(owner[1])):
+            file.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
@@ -176,69 +185,40 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     return Path(path)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def csv_text(table: pd.DataFrame, index: bool = True) -> str:
+    """A table as CSV. A text that a spreadsheet would take for a formula gets a quotation mark in
+    front."""
+
+    def plain(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULAS else value
+
+    table = table.map(plain).rename(index=plain, columns=plain)
+    return table.to_csv(index=index)
 
 
-def read_json(path: str | os.PathLike) -> Any | None:
-    """The JSON value in ``path``; None if the file is missing or is no valid JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
+_FORMULAS = tuple("=+-@\t\r")
 
 
-def write_manifest(manifest: Path, about: dict, files: Iterable[Path]) -> None:
-    """Write a manifest that says what ``files`` beside it were made from; write it last."""
-    write_json(manifest, {**about, "files": {file.name: file_sha256(file) for file in files}})
+# — reading —
 
 
-def read_manifest(manifest: Path, files: Iterable[Path]) -> dict:
-    """What a manifest says, if ``files`` are still those it was written for; else ``{}``."""
-    about = read_json(manifest)
-    try:
-        whole = about["files"] == {file.name: file_sha256(file) for file in files}
-    except (OSError, TypeError, KeyError):  # a file is gone, or this is no manifest
-        return {}
-    return about if whole else {}
+def read_text(path: str | os.PathLike) -> str:
+    """A text file in UTF-8, with or without a byte-order mark.
 
-
-def keep(
-    path: Path,
-    made_from: dict,
-    make: Callable[[], dict[str, pd.DataFrame]],
-    names: Iterable[str],
-    at_least: dict[str, int] | None = None,
-) -> tuple[dict[str, pd.DataFrame], bool]:
-    """Load tables that are up to date; otherwise make and store them.
-
-    Args:
-        path: where, without a suffix: tables go to ``<path>.<name>.parquet``, the manifest to
-            ``<path>.json``.
-        made_from: all that the tables depend on, as JSON values.
-        make: returns the tables by name.
-        names: of the tables.
-        at_least: minimum values; stored tables made with larger ones, of ``top_k`` say, are used.
-
-    Returns:
-        The tables, and whether they were loaded.
+    Raises:
+        InputError: it cannot be opened, or is in another encoding; the message names the line.
     """
-    import pandas as pd
-
-    at_least = at_least or {}
-    manifest = path.with_name(path.name + ".json")
-    files = {name: path.with_name(f"{path.name}.{name}.parquet") for name in names}
-    known = read_manifest(manifest, files.values())
-    enough = all(known.get("at_least", {}).get(name, -1) >= n for name, n in at_least.items())
-    if known.get("made_from") == made_from and enough:
-        return {name: pd.read_parquet(file) for name, file in files.items()}, True
-    tables = make()
-    for name, file in files.items():
-        with atomic_path(file) as tmp:
-            tables[name].to_parquet(tmp)
-    write_manifest(manifest, {"made_from": made_from, "at_least": at_least}, files.values())
-    return tables, False
+    try:
+        content = Path(path).read_bytes()
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{shown(path)}, line {line}: byte {content[error.start]:#04x} is not UTF-8; save the "
+            "file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -141,7 +141,7 @@ def connect(scheduler: str) -> Client:
         where = scheduler
         if local:
             where = LocalCluster(
-                n_workers=int(local[1]), threads_per_worker=1, dashboard_address=":0"
+                n_workers=int(local[1]), threads_per_worker=1, dashboard_address="127.0.0.1:0"
             )
         _clients[scheduler] = Client(where, timeout=PATIENCE)
     except OSError as error:

@@ -1,34 +1,227 @@
-"""Servers that speak the OpenAI protocol: one client, whose address and key come from the
-environment only (``OPENAI_BASE_URL``, ``OPENAI_API_KEY``) and whose key is never printed."""
+"""Servers that speak the OpenAI protocol: a JSON request goes in, the JSON of the answer comes out.
+
+Address and key come from the environment only (``OPENAI_BASE_URL``, ``OPENAI_API_KEY``); the key is
+never printed. A server is not trusted: a request has one deadline, an answer a greatest size, and
+pictures go to no other address than the one named. Hence httpx and not OpenAI's SDK, which repeats
+requests unseen, follows redirects, and waits for as long as something drips in.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from typing import Any
 
-from trsllava_utils.artefacts import MissingError
+import httpx
+
+from trsllava_utils.artefacts import InputError, MissingError
+from trsllava_utils.storage import parse_json
+
+RETRIES = 6  # of one request, when the connection or the server fails; together about 25 s
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a request is repeated
+LARGEST_ANSWER = 64 << 20  # bytes; 256 vectors of 3,072 numbers take 16 MiB
+_BUSY = {408, 409, 425, 429, *range(500, 600)}
+_FINAL = {401, 402, 403, 404, 405}
+_ESCAPES = re.compile(r"\\+u([0-9a-fA-F]{4})|\\+x([0-9a-fA-F]{2})|%([0-9a-fA-F]{2})|\\+(?=/)")
 
 
-def open_client(purpose: str, **options):
-    """An ``openai.OpenAI`` client.
+class ServerError(InputError):
+    """The server could not be reached or kept failing; this says nothing about what it was sent."""
+
+
+class RefusedError(InputError):
+    """The server understood, but does not take this request (400, 413, 422 …).
+
+    Attributes:
+        status: of HTTP.
+        words: the server's reason.
+        parameter: the option that it names as the cause; "" for none.
+    """
+
+    def __init__(self, status: int, words: str, parameter: str = "") -> None:
+        super().__init__(f"refused by the server ({status}): {words}")
+        self.status, self.words, self.parameter = status, words, parameter
+
+
+class Server:
+    """An address and a key.
 
     Args:
         purpose: who asks, for the error message, such as ``"captioner 'openai:gpt-4.1'"``.
-        options: passed on to ``openai.OpenAI`` (``timeout`` in seconds, ``max_retries``).
+        timeout: seconds that one request may take, from its first byte to the answer's last.
+        before_each: called before each try of a request; may raise to stop.
+        on_wait: called with a sentence when a request has to wait to be repeated.
 
     Raises:
         MissingError: OPENAI_API_KEY is not set.
+        InputError: OPENAI_BASE_URL is no address.
     """
-    if not os.environ.get("OPENAI_API_KEY"):
-        raise MissingError(
-            f"{purpose} needs OPENAI_API_KEY in the environment, and OPENAI_BASE_URL for a server "
-            "other than OpenAI's; a server of your own takes any word as its key"
-        )
-    import openai
 
-    return openai.OpenAI(**options)
+    def __init__(
+        self,
+        purpose: str,
+        timeout: float = 60,
+        before_each: Callable[[], None] = lambda: None,
+        on_wait: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        if not _key():
+            raise MissingError(
+                f"{purpose} needs OPENAI_API_KEY in the environment, and OPENAI_BASE_URL for a "
+                "server other than OpenAI's; a server of your own takes any word as its key"
+            )
+        base = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        try:
+            self.url = httpx.URL(base.rstrip("/"))
+        except httpx.InvalidURL as error:
+            raise InputError(f"OPENAI_BASE_URL={base!r}: {error}") from None
+        if self.url.scheme not in ("http", "https") or not self.url.host:
+            raise InputError(f"OPENAI_BASE_URL={base!r}: give http://host:port/v1 or https://…")
+        self.address = f"{self.url.netloc.decode()}{self.url.path}"
+        if not _key().isascii() or not _key().isprintable():
+            raise InputError("OPENAI_API_KEY holds a character that no key can have")
+        self._timeout, self._before_each, self._on_wait = timeout, before_each, on_wait
+        headers = {"authorization": f"Bearer {_key()}", "accept-encoding": "identity"}
+        headers["content-type"] = "application/json"
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=None)
+        # in a loop of its own, for only there does one deadline cover all steps of a request
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
+
+    def post(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request, repeated while the server is busy; may be called from many threads.
+
+        Returns:
+            The answer, a JSON object that is no error.
+
+        Raises:
+            ServerError: no answer, or one that is none of this protocol.
+            RefusedError: the server does not take this request.
+            InputError: it is useless to go on: wrong key, no such model, no money.
+        """
+        for tries in range(1, RETRIES + 2):
+            self._before_each()
+            try:
+                return self._once(path, request)
+            except _BusyError as busy:
+                if tries > RETRIES:
+                    raise ServerError(f"no answer after {tries} tries ({busy})") from None
+                wait = FIRST_WAIT * 2 ** (tries - 1) * random.uniform(0.75, 1)
+                wait = min(busy.wait or wait, LONGEST_WAIT)
+                if wait >= 2:
+                    self._on_wait(f"waiting {wait:.0f} s: {busy}")
+                time.sleep(wait)
+        raise AssertionError
+
+    def _once(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
+        sent = asyncio.wait_for(self._send(path, request), self._timeout)
+        try:
+            response, content = asyncio.run_coroutine_threadsafe(sent, self._loop).result()
+        except (TimeoutError, asyncio.TimeoutError):
+            raise _BusyError(f"no whole answer within {self._timeout:g} s") from None
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise _BusyError(redact(f"{self.address}: {reason}")) from None
+        return self._judge(response, content)
+
+    async def _send(self, path: str, request: dict[str, Any]) -> tuple[httpx.Response, bytes]:
+        url = self.url.copy_with(raw_path=f"{self.url.path.rstrip('/')}/{path}".encode())
+        body = json.dumps(request).encode()
+        async with self._client.stream("POST", url, content=body) as response:
+            content = bytearray()
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > LARGEST_ANSWER:
+                    raise ServerError(f"{self.address}: an answer of over {LARGEST_ANSWER:,} bytes")
+            return response, bytes(content)
+
+    def _judge(self, response: httpx.Response, content: bytes) -> dict[str, Any]:
+        """The answer, or the error that fits it. An error counts by its own code, which some
+        servers send in an answer of status 200."""
+        status, text = response.status_code, content.decode("utf-8", "replace")
+        if 300 <= status < 400:
+            to = redact(response.headers.get("location", "nowhere"))
+            raise InputError(f"{self.address} sends on to {to}; set OPENAI_BASE_URL to an address")
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise ServerError(f"{self.address}: a compressed answer, which was not asked for")
+        try:
+            value = parse_json(text, self.address)
+        except InputError:
+            value = None
+        error = _error_in(value)
+        if error is None and 200 <= status < 300:
+            if isinstance(value, dict):
+                return value
+            raise _BusyError(f"{self.address}: {redact(text[:200])!r} is no answer")
+        words, code, parameter = error or (redact(text[:500]) or "no reason given", "", "")
+        status = int(code) if code.isdigit() and 400 <= int(code) < 600 else status
+        if status in _FINAL or code == "insufficient_quota":
+            raise InputError(
+                f"the server refused the request ({status}): {words}. Check the model's name, "
+                "OPENAI_BASE_URL, OPENAI_API_KEY and what is left of your quota."
+            )
+        if status in _BUSY:
+            raise _BusyError(f"{status}: {words}", _seconds(response.headers.get("retry-after")))
+        if status < 400:
+            raise ServerError(f"{self.address} answered with an error: {words}")
+        raise RefusedError(status, words, parameter)
+
+
+class _BusyError(ServerError):
+    def __init__(self, words: str, wait: float = 0.0) -> None:
+        super().__init__(words)
+        self.wait = wait  # seconds that the server asks for; 0: it does not say
+
+
+def _error_in(value: Any) -> tuple[str, str, str] | None:
+    """Words, code and parameter of an error; None where there is none."""
+    if not isinstance(value, dict):
+        return None
+    error = value.get("error") or (value if value.get("object") == "error" else None)
+    if error is None and "message" in value and not {"choices", "data"} & value.keys():
+        error = value
+    if not error:
+        return None
+    error = error if isinstance(error, dict) else {"message": error}
+    words = error.get("message") or error.get("detail") or error
+    return redact(words)[:500], str(error.get("code") or ""), str(error.get("param") or "")
+
+
+def _seconds(retry_after: str | None) -> float:
+    """The header Retry-After in seconds; 0 where it says nothing usable."""
+    with suppress(TypeError, ValueError):
+        return min(max(float(retry_after), 0.0), LONGEST_WAIT)
+    with suppress(TypeError, ValueError):
+        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
+    return 0.0
+
+
+def _key() -> str:
+    return os.environ.get("OPENAI_API_KEY", "").strip()
+
+
+def holds_key(text: str) -> bool:
+    """Whether a text repeats the key, in any way of escaping it. A key that is a plain word, such
+    as "none", is no secret, and may stand in any caption."""
+    key = _key()
+    is_secret = len(key) >= 20 or (len(key) >= 8 and any(letter.isdigit() for letter in key))
+    return is_secret and key in _ESCAPES.sub(_unescaped, text)
 
 
 def redact(text: object) -> str:
     """A server's words without the key, should the server have repeated it."""
-    key = os.environ.get("OPENAI_API_KEY")
-    return str(text).replace(key, "[key]") if key else str(text)
+    words = str(text)
+    return _ESCAPES.sub(_unescaped, words).replace(_key(), "[key]") if holds_key(words) else words
+
+
+def _unescaped(match: re.Match) -> str:
+    code = match[1] or match[2] or match[3]
+    return chr(int(code, 16)) if code else ""

@@ -11,10 +11,16 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from trsllava_utils.artefacts import MissingError, check_choice, file_sha256, read_json, write_text
+from trsllava_utils.artefacts import MissingError, check_choice, file_sha256, write_text
 from trsllava_utils.datasets.dataset import Dataset, load_dataset
-from trsllava_utils.datasets.scenes import TILE
-from trsllava_utils.evaluation import breakdown, published, recall_table, results_path
+from trsllava_utils.evaluation import (
+    breakdown,
+    published,
+    read_results,
+    recall_table,
+    results_path,
+)
+from trsllava_utils.parameters import TILE
 from trsllava_utils.retrieval import Rankings, Sources, caption_texts, rank_dataset
 from trsllava_utils.search.found import SMALL, data_uri, picture_uri, render
 
@@ -34,6 +40,7 @@ def report(
     *,
     split: str = "test",
     data_dir: str = "",
+    figures_dir: str = "",
     tile: int = TILE,
     overlap: int = 0,
     **how: str,
@@ -43,7 +50,7 @@ def report(
     Args:
         dataset: a name or a folder, as in the notebooks.
         path: where to; empty: beside the results.
-        split, data_dir, tile, overlap: of the dataset.
+        split, data_dir, figures_dir, tile, overlap: of the dataset.
         how: which results, as in the notebooks: :data:`SETTING`.
 
     Returns:
@@ -54,18 +61,23 @@ def report(
     """
     for name in how:
         check_choice("parameter", name, SETTING)
-    ds = load_dataset(dataset, data_dir, split, tile=tile, overlap=overlap)
+    where = {"tile": tile, "overlap": overlap, "figures_dir": figures_dir}
+    ds = load_dataset(dataset, data_dir, split, **where)
     sources = Sources(ds, **how)
     results = results_path(ds.derived, sources.setting)
-    result = read_json(results)
+    result = read_results(results)
     chain = ["python -m trsllava_utils run", shlex.quote(dataset)]
     given = {"split": ds.split, **ds.tiling, **{name: getattr(sources, name) for name in SETTING}}
-    if not isinstance(result, dict) or not {"figures", "n_common"} <= result.keys():
-        command = _command(chain, {"data_dir": data_dir, **given})
+    command = _command(chain, {"data_dir": data_dir, **given})
+    if not result:
         raise MissingError(f"no results to report for this setting; make them first: {command}")
     parameters = result["parameters"]
     sources = replace(sources, clip=parameters["clip"])
     ranking = rank_dataset(parameters["method"], sources)
+    if ranking.identity != result["inputs"]:
+        raise MissingError(
+            f"captions or vectors have changed since these results were made; run again: {command}"
+        )
     successes, failures = breakdown.extremes(ranking.ranks, ranking.top, EXAMPLES)
     page = render(
         "report.html",

@@ -226,7 +226,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path):
     captions = load_captions(ds, f"file:{tmp_path / 'c.jsonl'}")
     assert list(captions.records) == ["a"] and "line 2: not UTF-8" in captions.problems[0]
     lines(tmp_path / "mine" / "captions.jsonl", rows, "latin-1")
-    with pytest.raises(InputError, match=r"captions\.jsonl, line 2: byte 0xdf is not UTF-8"):
+    with pytest.raises(InputError, match=r"captions\.jsonl, line 2: not UTF-8"):
         load(tmp_path / "mine", tmp_path)
 
 

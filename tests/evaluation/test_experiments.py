@@ -268,10 +268,11 @@ def test_results_of_several_runs_join_into_one_table(sources, tmp_path):
     for name in ("a", "b_c"):
         path = evaluation.results_path(tmp_path / name / "derived", "test.pixels.e")
         about = {"dataset": name, "split": "test", "captioner": "pixels", "encoder": "e"}
-        evaluation.write_results(path, result, ranks, **about)
+        evaluation.write_results(path, result, ranks, **about, inputs="")
     (path.parent / "old.json").write_text('{"other": 1}')
     (path.parent / "torn.json").write_text('{"meth')
-    table = evaluation.summary(tmp_path)
+    table, problems = evaluation.summary(tmp_path)
+    assert len(problems) == 2 and "torn.json is damaged" in problems[1]
     assert len(table) == 6 and table.index.names[0] == "dataset"
     csv, tex = evaluation.export(table, tmp_path / "summary")
     read = pd.read_csv(csv)

@@ -91,7 +91,7 @@ def test_grows_and_never_changes(static_encoder, tmp_path):
         gallery.find("a river")
     assert gallery.embed() == len(names) and gallery.embed() == 0
     before = {p: p.read_bytes() for p in Path(gallery.url).iterdir()}
-    assert gallery.add(corpus, texts_each=50) == names  # nothing new
+    assert gallery.add(corpus, texts_each=50) == []  # nothing new
     new = gallery.add(more, texts_each=50)
     assert gallery.store.names == names + new and gallery.embed() == len(new)
     assert all(p.read_bytes() == content for p, content in before.items())
@@ -163,9 +163,9 @@ def test_find_reads_the_nearest_text(static_encoder, tmp_path):
         t in set(own.loc[[i], "text"])
         for i, t in zip(found["image_id"], found["text"], strict=True)
     )
-    with pytest.raises(InputError, match="the query is empty"):
+    with pytest.raises(InputError, match="query=' ' should not be empty"):
         gallery.find(" ")
-    with pytest.raises(InputError, match="k=0: give the number"):
+    with pytest.raises(InputError, match="k=0 should be greater"):
         gallery.find("a boat", k=0)
 
 
@@ -175,5 +175,10 @@ def test_damaged_vectors_are_named(static_encoder, tmp_path):
     gallery.embed()
     first, second = (tmp_path / gallery.vectors_name(name) for name in names[:2])
     first.write_bytes(second.read_bytes())
-    with pytest.raises(InputError, match=rf"{first.name} holds \d+ vectors for \d+ texts"):
+    before = second.read_bytes()
+    with pytest.raises(InputError, match="is damaged, or was changed"):
         gallery.find("a boat")
+    first.write_bytes(before[:-4] + b"oops")
+    with pytest.raises(InputError, match=rf"{first.name} is damaged.* trsllava_utils gallery"):
+        gallery.find("a boat")
+    assert gallery.embed() == 1 and len(gallery.find("a boat")) == 8

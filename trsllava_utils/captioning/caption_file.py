@@ -15,14 +15,12 @@ A file holds captions of one *identity* only: model, prompt and settings.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -31,15 +29,12 @@ from trsllava_utils.artefacts import (
     MissingError,
     cannot_write,
     fingerprint,
-    read_json,
     shown,
+    sweep,
     versions,
-    write_json,
-    write_text,
 )
 from trsllava_utils.captioning.records import Record, read_records
-
-LONGEST_LINE = 1 << 20  # bytes; far above what five variants take
+from trsllava_utils.storage import append_lines, read_json, read_lines, write_json, write_lines
 
 
 @dataclass(frozen=True)
@@ -49,10 +44,12 @@ class CaptionFile:
     Attributes:
         path: of the records.
         whole: for a shard, the file that it will be merged into.
+        claimed: the manifest of the identity that it was claimed for.
     """
 
     path: Path
     whole: CaptionFile | None = None
+    claimed: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def rejected_path(self) -> Path:
@@ -63,10 +60,6 @@ class CaptionFile:
     def manifest_path(self) -> Path:
         """The JSON file that names the identity."""
         return self.path.with_suffix(".json")
-
-    @property
-    def _files(self) -> tuple[Path, Path, Path]:
-        return self.path, self.rejected_path, self.manifest_path
 
     def shard(self, shard: str) -> CaptionFile:
         """The file of shard "i/n"; the same file for ""."""
@@ -83,26 +76,17 @@ class CaptionFile:
     # — reading —
 
     def manifest(self) -> dict:
-        """``identity``, ``prompt``, ``versions`` and, once there is a reply, ``example``."""
-        manifest = read_json(self.manifest_path)
-        return manifest if isinstance(manifest, dict) else {}
+        """``identity``, ``prompt``, ``versions`` and, once there is a reply, ``example``; empty if
+        it is missing or damaged."""
+        return read_json(self.manifest_path)
 
     def read(self) -> tuple[dict[str, Record], list[str]]:
         """Records by file name, and a sentence for each line that could not be used."""
         return read_records(self.path) if self.path.exists() else ({}, [])
 
     def read_rejected(self) -> dict[str, dict]:
-        """The images set aside, by file name; torn lines are skipped."""
-        rejected = {}
-        if self.rejected_path.exists():
-            text = self.rejected_path.read_text(encoding="utf-8", errors="replace")
-            for line in text.split("\n"):  # splitlines would split at U+2028 too
-                try:
-                    value = json.loads(line)
-                    rejected[value["image"]] = value
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    continue
-        return rejected
+        """The images set aside, by file name; of several lines for one the last counts."""
+        return {entry["image"]: entry for entry in _entries(self.rejected_path)}
 
     def finished(self) -> tuple[dict[str, Record], dict[str, dict], list[str]]:
         """Records and images set aside, for a shard also those merged earlier; and a sentence for
@@ -135,48 +119,74 @@ class CaptionFile:
         except OSError as error:
             raise cannot_write(self.path, error) from error
         try:
+            sweep(self.path.parent, os.getpid())
             yield
         finally:
             lock.release()
 
-    def claim(self, identity: dict, prompt_text: str = "") -> None:
-        """Make this a file of one identity.
+    def claim(self, identity: dict, prompt_text: str = "") -> CaptionFile:
+        """Make this a file of one identity, and return it as such.
 
-        Captions of another identity are moved aside under another name, and moved back when that
-        identity is claimed again.
+        Every line says which settings it was made with. Those of other settings are moved to a file
+        named after these, and come back when they are claimed again; a manifest that is damaged or
+        gone is made anew.
         """
-        known = self.manifest().get("identity")
-        if known != identity:  # the manifest goes last: it vouches for the others
-            for file in self._files:
-                if file.exists():
-                    file.replace(_superseded(file, known))
-        for file in self._files:
-            if not file.exists() and _superseded(file, identity).exists():
-                _superseded(file, identity).replace(file)
-        if not self.manifest_path.exists():
-            made_with = versions("trsllava-utils", "transformers", "torch", "openai", "xgrammar")
-            manifest = {"identity": identity, "prompt": prompt_text, "versions": made_with}
+        manifest, mine = self.manifest(), fingerprint(identity)
+        known = fingerprint(manifest.get("identity")) if manifest else mine
+        for file in (self.path, self.rejected_path):
+            by_settings: dict[str, list[dict]] = {}
+            for entry in _entries(file):
+                by_settings.setdefault(entry.get("settings") or known, []).append(entry)
+            kept, earlier = by_settings.pop(mine, []), _superseded(file, mine)
+            for settings, entries in by_settings.items():
+                _append_new(_superseded(file, settings), entries)
+            if by_settings:
+                write_lines(file, kept)
+            if earlier.exists():
+                _append_new(file, _entries(earlier))
+                earlier.unlink()
+        if manifest.get("identity") != identity:
+            if manifest:
+                write_json(_superseded(self.manifest_path, known), manifest)
+            earlier = read_json(_superseded(self.manifest_path, mine))
+            made_with = versions("trsllava-utils", "transformers", "torch", "xgrammar")
+            fresh = {"identity": identity, "prompt": prompt_text, "versions": made_with}
+            manifest = earlier if earlier.get("identity") == identity else fresh
             write_json(self.manifest_path, manifest)
+            _superseded(self.manifest_path, mine).unlink(missing_ok=True)
         self.path.touch()
+        return replace(self, claimed=manifest)
+
+    @property
+    def made_with(self) -> str:
+        """Fingerprint of the identity that was claimed."""
+        return fingerprint(self.claimed["identity"])
 
     def append(self, records: Iterable[Record]) -> None:
         """Add records; they are on disk when this returns."""
-        _append(self.path, "".join(record.line() for record in records))
+        append_lines(self.path, (record.layout() for record in records))
+        if self.claimed and not self.manifest_path.exists():  # somebody removed all of it
+            write_json(self.manifest_path, self.claimed)
+
+    def append_lost(self, records: dict[str, Record]) -> None:
+        """Add those of the records that are no longer in the file."""
+        there = {entry["image"] for entry in _entries(self.path)}
+        self.append(record for name, record in records.items() if name not in there)
 
     def set_aside(self, entries: Iterable[dict]) -> None:
         """Add images that gave no usable captions."""
-        _append(self.rejected_path, _json_lines(entries))
+        append_lines(self.rejected_path, entries)
 
     def keep_example(self, filename: str, reply: str) -> None:
         """Keep the first reply, word for word, in the manifest, to look at."""
-        manifest = self.manifest()
+        manifest = self.manifest() or self.claimed
         if "example" not in manifest:
             example = {"image": filename, "reply": reply[:8000]}
             write_json(self.manifest_path, {**manifest, "example": example})
 
     def rewrite(self, records: Iterable[Record]) -> None:
         """Replace all records."""
-        write_text(self.path, "".join(record.line() for record in records))
+        write_lines(self.path, (record.layout() for record in records))
 
     def drop(self, filenames: set[str]) -> None:
         """Remove the records of these images, if there are any."""
@@ -192,87 +202,72 @@ class CaptionFile:
         captioned.
 
         Returns:
-            The number of shards merged.
+            The number of shards merged; 0 if an earlier call has merged them.
 
         Raises:
-            MissingError: there are no shards.
+            MissingError: there are no shards, and nothing was merged earlier.
             InputError: they differ in identity, or one is still being written.
         """
         shards = self.shards()
-        if not shards:
+        if not shards and not self.path.exists():
             raise MissingError(
                 f"no shards of {self.path.name} in {self.path.parent}; run 01 with -p shard i/n"
             )
         with ExitStack() as locks:
             for file in (self, *shards):
                 locks.enter_context(file.held())
-            manifest = _common_manifest(shards)
-            self.claim(manifest["identity"], manifest.get("prompt", ""))
-            write_json(self.manifest_path, {**self.manifest(), **manifest})
-            records: dict[str, Record] = {}
-            rejected: dict[str, dict] = {}
-            for file in (*shards, self):  # the first record of an image stays
-                records |= {n: r for n, r in file.read()[0].items() if n not in records}
-                rejected |= {n: r for n, r in file.read_rejected().items() if n not in rejected}
-            self.rewrite(records.values())
-            if rejected:
-                write_text(self.rejected_path, _json_lines(rejected.values()))
-            for file in shards:
-                for part in file._files:
-                    part.unlink(missing_ok=True)
+            if shards:
+                self._take_over(shards)
+            for part in self.path.parent.glob(f"{self.path.stem}.shard-*-of-*.json"):
+                part.unlink()  # the manifests last, for shards need them until they are merged
         return len(shards)
 
-
-def _common_manifest(shards: list[CaptionFile]) -> dict:
-    """The manifest of shards that agree in their identity."""
-    manifests = {shard.path.name: shard.manifest() for shard in shards}
-    first, *others = manifests
-    identity = manifests[first].get("identity")
-    different = [name for name in others if manifests[name].get("identity") != identity]
-    if different or not identity:
-        raise InputError(
-            "shards made with different models, prompts or settings cannot be merged: "
-            f"{first} and {different[0] if different else 'no manifest'}. Run the shards again "
-            "with the same parameters."
-        )
-    return manifests[first]
-
-
-def _superseded(file: Path, identity: dict | None) -> Path:
-    return file.with_name(f"{file.name}.{fingerprint(identity)}.superseded")
+    def _take_over(self, shards: list[CaptionFile]) -> None:
+        manifest = _common_manifest([*shards, self])
+        self.claim(manifest["identity"], manifest.get("prompt", ""))
+        write_json(self.manifest_path, {**self.manifest(), **manifest})
+        records: dict[str, Record] = {}
+        rejected: dict[str, dict] = {}
+        for file in (*shards, self):  # the first record of an image stays
+            records |= {n: r for n, r in file.read()[0].items() if n not in records}
+            rejected |= {n: r for n, r in file.read_rejected().items() if n not in rejected}
+        self.rewrite(records.values())
+        if rejected:
+            write_lines(self.rejected_path, rejected.values())
+        for file in shards:
+            file.rejected_path.unlink(missing_ok=True)
+            file.path.unlink()
 
 
-def _json_lines(values: Iterable[dict]) -> str:
-    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+def _common_manifest(files: list[CaptionFile]) -> dict:
+    """The manifest of shards whose records are all of its identity."""
+    manifest = next((m for file in files if (m := file.manifest()).get("identity")), {})
+    mine = fingerprint(manifest.get("identity"))
+    for shard in files[:-1]:
+        if any(entry.get("settings") != mine for entry in _entries(shard.path)):
+            raise InputError(
+                "shards made with different models, prompts or settings cannot be merged: "
+                f"{files[0].path.name} and {shard.path.name}. Run the shards again with the same "
+                "parameters."
+            )
+    return manifest
 
 
-def _append(path: Path, lines: str) -> None:
-    """Add whole lines. If a power cut left half a last line, that half is removed first."""
-    if not lines:
-        return
-    try:
-        with open(path, "ab+") as f:
-            _mend_end(f)
-            f.write(lines.encode())
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as error:
-        raise cannot_write(path, error) from error
+def _superseded(file: Path, settings: str) -> Path:
+    return file.with_name(f"{file.name}.{settings}.superseded")
 
 
-def _mend_end(f: BinaryIO) -> None:
-    """Cut off a torn last line; complete one that only lacks its line break."""
-    end = f.seek(0, os.SEEK_END)
-    f.seek(max(0, end - 1))
-    if f.read() in (b"", b"\n"):
-        return
-    f.seek(max(0, end - LONGEST_LINE))
-    last = f.read().rpartition(b"\n")[2]
-    try:
-        json.loads(last)
-        f.write(b"\n")
-    except ValueError:
-        f.truncate(end - len(last))
+def _entries(path: Path) -> list[dict]:
+    """The lines of a file that name an image; others are skipped."""
+    values = (value for _, value, _ in (read_lines(path) if path.exists() else ()))
+    named = (v for v in values if isinstance(v, dict) and isinstance(v.get("image"), str))
+    return list(named)
+
+
+def _append_new(path: Path, entries: list[dict]) -> None:
+    """Add the entries that are not in the file yet: a move that was cut off goes on."""
+    there = {entry["image"] for entry in _entries(path)}
+    append_lines(path, (entry for entry in entries if entry["image"] not in there))
 
 
 def parse_shard(shard: str) -> tuple[int, int]:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
 
-from trsllava_utils.artefacts import InputError, check_choice
-from trsllava_utils.captioning.records import MAX_VARIANTS
+from trsllava_utils.artefacts import InputError
+from trsllava_utils.parameters import MAX_VARIANTS, check
 
-PROMPTS = ("rsrt", "style", "query", "description")
 SINGLE = ("query", "description")  # those that ask for one description, and no list
-QUANTIZATIONS = ("", "8bit", "4bit")
 Pictures = dict[str, np.ndarray]  # name of a rendering -> (H, W, 3) uint8
 
 
@@ -47,8 +45,7 @@ class Settings:
         attempts: how often an image is tried before it is set aside. This and the settings below
             shape the run, not the captions.
         concurrency: requests under way at once, for ``openai:`` captioners.
-        max_requests: stop after so many requests (0: no limit); one that is repeated because the
-            server was busy counts once.
+        max_requests: stop after so many requests, repeated ones too (0: no limit).
         timeout: seconds a request may take.
         batch_size: images per batch, for ``transformers:`` captioners (0: as many as memory holds).
         price_in, price_out: US dollars for a million tokens in and out, to estimate the cost.
@@ -75,26 +72,9 @@ class Settings:
     price_out: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choice("prompt", self.prompt, PROMPTS)
-        check_choice("style_from", self.style_from, ("train",))
-        check_choice("quantize", self.quantize, QUANTIZATIONS)
-        for name, low, high in (
-            ("variants", 1, MAX_VARIANTS),
-            ("attempts", 1, 100),
-            ("concurrency", 1, 1024),
-            ("max_side", 32, 100_000),
-            ("max_requests", 0, 10**9),
-            ("batch_size", 0, 4096),
-            ("temperature", 0, 2),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(
-                    f"{name}={getattr(self, name)}: give a number from {low} to {high}"
-                )
+        check(vars(self))
         if self.gsd not in ("", "file") and not re.fullmatch(r"\d*\.?\d+", str(self.gsd)):
             raise InputError(f"gsd={self.gsd!r}: give metres a pixel, 'file', or nothing")
-        if self.timeout <= 0:
-            raise InputError(f"timeout={self.timeout}: give a number of seconds above 0")
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, object]) -> Settings:
@@ -135,10 +115,6 @@ class Reply:
     problem: str = ""  # why the text cannot be used: "reason" or "reason: detail"
 
 
-class ServerError(InputError):
-    """The server could not be reached or kept failing; the image is left for the next run."""
-
-
 class BudgetSpentError(InputError):
     """``max_requests`` is reached; the remaining images wait for the next run."""
 
@@ -153,12 +129,13 @@ class Captioner(Protocol):
     attempts: int  # how often an image may be tried
     usage: dict[str, int]  # requests and tokens spent so far
     notes: list[str]  # what the user should know at the end of the run
+    on_wait: Callable[[str], None]  # is told when a server makes a request wait
 
     def describe(self, questions: list[Question]) -> list[Reply]:
         """A reply for each question, in order.
 
         Raises:
-            ServerError: none of these images got an answer; others may.
+            ServerError, RefusedError: none of these images got an answer; others may.
             BudgetSpentError: no more may be asked.
             InputError, MissingError: it is useless to go on (wrong key, no weights, …).
         """

@@ -20,7 +20,7 @@ from trsllava_utils.artefacts import (
     shown,
 )
 from trsllava_utils.captioning.caption_file import CaptionFile, in_shard
-from trsllava_utils.captioning.captioner import PROMPTS, Captioner, Settings
+from trsllava_utils.captioning.captioner import Captioner, Settings
 from trsllava_utils.captioning.imported import WAYS, has_shipped_captions, match_captions
 from trsllava_utils.captioning.names import (
     captioner_id,
@@ -30,11 +30,12 @@ from trsllava_utils.captioning.names import (
     with_prompt,
 )
 from trsllava_utils.captioning.prompts import with_examples
-from trsllava_utils.captioning.records import MAX_VARIANTS, Record, Variant, caption_corpus
-from trsllava_utils.captioning.run import Job, Report, run
+from trsllava_utils.captioning.records import Record, Variant, caption_corpus
+from trsllava_utils.captioning.run import GIVE_UP, NO_ANSWER, Job, Report, run
 from trsllava_utils.cluster import spread, workers
 from trsllava_utils.datasets import Dataset, Rendering
-from trsllava_utils.datasets.scenes import TILE, TILING
+from trsllava_utils.datasets.scenes import TILING
+from trsllava_utils.parameters import MAX_VARIANTS, PROMPTS, TILE
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,17 @@ def _caption_by_one(
     describer = open_captioner(captioner, settings)
     file = captions_file(dataset, captioner).shard(shard)
     with file.held():
-        identity = _identity(captioner, settings, describer, dataset)
-        file.claim(identity, describer.prompt_text)
+        damaged = file.path.exists() and not file.manifest()
+        file = file.claim(_identity(captioner, settings, describer, dataset), describer.prompt_text)
         jobs, records, aside, problems = _to_do(dataset, file, shard)
         report = Report(already=len(records), aside=aside)
-        report += run(jobs, describer, settings, file, dataset.rendering)
-        written = file.read()[0] if report.captioned else {}
-    records |= {job.filename: written[job.filename] for job in jobs if job.filename in written}
+        more, written = run(jobs, describer, settings, file, dataset.rendering)
+        report += more
+        file.append_lost(written if shard else records | written)
+    if damaged:
+        name = shown(file.manifest_path)
+        problems.append(f"{name} was damaged or gone; it was made anew, the captions are the same")
+    records |= written
     problems = (*problems, *report.problems)
     return Captions(captioner_id(captioner), _by_image(dataset, records), (file,), problems, report)
 
@@ -213,7 +218,7 @@ def _to_do(
     dataset: Dataset, file: CaptionFile, shard: str
 ) -> tuple[list[Job], dict[str, Record], int, list[str]]:
     """The images still to caption, the records that are right (by file name), how many images are
-    set aside, and the lines that could not be read.
+    set aside, and what could not be read.
 
     A record whose picture has changed since is removed from the file.
     """
@@ -223,17 +228,24 @@ def _to_do(
         if not in_shard(row.filename, shard):
             continue
         image = dataset.file_of(row.image_id)
-        sha256 = image.sha256
+        try:
+            sha256 = image.sha256
+        except InputError as error:
+            problems.append(f"{error}; the run went on without it")
+            continue
+        earlier = rejected.get(row.filename, {})
+        earlier = earlier if earlier.get("image_sha256") == sha256 else {}
+        failures = earlier.get("attempts", 0) if earlier.get("reason") == NO_ANSWER else 0
         if row.filename in finished and finished[row.filename].image_sha256 == sha256:
             records[row.filename] = finished[row.filename]
-        elif rejected.get(row.filename, {}).get("image_sha256") == sha256:
+        elif earlier and not 0 < failures < GIVE_UP:
             aside += 1
         else:
-            jobs.append(Job(row.image_id, row.filename, image, sha256))
+            jobs.append(Job(row.image_id, row.filename, image, sha256, failures=failures))
     stale = {job.filename for job in jobs} & finished.keys()
     if stale:
         file.drop(stale)
-    return jobs, records, aside, problems
+    return sorted(jobs, key=lambda job: job.failures > 0), records, aside, problems
 
 
 def _caption_on_cluster(
@@ -352,12 +364,12 @@ def _stale(
     files = {image_id: dataset.file_of(image_id) for image_id in records}
     pixels = {image_id: file.sha256 for image_id, file in files.items() if file}
     changed = [i for i, sha256 in pixels.items() if sha256 != records[i].image_sha256]
-    reasons = []
+    reasons = [] if manifest else ["the captions' manifest is damaged or gone"]
     if changed:
         reasons.append(f"{len(changed):,} images changed after they were captioned: {changed[:3]}")
     if captioner == "pixels":
         now = open_captioner(captioner, Settings()).identity
-        if {**manifest.get("identity", {}), **now} != manifest.get("identity"):
+        if manifest and manifest.get("identity", {}) | now != manifest.get("identity"):
             reasons.append("the captions come from another version of the captioner")
     return [f"{reason}; run 01_structured_captioning again" for reason in reasons]
 

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from trsllava_utils.artefacts import InputError, check_choice, fingerprint, slug
-from trsllava_utils.captioning.captioner import PROMPTS
+from trsllava_utils.parameters import PROMPTS
 
 KINDS = ("rsrt", "pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
 _MODELS = {kind.partition(":")[0]: kind for kind in KINDS if ":" in kind}

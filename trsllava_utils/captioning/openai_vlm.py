@@ -1,43 +1,38 @@
 """Captioner ``openai:MODEL``: a vision-language model behind any server that speaks the OpenAI
-chat protocol (vLLM, SGLang, Ollama, LM Studio, OpenAI). Many requests are under way at once; the
-SDK repeats one when the server is busy or fails. The form of the answer is requested in the
-strictest way that the server understands.
+chat protocol (vLLM, SGLang, Ollama, LM Studio, OpenAI). Many requests are under way at once. The
+form of the answer is requested in the strictest way that the server takes.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import threading
 from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import openai
 from PIL import Image
 
-from trsllava_utils.artefacts import InputError
-from trsllava_utils.captioning.captioner import (
-    BudgetSpentError,
-    Question,
-    Reply,
-    ServerError,
-    Settings,
-)
+from trsllava_utils.captioning.captioner import BudgetSpentError, Question, Reply, Settings
 from trsllava_utils.captioning.prompts import LIMITS, make_prompt
-from trsllava_utils.openai_api import open_client, redact
+from trsllava_utils.openai_api import RefusedError, Server, ServerError, holds_key, redact
 
-RETRIES = 6  # of one request, when the connection or the server fails; together about 25 s
-_FAILED = (
-    openai.APIConnectionError,  # and timeouts
-    openai.RateLimitError,
-    openai.InternalServerError,
-    openai.ConflictError,
-)
-_FINAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-_REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
+FEWEST_TOKENS = 256  # that an answer is cut down to, where the model's context is small
+_CONTEXT = re.compile(r"(?:maximum |model'?s? )?context (?:length|window|size)\D{0,20}(\d+)", re.I)
+_INPUT = re.compile(r"(\d+) (?:input|prompt) tokens|(\d+) in the messages|request has (\d+)", re.I)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an answer is asked for; looser where a server takes less."""
+
+    format: int = 0  # of the response formats, the strictest first
+    tokens_name: str = "max_tokens"
+    tokens: int = 0  # the longest answer
+    dropped: frozenset[str] = frozenset()  # options that are left out
 
 
 class OpenAICaptioner:
@@ -47,8 +42,8 @@ class OpenAICaptioner:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self._settings = settings
-        self._client = open_client(
-            f"captioner {name!r}", timeout=settings.timeout, max_retries=RETRIES
+        self._server = Server(
+            f"captioner {name!r}", settings.timeout, self._count_request, self._tell
         )
         self._model = name.removeprefix("openai:")
         self._prompt = make_prompt(settings)
@@ -58,6 +53,7 @@ class OpenAICaptioner:
         self.concurrency = settings.concurrency + max(1, settings.concurrency // 2)
         self.attempts = settings.attempts
         self.usage: Counter[str] = Counter()
+        self.on_wait = lambda words: None
         self.identity = {
             "model": self._model,
             "prompt": self._prompt.fingerprint,
@@ -66,21 +62,22 @@ class OpenAICaptioner:
         }
         self._lock = threading.Lock()
         self._formats = self._response_formats()
-        self._tokens_name = "max_tokens"
-        self._dropped: frozenset[str] = frozenset()  # options that this server does not take
-        self._proven: tuple | None = None  # a form of the request that was accepted
+        # about four characters per token; the rest is room for JSON and other languages
+        self._form = Form(tokens=256 + settings.n * sum(LIMITS.values()) // 3)
+        self._proven = False  # the form: an answer came
+
+    def _tell(self, words: str) -> None:
+        self.on_wait(words)
 
     @property
     def notes(self) -> list[str]:
         """What the server does not take, so that requests are less strict."""
-        form = self._formats[0].get("response_format", {}).get("type", "plain text")
-        loose = len(self._formats) < 3  # without lengths it needs no note: the gate checks them
-        notes = [f"the server takes no JSON schema; answers were asked for as {form}"] * loose
-        notes += [f"the server takes no {name}; it was left out" for name in sorted(self._dropped)]
-        return notes
-
-    def _form(self) -> tuple:
-        return len(self._formats), self._tokens_name, self._dropped
+        form = self._formats[self._form.format].get("response_format", {}).get("type", "plain text")
+        notes = []
+        if self._form.format > 1:  # without lengths it needs no note: the gate checks them
+            notes.append(f"the server takes no JSON schema; answers were asked for as {form}")
+        dropped = sorted(self._form.dropped)
+        return notes + [f"the server takes no {name}; it was left out" for name in dropped]
 
     def _response_formats(self) -> list[dict[str, Any]]:
         """From the strictest to the loosest: schema with lengths, schema, JSON mode, plain text."""
@@ -93,97 +90,108 @@ class OpenAICaptioner:
         return [self._describe(question) for question in questions]
 
     def _describe(self, question: Question) -> Reply:
+        """Ask, in looser forms until one is taken; it is then used for all images. Where even the
+        loosest is refused, it is not the form that is wrong, but this image or all of them."""
         content = self._content(question)
+        form, proven = self._form, self._proven
         while True:
-            with self._lock:
-                form, request = self._form(), self._request(question, content)
             try:
-                completion = self._send(request)
-            except _REFUSED as error:
-                if self._proven == form:  # it works, so it is this image that the server refuses
-                    return Reply("", self._model, f"refused by the server: {redact(error)}")
-                self._loosen(form, error)
+                answer = self._send(self._request(question, content, form))
+            except RefusedError as error:
+                looser = self._looser(form, error, proven)
+                if looser is None and proven:
+                    return Reply("", self._model, f"refused by the server: {error.words}")
+                if looser is None:
+                    raise
+                form = looser
                 continue
-            except _FINAL as error:
-                raise InputError(
-                    f"the server refused model {self._model!r}: {redact(error)}. Check the model's "
-                    "name, OPENAI_BASE_URL and OPENAI_API_KEY."
-                ) from None
-            except _FAILED as error:
-                if getattr(error, "code", None) == "insufficient_quota":
-                    raise InputError(f"the server's quota is used up: {redact(error)}") from None
-                raise ServerError(
-                    f"no answer after {RETRIES + 1} tries ({type(error).__name__}: {redact(error)})"
-                ) from None
-            except json.JSONDecodeError:
-                return Reply("", self._model, "broken answer: not the JSON of a completion")
-            self._proven = form
-            return self._read(completion)
-
-    def _send(self, request: dict[str, Any]):
-        with self._slots:
             with self._lock:
-                if 0 < self._settings.max_requests <= self.usage["requests"]:
-                    raise BudgetSpentError(f"max_requests={self._settings.max_requests} are spent")
-                self.usage["requests"] += 1
-            return self._client.chat.completions.create(**request)
+                if not self._proven or form.tokens < self._form.tokens:
+                    self._form, self._proven = form, True
+            return self._read(answer)
+
+    def _looser(self, form: Form, error: RefusedError, proven: bool) -> Form | None:
+        """The next form to try after this one was refused; None if there is none."""
+        words, parameter = error.words, error.parameter
+        if context := _CONTEXT.search(words):
+            used = _INPUT.search(words)
+            room = int(context[1]) - int(next(filter(None, used.groups()))) if used else 0
+            tokens = room if 0 < room < form.tokens else form.tokens // 2
+            return replace(form, tokens=tokens) if tokens >= FEWEST_TOKENS else None
+        if proven:
+            return None
+        named = {parameter} if parameter else set(re.findall(r"\w+", words))
+        unknown = named & {"temperature", "seed"} - form.dropped
+        if form.tokens_name == "max_tokens" and "max_completion_tokens" in words:
+            return replace(form, tokens_name="max_completion_tokens")
+        if unknown:
+            return replace(form, dropped=form.dropped | unknown)
+        if form.format + 1 < len(self._formats):
+            return replace(form, format=form.format + 1)
+        return None
+
+    def _count_request(self) -> None:
+        """Before each request, repeated ones too."""
+        with self._lock:
+            if 0 < self._settings.max_requests <= self.usage["requests"]:
+                raise BudgetSpentError(f"max_requests={self._settings.max_requests} are spent")
+            self.usage["requests"] += 1
+
+    def _send(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._slots:
+            return self._server.post("chat/completions", request)
 
     def _content(self, question: Question) -> list[dict[str, Any]]:
         text = {"type": "text", "text": self._prompt.for_question(question)}
         urls = [_data_url(picture) for picture in question.pictures.values()]
         return [text, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
 
-    def _request(self, question: Question, content: list[dict[str, Any]]) -> dict[str, Any]:
-        options = {
-            "temperature": question.temperature,
-            "seed": question.seed,
-            # about four characters per token; the rest is room for JSON and other languages
-            self._tokens_name: 256 + self._settings.n * sum(LIMITS.values()) // 3,
-        }
+    def _request(
+        self, question: Question, content: list[dict[str, Any]], form: Form
+    ) -> dict[str, Any]:
+        options = {"temperature": question.temperature, "seed": question.seed}
         return {
             "model": self._model,
             "messages": [{"role": "user", "content": content}],
-            **{k: v for k, v in options.items() if k not in self._dropped},
-            **self._formats[0],
+            **{k: v for k, v in options.items() if k not in form.dropped},
+            form.tokens_name: form.tokens,
+            **self._formats[form.format],
         }
 
-    def _loosen(self, form: tuple, error: openai.APIStatusError) -> None:
-        """Take out of the request what this server does not understand."""
+    def _read(self, answer: dict[str, Any]) -> Reply:
+        """The words of an answer; anything may be missing from it, or of another kind."""
+        usage, choices = _dict(answer.get("usage")), answer.get("choices")
+        if not isinstance(choices, list):
+            raise ServerError(f"an answer that is no completion: {redact(answer)[:200]}")
         with self._lock:
-            if form != self._form():
-                return  # another thread has just done it
-            words = str(error)
-            named = {error.param} if error.param else set(re.findall(r"\w+", words))
-            unknown = named & {"temperature", "seed"} - self._dropped
-            if self._tokens_name == "max_tokens" and "max_completion_tokens" in words:
-                self._tokens_name = "max_completion_tokens"
-            elif unknown:
-                self._dropped |= unknown
-            elif len(self._formats) > 1:
-                self._formats = self._formats[1:]
-            else:
-                raise InputError(
-                    f"the server refuses the request even in its plainest form: {redact(error)}. "
-                    f"Does {self._model!r} take images?"
-                ) from None
+            for name, field in (("input", "prompt_tokens"), ("output", "completion_tokens")):
+                count = usage.get(field)
+                self.usage[f"{name} tokens"] += count if isinstance(count, int) else 0
+        told = answer.get("model")
+        model = told[:200] if isinstance(told, str) and told.strip() else self._model
+        choice = _dict(choices[0]) if choices else {}
+        message = _dict(choice.get("message"))
+        text = _text(message.get("content"))
+        # servers that part thoughts from answers sometimes take a whole answer for thoughts
+        text = text or _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+        if holds_key(f"{text} {model} {message.get('refusal')}"):
+            return Reply("", self._model, "repeated the key: the reply was not kept")
+        if refusal := _text(message.get("refusal")):
+            return Reply(refusal, model, "refusal")
+        cut = choice.get("finish_reason") == "length"
+        return Reply(text, model, "cut at the token limit" if cut else "")
 
-    def _read(self, completion) -> Reply:
-        """The words of a completion; anything may be missing from it."""
-        if isinstance(completion, str):  # some proxy's page
-            return Reply(redact(completion[:200]), self._model, "broken answer")
-        usage = getattr(completion, "usage", None)
-        with self._lock:
-            self.usage["input tokens"] += getattr(usage, "prompt_tokens", None) or 0
-            self.usage["output tokens"] += getattr(usage, "completion_tokens", None) or 0
-        model = getattr(completion, "model", None) or self._model
-        choices = getattr(completion, "choices", None)
-        if not choices or choices[0].message is None:
-            return Reply("", model, "empty reply")
-        text = choices[0].message.content or ""
-        if refusal := getattr(choices[0].message, "refusal", None):
-            return Reply(redact(refusal), model, "refusal")
-        cut = choices[0].finish_reason == "length"
-        return Reply(redact(text), model, "cut at the token limit" if cut else "")
+
+def _dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(content: Any) -> str:
+    """Content of a message, which may come in parts."""
+    if isinstance(content, list):
+        parts = (part.get("text") if isinstance(part, dict) else part for part in content)
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
 
 
 def _data_url(picture: np.ndarray) -> str:

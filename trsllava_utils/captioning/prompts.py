@@ -36,6 +36,7 @@ _COLOURS = {  # what the model is told of pictures that are no photographs
     "NDWI": "NDWI is a map of water: green for water, brown for vegetation and dry land.",
 }
 LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters
+MAX_REPLY, MAX_BRACKETS = 200_000, 1000  # characters; an answer takes a twentieth of them
 
 LANGUAGES = {
     "ar": "Arabic",
@@ -186,8 +187,14 @@ def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
     Raises:
         ReplyError: empty, no whole JSON, another shape, or too few variants.
     """
+    if "</think>" in text:  # thoughts may hold a draft
+        text = text.rpartition("</think>")[2]
     if not text.strip():
         raise ReplyError("empty reply")
+    if len(text) > MAX_REPLY:
+        raise ReplyError("too long", f"{len(text):,} characters")
+    if text.count("{") + text.count("[") > MAX_BRACKETS:
+        raise ReplyError("not JSON", "thousands of brackets")
     failure = None
     for value in _json_values(text):
         entries = _entries(value, prompt)
@@ -230,7 +237,7 @@ def _json_values(text: str) -> Iterator[Any]:
             if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
                 return  # cut off: anything further belongs to this value
             position = match.end()
-        except RecursionError:
+        except (ValueError, RecursionError):  # a number of thousands of digits, deep nesting
             return
 
 

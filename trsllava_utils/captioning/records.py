@@ -12,7 +12,6 @@ fields under their names, as in the paper), fields in any order without their na
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,10 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from trsllava_utils.artefacts import InputError, check_choice
 from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, clean_text
+from trsllava_utils.parameters import MAX_VARIANTS
+from trsllava_utils.storage import read_lines
 
-MAX_VARIANTS = 5
 FIELDS = ("one_sentence", "feature", "caption")
 _FORMS = "Also plain, fields, fields joined by + and several of these joined by commas."
+# a str of pydantic holds no halves of characters, which cannot be written in UTF-8
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -67,24 +68,20 @@ class Record(BaseModel):
     settings: str = ""  # fingerprint of model, prompt and settings
     attempts: int = 1  # how often the model was asked
 
-    def line(self) -> str:
-        """The record as one JSON line; a single plain caption takes the plain layout."""
+    def layout(self) -> dict:
+        """The record as it is written; a single plain caption takes the plain layout."""
         value = self.model_dump(exclude_none=True, exclude_defaults=True)
         if len(self.variants) == 1 and not self.variants[0].structured:
             value |= value.pop("variants")[0]
-        return json.dumps(value, ensure_ascii=False) + "\n"
+        return value
 
 
-def parse_line(line: str) -> Record:
-    """One line in any of the three layouts -> a Record.
+def parse_line(value: object) -> Record:
+    """A line in any of the three layouts -> a Record.
 
     Raises:
         InputError: what is wrong with the line, in one sentence (the caller knows the line number).
     """
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"not whole JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(value, dict):
         raise InputError(f"expected a JSON object, found {type(value).__name__}")
     plain = "variants" not in value
@@ -119,22 +116,19 @@ def read_records(path: str | Path) -> tuple[dict[str, Record], list[str]]:
     """
     records: dict[str, Record] = {}
     problems: list[str] = []
-    with open(path, "rb") as f:  # as bytes only a line feed ends a line
-        for number, content in enumerate(f, 1):
-            try:
-                line = content.decode("utf-8-sig").strip()
-                if not line:
-                    continue
-                record = parse_line(line)
-                known = records.setdefault(record.image, record)
-                if known is not record:
-                    if "variants" in json.loads(line) or len(known.variants) >= MAX_VARIANTS:
-                        raise InputError(f"{record.image} has its captions already")
-                    variants = [*known.variants, *record.variants]
-                    records[record.image] = known.model_copy(update={"variants": variants})
-            except (InputError, UnicodeDecodeError) as error:
-                reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-                problems.append(f"{Path(path).name}, line {number}: {reason}; it was left out")
+    for number, value, problem in read_lines(path):
+        try:
+            if problem:
+                raise InputError(problem)
+            record = parse_line(value)
+            known = records.setdefault(record.image, record)
+            if known is not record:
+                if "variants" in value or len(known.variants) >= MAX_VARIANTS:
+                    raise InputError(f"{record.image} has its captions already")
+                variants = [*known.variants, *record.variants]
+                records[record.image] = known.model_copy(update={"variants": variants})
+        except InputError as error:
+            problems.append(f"{Path(path).name}, line {number}: {error}; it was left out")
     return records, problems
 
 

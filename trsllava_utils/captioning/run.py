@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, MissingError, fingerprint, progress
+from trsllava_utils.artefacts import InputError, MissingError, progress
 from trsllava_utils.captioning import quality
 from trsllava_utils.captioning.caption_file import CaptionFile
 from trsllava_utils.captioning.captioner import (
@@ -19,18 +19,23 @@ from trsllava_utils.captioning.captioner import (
     Captioner,
     Question,
     Reply,
-    ServerError,
     Settings,
 )
 from trsllava_utils.captioning.prompts import Prompt, ReplyError, make_prompt, parse_reply
 from trsllava_utils.captioning.records import Record
 from trsllava_utils.datasets.imagery import ImageFile, Pictures, read_pictures
 from trsllava_utils.datasets.rendering import DEFAULT, Rendering
+from trsllava_utils.openai_api import RefusedError, ServerError, redact
+
+GIVE_UP = 3  # runs in which an image alone got no answer; then it is set aside
+NO_ANSWER = "no answer"
+_NO_ANSWER = (ServerError, RefusedError)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to caption, ``attempt`` counting from 0; ``alone`` if it must not share a batch."""
+    """One image to caption, ``attempt`` counting from 0; ``alone`` if it must not share a batch,
+    ``last`` if it got no answer once and waits for the others; ``failures``: so in earlier runs."""
 
     image_id: str
     filename: str
@@ -38,6 +43,8 @@ class Job:
     sha256: str
     attempt: int = 0
     alone: bool = False
+    last: bool = False
+    failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,17 @@ def run(
     settings: Settings,
     file: CaptionFile,
     rendering: Rendering = DEFAULT,
-) -> Report:
+) -> tuple[Report, dict[str, Record]]:
     """Caption ``jobs``, their files shown in this ``rendering``, appending to a claimed ``file``.
 
     A refused reply is asked for again with another seed, ``captioner.attempts`` times in all; then
-    the image is set aside with the reason. An image whose batch fails is tried alone; one that
-    fails alone is left for the next run. A server or a model that keeps failing ends the run.
+    the image is set aside with the reason. An image whose batch fails is tried alone. One that gets
+    no answer is tried again after all others, and then left for the next run; after
+    :data:`GIVE_UP` runs that went well without it, it is set aside too. A server or a model that
+    keeps failing ends the run, and no image is blamed.
+
+    Returns:
+        The run in numbers, and its records by file name.
 
     Raises:
         InputError, MissingError: the run cannot continue (full disk, wrong key, no weights);
@@ -141,15 +153,19 @@ class _Run:
         self.captioner, self.settings, self.file = captioner, settings, file
         self.rendering = rendering
         self.prompt = make_prompt(settings)
-        self.made_with = fingerprint(file.manifest()["identity"])
+        self.made_with = file.made_with
         self.waiting = deque(jobs)
+        self.records: dict[str, Record] = {}
+        self.unsaved: list[Record] = []  # while the disk is full
+        self.unanswered: list[dict] = []
         self.under_way: dict[Future, list[Job]] = {}
         self.failures = 0  # images in a row that got no answer
         self.example_kept = False
         self.report = Report()
         self.bar = progress(total=len(jobs), desc=f"captioning ({file.path.stem})", unit="image")
+        captioner.on_wait = self.bar.set_postfix_str
 
-    def execute(self) -> Report:
+    def execute(self) -> tuple[Report, dict[str, Record]]:
         """Caption all jobs."""
         report, start = self.report, time.perf_counter()
         pool = ThreadPoolExecutor(self.captioner.concurrency, "captioner")
@@ -160,6 +176,7 @@ class _Run:
                     self.under_way[pool.submit(self._caption, batch)] = batch
                 for future in wait(self.under_way, return_when=FIRST_COMPLETED).done:
                     self._settle(self._outcomes(future, self.under_way.pop(future)))
+            self._save()
         finally:
             self.bar.close()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -169,13 +186,21 @@ class _Run:
         report.problems += self.captioner.notes
         if report.stopped and not isinstance(report.stopped, BudgetSpentError):
             raise report.stopped
-        return report
+        if (
+            report.captioned + report.rejected.total()
+        ):  # others were answered, so it is not the server
+            self.file.set_aside(self.unanswered)
+        return report, self.records
 
     def _has_room(self) -> bool:
         return len(self.under_way) < self.captioner.concurrency
 
     def _next_batch(self) -> list[Job]:
-        batch, waiting = [self.waiting.popleft()], self.waiting
+        waiting = self.waiting
+        # after a failure one from elsewhere: neighbours often have the same fault
+        waiting.rotate(middle := -(len(waiting) // 2) if self.failures else 0)
+        batch = [waiting.popleft()]
+        waiting.rotate(-middle)
         while waiting and len(batch) < self.captioner.batch_size:
             if batch[0].alone or waiting[0].alone:
                 break
@@ -220,17 +245,22 @@ class _Run:
         return []
 
     def _count_failure(self, job: Job, error: Exception) -> None:
-        what = error if isinstance(error, ServerError) else repr(error)
+        what = error if isinstance(error, _NO_ANSWER) else redact(repr(error))
         self.failures += 1
-        self.report.failed += 1
-        self.report.problems.append(f"{job.filename}: {what}")
-        self.bar.update()
+        if not job.last:
+            self.waiting.append(replace(job, last=True, alone=True))
+        else:
+            self.report.failed += 1
+            self.report.problems.append(f"{job.filename}: {what}")
+            self.bar.update()
+            entry = {"image": job.filename, "reason": NO_ANSWER, "detail": str(what)}
+            entry |= {"attempts": job.failures + 1, "image_sha256": job.sha256}
+            self.unanswered.append({**entry, "settings": self.made_with})
         if self.failures >= max(4, self.captioner.concurrency) and not self.report.stopped:
             self.report.stopped = InputError(
-                f"the last {self.failures} images in a row got no answer: {what}. What was "
+                f"the last {self.failures} requests in a row got no answer: {what}. What was "
                 "captioned is safe; run again to go on"
             )
-            self.report.stopped.__cause__ = error
 
     def _settle(self, outcomes: list[Outcome]) -> None:
         """Put outcomes on disk, then count them; what deserves another attempt waits again."""
@@ -248,7 +278,8 @@ class _Run:
                 again.append(replace(job, attempt=job.attempt + 1))
             else:
                 rejected.append(outcome)
-        self.file.append(outcome.record for outcome in captioned)
+        self.unsaved += [outcome.record for outcome in captioned]
+        self._save()
         self.file.set_aside(self._rejected(outcome) for outcome in rejected)
         report.captioned += len(captioned)
         report.retried += sum(outcome.job.attempt > 0 for outcome in captioned)
@@ -261,6 +292,16 @@ class _Run:
         if replies:
             self.file.keep_example(replies[0].job.filename, replies[0].reply.text)
             self.example_kept = True
+
+    def _save(self) -> None:
+        """Put records on disk. If it is full the run ends, but what is under way is waited for, and
+        saved if there is room by then."""
+        try:
+            self.file.append(self.unsaved)
+            self.records |= {record.image: record for record in self.unsaved}
+            self.unsaved.clear()
+        except InputError as error:
+            self.report.stopped = self.report.stopped or error
 
     def _rejected(self, outcome: Outcome) -> dict:
         return {
@@ -290,7 +331,7 @@ def _facts(pictures: Pictures, gsd: str) -> str:
 
 def _is_final(error: Exception) -> bool:
     """Whether the run cannot continue: the budget is spent, the key wrong, the weights missing."""
-    return isinstance(error, InputError | MissingError) and not isinstance(error, ServerError)
+    return isinstance(error, InputError | MissingError) and not isinstance(error, _NO_ANSWER)
 
 
 def judge(job: Job, reply: Reply, prompt: Prompt, language: str, made_with: str) -> Outcome:

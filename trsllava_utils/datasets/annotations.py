@@ -9,13 +9,13 @@ none of them; it may be metadata (``metadata.py``).
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from trsllava_utils.artefacts import InputError, cannot_read, read_text, shown
+from trsllava_utils.storage import parse_json, read_lines
 
 SPLIT_NAMES = {name: name for name in ("train", "val", "test")}
 SPLIT_NAMES |= {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
@@ -60,9 +60,9 @@ def _holds_captions(path: Path) -> bool:
         if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
             keys = table_columns(path)
         else:
-            entries = _entries(json.loads(read_text(path)))
+            entries = _entries(parse_json(read_text(path)))
             keys = list(entries[0]) if entries and isinstance(entries[0], dict) else []
-    except (InputError, ValueError, OSError, RecursionError):
+    except (InputError, ValueError, OSError):
         return False
     if path.stem.lower() == "metadata":  # captions only as the hub has them there
         return "file_name" in keys and bool({"text", "caption"} & {*keys})
@@ -91,17 +91,6 @@ def _grouped(records: list[Annotation]) -> list[Annotation]:
     return [Annotation(filename, split, captions) for (filename, split), captions in merged.items()]
 
 
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise InputError(
-            f"{where}: broken JSON ({error.msg} at {place}); it may be a partial download, get it "
-            "again"
-        ) from error
-
-
 def _entries(content: Any) -> list | None:
     """The images in a JSON value, with those of COCO given their captions; None if there is no list
     of images."""
@@ -120,7 +109,7 @@ def _entries(content: Any) -> list | None:
 
 
 def _read_json(path: Path) -> list[Annotation]:
-    content = _parsed(read_text(path), shown(path))
+    content = parse_json(read_text(path), shown(path))
     entries = _entries(content)
     if entries is None:
         raise InputError(
@@ -140,9 +129,12 @@ def _split_of(path: Path) -> str:
 
 
 def _read_jsonl(path: Path) -> list[Annotation]:
-    lines = ((n, line) for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip())
-    values = ((n, _parsed(line, f"{shown(path)}, line {n}")) for n, line in lines)
-    return _grouped([_entry(value, path, f"line {n}") for n, value in values])
+    entries = []
+    for number, value, problem in read_lines(path):
+        if problem:
+            raise InputError(f"{shown(path)}, line {number}: {problem}")
+        entries.append(_entry(value, path, f"line {number}"))
+    return _grouped(entries)
 
 
 def _entry(entry: Any, path: Path, where: str) -> Annotation:

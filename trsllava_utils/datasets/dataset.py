@@ -25,6 +25,7 @@ from trsllava_utils.artefacts import (
     check_choice,
     fingerprint,
     progress,
+    read_text,
     resolve_data_dir,
     shown,
     slug,
@@ -38,9 +39,9 @@ from trsllava_utils.datasets.imagery import (
     Rendering,
     read_image,
 )
+from trsllava_utils.parameters import TILE, check
 
 CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
-SPLITS = ("train", "val", "test")
 _NO_CLASSES = """train val validation test data img imgs image images photo photos picture pictures
 tif tiff tiffs tile tiles chip chips patch patches scene scenes raster rasters source raw jpg jpeg
 png rgb download downloads"""
@@ -126,9 +127,10 @@ def load_dataset(
     split: str = "test",
     limit: int = 0,
     *,
-    tile: int = scenes.TILE,
+    tile: int = TILE,
     overlap: int = 0,
     rendering: Rendering = DEFAULT,
+    figures_dir: str = "",
 ) -> Dataset:
     """Load one split of a dataset.
 
@@ -141,12 +143,13 @@ def load_dataset(
             Where annotations name images, these stay whole, and windows are those they name.
         overlap: of neighbouring windows, in pixels.
         rendering: how multi-band files are shown.
+        figures_dir: folder for the figures; empty means the repository's ``figures/``.
 
     Raises:
         InputError: unknown dataset or split, or annotations that cannot be read.
         MissingError: the dataset is not on disk.
     """
-    check_choice("split", split, (*SPLITS, "all"))
+    check(dataset=dataset, data_dir=data_dir, split=split, limit=limit, figures_dir=figures_dir)
     scenes.check_tile(tile, overlap)
     name, title, root, home = _locate(dataset, data_dir)
     records, files, problems = _read(name, title, root)
@@ -172,8 +175,9 @@ def load_dataset(
             "from imported captions works; captioning and showing images need the files"
         )
     images = images[["image_id", "filename", "split", "label", "path", "window"]]
-    folders = root, home / "derived", PROJECT_ROOT / "figures" / name
-    is_default = (tile, overlap) == (scenes.TILE, 0) or images["window"].isna().all()
+    figures = Path(figures_dir).expanduser().resolve() if figures_dir else PROJECT_ROOT / "figures"
+    folders = root, home / "derived", figures / name
+    is_default = (tile, overlap) == (TILE, 0) or images["window"].isna().all()
     tiling = {} if is_default else {"tile": tile, "overlap": overlap}
     how = {"tiling": tiling, "rasters": rasters, "rendering": rendering}
     return Dataset(name, title, split, *folders, images, captions, tuple(problems), sizes, **how)
@@ -316,6 +320,7 @@ def other_split(dataset: Dataset, split: str) -> Dataset:
     """
     name = dataset.name if dataset.name in KNOWN else str(dataset.root)
     how = {**dataset.tiling, "rendering": dataset.rendering}
+    how["figures_dir"] = str(dataset.figures.parent)
     return load_dataset(name, str(dataset.derived.parent.parent), split, **how)
 
 
@@ -341,15 +346,18 @@ def check_images(dataset: Dataset) -> tuple[Dataset, pd.DataFrame]:
 
 
 def clean_text(text: object) -> str:
-    """NFC, stripped; "" for anything that is not text."""
-    return unicodedata.normalize("NFC", text).strip() if isinstance(text, str) else ""
+    """NFC, stripped, without halves of characters, which cannot be written; "" for anything that is
+    not text."""
+    if not isinstance(text, str):
+        return ""
+    return unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode()).strip()
 
 
 def _labels_on_disk(root: Path) -> dict[str, str]:
     """File name -> class, from RSICD's ``txtclasses*/<Class>.txt``."""
     labels = {}
     for path in sorted(root.glob("txtclasses*/*.txt")):
-        for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+        for line in read_text(path).splitlines():
             if line.strip():
                 labels[line.strip()] = path.stem.lower()
     return labels

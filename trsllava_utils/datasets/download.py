@@ -19,13 +19,15 @@ from trsllava_utils.artefacts import (
     atomic_path,
     check_choice,
     progress,
-    read_json,
+    read_text,
     resolve_data_dir,
     shown,
     write_text,
 )
-from trsllava_utils.datasets.dataset import KNOWN, SPLITS
+from trsllava_utils.datasets.dataset import KNOWN
 from trsllava_utils.datasets.imagery import read_image
+from trsllava_utils.parameters import SPLITS
+from trsllava_utils.storage import parse_json
 
 HUB, REVISION = "arampacha/rsicd", "820466c8716e3ccdacde5cb2eb15a2f0f11ccdfe"
 ON_HUB = {"train": "train", "val": "valid", "test": "test"}
@@ -173,7 +175,7 @@ def _annotations(path: Path) -> dict:
     """
     if not path.exists():
         return {"images": [], "dataset": "rsicd"}
-    value = read_json(path)
+    value = parse_json(read_text(path), shown(path))
     images = value.get("images") if isinstance(value, dict) else None
     if not isinstance(images, list) or not all(
         isinstance(image, dict) and isinstance(image.get("filename"), str) for image in images

@@ -7,9 +7,10 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from trsllava_utils.artefacts import shown
 from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES
 from trsllava_utils.datasets.rasters import driver_of, name_as_text, virtual_raster
 
@@ -26,9 +27,9 @@ NAMED = 5  # of files left out
 def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The images below a folder.
 
-    Linked folders are followed, a linked file where its target lies inside the folder, or in the
-    ``blobs`` of the Hugging Face cache that the folder is a snapshot of. Folders of thumbnails,
-    hidden ones and ``derived`` are left out.
+    Links are followed to files inside the folder, or in the ``blobs`` of the Hugging Face cache
+    that the folder is a snapshot of; linked folders are not. Folders of thumbnails, hidden ones
+    and ``derived`` are left out.
 
     Returns:
         File by relative name (``/`` between folders, NFC), and sentences on what was left out.
@@ -38,13 +39,7 @@ def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
     inside = [root.resolve()]
     if root.parent.name == "snapshots":
         inside.append((root.parent.parent / "blobs").resolve())
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        here = Path(folder)
-        above = [p.resolve() for p in here.parents if p.is_relative_to(root)]
-        kept = (s for s in subfolders if not s.startswith((".", "__")) and s not in _THUMBNAILS)
-        of_cache = {"blobs", "refs"} if "snapshots" in subfolders else set()
-        kept = (s for s in kept if s not in of_cache and (s != "derived" or here != root))
-        subfolders[:] = [] if here.resolve() in above else sorted(kept)  # a link may lead back up
+    for here, names in _folders(root, inside, reasons):
         for file_name in sorted(names):
             path, suffix = here / file_name, Path(file_name).suffix.lower()
             if file_name.startswith(".") or (suffix and suffix in _COMPANIONS.split()):
@@ -62,6 +57,27 @@ def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
     return files, reasons
 
 
+def _folders(
+    root: Path, inside: list[Path], reasons: list[str]
+) -> Iterator[tuple[Path, list[str]]]:
+    """The folders that images are looked for in, and the names of their files."""
+
+    def not_listed(error: OSError) -> None:
+        reasons.append(f"{shown(error.filename)} cannot be opened ({error.strerror})")
+
+    for folder, subfolders, names in os.walk(root, onerror=not_listed):
+        here = Path(folder)
+        of_cache = {"blobs", "refs"} if "snapshots" in subfolders else set()
+        kept = (s for s in subfolders if not s.startswith((".", "__")) and s not in _THUMBNAILS)
+        kept = (s for s in kept if s not in of_cache and (s != "derived" or here != root))
+        subfolders[:] = sorted(kept)
+        for name in subfolders:  # os.walk does not follow links
+            if (here / name).is_symlink() and not _leads_inside(here / name, inside):
+                text = name_as_text((here / name).relative_to(root).as_posix())
+                reasons.append(f"{text} is a link that leads out of the folder; it was left out")
+        yield here, names
+
+
 def first_few(names: Iterable[str]) -> str:
     """The first few of many names."""
     names = list(names)
@@ -70,13 +86,19 @@ def first_few(names: Iterable[str]) -> str:
 
 def _not_readable(path: Path, inside: list[Path]) -> str:
     """Why a file is not opened; "" for one that is."""
-    if path.is_symlink() and not any(path.resolve().is_relative_to(folder) for folder in inside):
-        return "is a link that leads out of the folder"
     if not path.is_file():
         return "is no file"
+    if path.is_symlink() and not _leads_inside(path, inside):
+        return "is a link that leads out of the folder"
+    if not os.access(path, os.R_OK):
+        return "cannot be opened (Permission denied)"
     if path.suffix.lower() == ".vrt":
         return _refused_vrt(path, inside[0])
     return ""
+
+
+def _leads_inside(link: Path, inside: list[Path]) -> bool:
+    return any(link.resolve().is_relative_to(folder) for folder in inside)
 
 
 def _refused_vrt(path: Path, root: Path) -> str:

@@ -7,6 +7,7 @@ name.
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,12 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from rasterio.windows import Window
 
-from trsllava_utils.artefacts import (
-    InputError,
-    atomic_path,
-    file_sha256,
-    fingerprint,
-)
+from trsllava_utils.artefacts import InputError, cannot_read, file_sha256, fingerprint
 from trsllava_utils.datasets import rasters
 from trsllava_utils.datasets.bands import choose_bands, further_picture
 from trsllava_utils.datasets.places import ground_sample_distance
@@ -30,7 +26,7 @@ from trsllava_utils.datasets.rendering import DEFAULT, SIDE, Rendering, index_pi
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 IMAGE_SUFFIXES = PHOTO_SUFFIXES | rasters.RASTER_SUFFIXES
 MAX_PIXELS = 100_000_000  # of a photograph
-_PHOTO_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "WEBP"}
+_PHOTO_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,15 @@ class ImageFile:
     @property
     def sha256(self) -> str:
         """Stands for the pixels: hash of the file, of those beside it that it is read with and, of
-        a window, where it lies."""
-        whole = _sha256(self.path, str(self.stamp))
+        a window, where it lies.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        try:
+            whole = _sha256(self.path, str(self.stamp))
+        except OSError as error:
+            raise cannot_read(self.path, error) from error
         return fingerprint(whole, self.window) if self.window else whole
 
 
@@ -120,7 +123,7 @@ def read_pictures(
         return _raster(file, rendering, max_side or SIDE, first)
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError) as error:
+    except Exception as error:  # of whatever kind a decoder raises on a damaged file
         raise rasters.unreadable(file.path, error) from error
 
 
@@ -131,13 +134,13 @@ def _photograph(path: str) -> np.ndarray | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see MAX_PIXELS
-            image = Image.open(path)
+            image = Image.open(path, formats=_PHOTO_FORMATS)
     except Image.UnidentifiedImageError:
         return None
     except Image.DecompressionBombError as error:
         raise _too_large(path, str(error)) from error
     with image:
-        if image.format not in _PHOTO_FORMATS or ";16" in f"{image.mode} {image.tile}":
+        if ";16" in f"{image.mode} {image.tile}":
             return None
         if image.height * image.width > MAX_PIXELS:
             raise _too_large(path, f"{image.width} x {image.height} pixels")
@@ -178,35 +181,36 @@ def _raster(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -
     return Pictures(pictures, float(blank.mean()), scale, distance and distance * scale)
 
 
-def thumbnail(
-    file: ImageFile, folder: Path, side: int = 192, rendering: Rendering = DEFAULT
-) -> Path:
-    """A small JPEG of an image, made once and kept in ``folder``.
+def thumbnail(file: ImageFile, side: int = 192, rendering: Rendering = DEFAULT) -> bytes:
+    """A small JPEG of an image, made once in a session.
 
     Args:
         file: the image.
-        folder: where thumbnails are kept.
         side: of the square it fits into, in pixels.
         rendering: how multi-band files are shown.
 
     Raises:
         InputError: see :func:`read_image`.
     """
-    name = fingerprint(file.path, file.window, file.stamp, side, str(rendering))
-    target = folder / f"{name}.jpg"
-    if not target.is_file():
-        picture = Image.fromarray(read_image(file, rendering, side))
-        with atomic_path(target) as tmp:
-            picture.save(tmp, "JPEG", quality=80, optimize=True)
-    return target
+    return _thumbnail(file, file.sha256, side, rendering)
 
 
-def in_scene(
-    file: ImageFile, folder: Path, side: int = 384, rendering: Rendering = DEFAULT
-) -> Image.Image:
+@lru_cache(maxsize=4096)
+def _thumbnail(file: ImageFile, sha256: str, side: int, rendering: Rendering) -> bytes:
+    return jpeg(Image.fromarray(read_image(file, rendering, side)))
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    """A picture as the content of a JPEG file."""
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=80, optimize=True)
+    return content.getvalue()
+
+
+def in_scene(file: ImageFile, side: int = 384, rendering: Rendering = DEFAULT) -> Image.Image:
     """The whole scene of a window, the window framed."""
     scene = ImageFile(file.path, None, file.percentiles)
-    picture = Image.open(thumbnail(scene, folder, side, rendering))
+    picture = Image.open(io.BytesIO(thumbnail(scene, side, rendering)))
     with rasters.open_raster(file.path) as raster:
         scale = max(picture.size) / max(raster.width, raster.height)
         column, row, width, height = file.window

@@ -5,7 +5,6 @@ it.
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 from pathlib import Path
@@ -18,6 +17,7 @@ from trsllava_utils.artefacts import InputError, cannot_read, read_text, shown
 from trsllava_utils.datasets import annotations, places, scenes
 from trsllava_utils.datasets.dataset import Dataset
 from trsllava_utils.datasets.files import match_names
+from trsllava_utils.storage import parse_json
 
 if TYPE_CHECKING:
     import shapely
@@ -102,7 +102,7 @@ def _read(path: Path) -> pd.DataFrame:
         return annotations.read_csv(path)
     try:
         if suffix in (".json", ".geojson"):
-            content = json.loads(read_text(path))
+            content = parse_json(read_text(path), shown(path))
             if not isinstance(content, dict) or content.get("type") != "FeatureCollection":
                 raise InputError(f"{shown(path)} holds neither captions nor GeoJSON features")
             return _in_wgs84(path)

@@ -7,7 +7,6 @@ changes.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path, PurePosixPath
 
@@ -16,13 +15,14 @@ import pandas as pd
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from trsllava_utils.artefacts import InputError, fingerprint, progress, read_json, write_text
+from trsllava_utils.artefacts import InputError, progress
 from trsllava_utils.cluster import in_threads
 from trsllava_utils.datasets import places
 from trsllava_utils.datasets.rasters import RASTER_SUFFIXES, open_raster, stamps
 from trsllava_utils.datasets.rendering import band_percentiles, read_values
+from trsllava_utils.parameters import check
+from trsllava_utils.storage import read_json, write_json
 
-TILE = 1024  # pixels
 TILING = ("tile", "overlap")  # the parameters that windows depend on
 WINDOW_NAME = r"@\d+_\d+"
 SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
@@ -32,6 +32,7 @@ VERSION = 1
 
 def check_tile(tile: int, overlap: int) -> None:
     """Raises InputError for sizes that make no windows."""
+    check(tile=tile, overlap=overlap)
     if tile and not 32 <= tile <= 65_536:
         raise InputError(f"tile={tile}: give 32 to 65,536 pixels, or 0 for no windows")
     if not 0 <= overlap <= tile // 2:
@@ -58,7 +59,7 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
     paths = [path for path in paths if Path(path).suffix.lower() in RASTER_SUFFIXES]
     store = derived / f"rasters-{tile}-{overlap}.json"
     keys = {path: [*map(list, stamps(path)), VERSION] for path in paths}
-    kept = _kept(store) if paths else {}
+    kept = read_json(store).get("rows", {}) if paths else {}
     rows = {path: row for path, row in kept.items() if row["key"] == keys.get(path)}
     todo = [path for path in paths if path not in rows]
     saved = time.monotonic()
@@ -72,17 +73,10 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
         rows |= in_threads(look, chunk)
         bar.update(len(chunk))
         if chunk[-1] is todo[-1] or time.monotonic() - saved > SAVE_EACH:
-            write_text(store, json.dumps({"fingerprint": fingerprint(rows), "rows": rows}))
+            write_json(store, {"rows": rows}, indent=None)
             saved = time.monotonic()
     bar.close()
     return pd.DataFrame.from_dict({path: rows[path] for path in paths}, orient="index")
-
-
-def _kept(store: Path) -> dict[str, dict]:
-    """The rows of an earlier scan; none if the file is damaged."""
-    kept = read_json(store)
-    whole = isinstance(kept, dict) and kept.get("fingerprint") == fingerprint(kept.get("rows"))
-    return kept["rows"] if whole else {}
 
 
 _NO_WINDOWS = {"windows": None, "footprints": None, "percentiles": None, "left_out": 0}

@@ -10,6 +10,7 @@ is the sha256 of its file.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ import pandas as pd
 from trsllava_utils.artefacts import (
     InputError,
     MissingError,
-    content_fingerprint,
     not_here,
     progress,
 )
@@ -26,7 +26,7 @@ from trsllava_utils.cluster import device
 from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, Dataset
 from trsllava_utils.datasets.imagery import ImageFile, read_image
 from trsllava_utils.datasets.rendering import DEFAULT, Rendering
-from trsllava_utils.embedding.encoders import disable_progress_bars
+from trsllava_utils.embedding.encoders import disable_progress_bars, revision
 from trsllava_utils.embedding.vectors import Embeddings, embed_corpus
 
 BATCH = 32
@@ -41,24 +41,40 @@ class ClipEncoder:
         rendering: how multi-band files are shown.
     """
 
+    precision, control = "float32", ()
+
     def __init__(
         self,
         name: str,
         files: dict[str, ImageFile] | None = None,
         rendering: Rendering = DEFAULT,
     ) -> None:
-        self._name, self._files, self._rendering = name, files or {}, rendering
-        path = _open_clip_parts(name)[1] if name.startswith("open_clip:") else Path(name)
-        weights = f"@{content_fingerprint(path)}" if path.exists() else ""
-        shown = " ".join(filter(None, (rendering.bands, rendering.stretch)))
-        self.identity = f"{name}{weights} float32 {shown}".rstrip()
-        self._model = None
+        self._checkpoint, self._files, self._rendering = name, files or {}, rendering
+        self._is_open_clip = name.startswith("open_clip:")
+
+    @cached_property
+    def identity(self) -> str:
+        name = self._checkpoint
+        weights = str(_open_clip_parts(name)[1]) if self._is_open_clip else name
+        if not revision(weights) and not self._is_open_clip:
+            self._model.texts(["a"])  # downloads it: then its revision is known
+        how = " ".join(filter(None, (self._rendering.bands, self._rendering.stretch)))
+        return f"{name}{revision(weights)} float32 {how}".rstrip()
+
+    @property
+    def name(self) -> str:
+        return self.identity
+
+    @cached_property
+    def _model(self) -> _OpenClip | _Transformers:
+        return (_OpenClip if self._is_open_clip else _Transformers)(self._checkpoint)
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """Not counted: CLIP cuts many captions, as is known of it."""
+        return [False] * len(texts)
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
         """``(n, dim) float32``, not yet of unit length; role "image" or "text"."""
-        if self._model is None:
-            opened = _OpenClip if self._name.startswith("open_clip:") else _Transformers
-            self._model = opened(self._name)
         batches = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
         rows = []
         for batch in progress(batches, desc=f"CLIP, {role}s"):

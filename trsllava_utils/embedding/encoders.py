@@ -6,6 +6,7 @@ server that speaks the OpenAI protocol.
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,17 +16,18 @@ import numpy as np
 
 from trsllava_utils.artefacts import (
     InputError,
-    check_choice,
     content_fingerprint,
     file_sha256,
+    file_stamp,
     not_here,
 )
 from trsllava_utils.cluster import device
-from trsllava_utils.openai_api import open_client, redact
+from trsllava_utils.openai_api import RefusedError, Server
+from trsllava_utils.parameters import MINILM, check
 
-MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-PRECISIONS = ("float32", "bfloat16", "auto")
+CONTROL = "a harbour with twelve white boats"
+SAME = 0.999  # cosine from which two vectors of the control text are by the same model
 
 
 class Encoder(Protocol):
@@ -33,9 +35,16 @@ class Encoder(Protocol):
     ``vectors.py``) scales them to length 1."""
 
     identity: str
+    name: str  # of the folder of its vectors; workers load it by this name too
+    precision: str
+    # vector of CONTROL, where the model may change behind an unchanged name; else empty
+    control: list[float]
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
         """Texts, role "query" or "document" -> ``(n, dim) float32``."""
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """Which texts are longer than the model reads, as far as that is known."""
 
 
 class SentenceTransformerEncoder:
@@ -47,30 +56,40 @@ class SentenceTransformerEncoder:
         precision: see :func:`load_encoder`.
     """
 
+    control: list[float] = []  # noqa: RUF012 (never changed)
+
     def __init__(self, name: str, precision: str = "float32") -> None:
-        self._name = name
+        self.name = name
+        self._is_minilm = name.removeprefix("sentence-transformers/") == MINILM
         self.precision = resolve_precision(precision)
-        model = name
-        if name.removeprefix("sentence-transformers/") == MINILM:
-            model = f"{MINILM}@{MINILM_SHA256[:12]}"
-        elif Path(name).is_dir():
-            model = f"{name}@{content_fingerprint(name)}"
-        self.identity = f"{model} {self.precision}"
+
+    @cached_property
+    def identity(self) -> str:
+        if self._is_minilm:
+            return f"{MINILM}@{MINILM_SHA256[:12]} {self.precision}"
+        if not revision(self.name):
+            len(self._model)  # downloads it: then its revision is known
+        return f"{self.name}{revision(self.name)} {self.precision}"
 
     @cached_property
     def _model(self):
         from sentence_transformers import SentenceTransformer
 
         disable_progress_bars()
-        embedded = self._name.removeprefix("sentence-transformers/") == MINILM
+        before = revision(self.name)
         try:
-            return SentenceTransformer(_embedded_minilm() if embedded else self._name)
+            model = SentenceTransformer(_embedded_minilm() if self._is_minilm else self.name)
+            if before not in ("", revision(self.name)):
+                raise InputError(f"encoder {self.name!r} changed while it was read; run again")
+            return model
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             hint = (
                 f"use -p encoder {MINILM} (embedded), a sentence-transformers id or folder, or "
                 "openai:MODEL"
             )
-            raise not_here(f"encoder {self._name!r}", error, hint) from error
+            raise not_here(f"encoder {self.name!r}", error, hint) from error
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
         """See :class:`Encoder`.
@@ -86,6 +105,14 @@ class SentenceTransformerEncoder:
                 texts, batch_size=size, normalize_embeddings=True, show_progress_bar=False
             )
         return np.reshape(vectors, (len(texts), model.get_embedding_dimension())).astype(np.float32)
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """See :class:`Encoder`."""
+        model, longest = self._model, self._model.max_seq_length
+        if not longest or not callable(model.tokenizer):  # models of single words read any text
+            return [False] * len(texts)
+        pieces = model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        return [len(several) > longest for several in pieces]
 
     def _autocast(self, kind: str) -> AbstractContextManager:
         import torch
@@ -109,7 +136,7 @@ def _embedded_minilm() -> str:
 
 def resolve_precision(precision: str) -> str:
     """A valid precision; "auto" becomes the best one for this machine."""
-    check_choice("precision", precision, PRECISIONS)
+    check(precision=precision)
     if precision == "auto":
         return "bfloat16" if computes_bfloat16() else "float32"
     return precision
@@ -127,40 +154,60 @@ def computes_bfloat16() -> bool:
 
 class OpenAIEncoder:
     """An embedding model behind the OpenAI protocol; OPENAI_BASE_URL and OPENAI_API_KEY come from
-    the environment."""
+    the environment. Its vector of a control text tells whether it is still the same model."""
 
     precision = "float32"  # of the vectors that arrive; the server computes as it likes
 
     def __init__(self, name: str, batch_size: int = 256) -> None:
-        import openai
+        self._server = Server(f"encoder {name!r}")
+        self.name, self._model = name, name.removeprefix("openai:")
+        self._batch_size = batch_size  # less for a server that takes less
+        self.identity = f"{name}@{self._server.address}"
 
-        self._errors = openai.OpenAIError
-        self._client = open_client(f"encoder {name!r}", max_retries=5, timeout=60)
-        self._model = name.removeprefix("openai:")
-        self._batch_size = batch_size
-        self.identity = f"{name}@{self._client.base_url.host}"
+    @cached_property
+    def control(self) -> list[float]:
+        vector = self.encode([CONTROL], "document")[0]
+        return (vector / max(np.linalg.norm(vector), 1e-9)).round(5).tolist()
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
-        """See :class:`Encoder`."""
-        vectors = []
-        for start in range(0, len(texts), self._batch_size):
+        """See :class:`Encoder`.
+
+        Raises:
+            InputError: the server does not answer, refuses a text by itself, or answers with
+                something else than a vector for each text.
+        """
+        vectors, start = [], 0
+        while start < len(texts):
             batch = texts[start : start + self._batch_size]
             try:
-                reply = self._client.embeddings.create(
-                    model=self._model, input=batch, encoding_format="float"
-                )
-            except self._errors as error:
-                raise InputError(
-                    f"the embedding server refused texts {start}–{start + len(batch) - 1}: "
-                    f"{redact(error)}"
-                ) from None
-            data = sorted(reply.data, key=lambda d: d.index)
-            if len(data) != len(batch):
-                raise InputError(
-                    f"the embedding server returned {len(data)} vectors for {len(batch)} texts"
-                )
-            vectors += [d.embedding for d in data]
-        return np.asarray(vectors, np.float32)
+                vectors += self._vectors(batch)
+            except RefusedError as error:
+                if len(batch) == 1:
+                    raise InputError(
+                        f"the embedding server refused the text {batch[0][:60]!r}: {error.words}"
+                    ) from None
+                self._batch_size = len(batch) // 2
+            else:
+                start += len(batch)
+        return np.array(vectors, np.float32)
+
+    def _vectors(self, texts: list[str]) -> list[list[float]]:
+        request = {"model": self._model, "input": texts, "encoding_format": "float"}
+        data = self._server.post("embeddings", request).get("data")
+        try:
+            numbered = {d["index"]: np.asarray(d["embedding"], np.float32) for d in data}
+            vectors = [numbered[n] for n in range(len(texts))]
+            if len(data) == len(texts) and {v.shape for v in vectors} == {(len(vectors[0]),)}:
+                return vectors
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise InputError(
+            f"the embedding server did not return one vector for each of {len(texts)} texts"
+        )
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """See :class:`Encoder`; servers refuse such texts, or do not tell."""
+        return [False] * len(texts)
 
 
 def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
@@ -176,6 +223,7 @@ def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
         InputError: no name, or an unknown precision.
         MissingError: its key is not there.
     """
+    check(encoder=encoder, precision=precision)
     if not encoder.strip():
         raise InputError(
             f"encoder is empty; pass -p encoder {MINILM}, a sentence-transformers id, or "
@@ -186,10 +234,33 @@ def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
     return SentenceTransformerEncoder(encoder, precision)
 
 
-@lru_cache(maxsize=1)
 def kept_encoder(encoder: str, precision: str = "float32") -> Encoder:
-    """:func:`load_encoder`; the last one stays loaded for the next call."""
+    """:func:`load_encoder`; the last one stays loaded for the next call, unless a file of it has
+    changed or another server is meant."""
+    check(encoder=encoder)
+    folder = Path(encoder)
+    files = folder.rglob("*") if folder.is_dir() else ()
+    state = tuple((str(file), *file_stamp(file)) for file in sorted(files))
+    return _kept(encoder, precision, state or os.environ.get("OPENAI_BASE_URL"))
+
+
+@lru_cache(maxsize=1)
+def _kept(encoder: str, precision: str, state: object) -> Encoder:
     return load_encoder(encoder, precision)
+
+
+def revision(model: str) -> str:
+    """What tells the weights of a model apart: "@" and the content of its folder, or the hub's
+    commit; "" for a model of the hub that is not on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(model).exists():
+        return f"@{content_fingerprint(model)}"
+    try:
+        path = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # no name of a model
+        return ""
+    return f"@{Path(path).parent.name[:12]}" if isinstance(path, str) else ""
 
 
 def disable_progress_bars() -> None:

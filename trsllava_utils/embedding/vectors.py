@@ -8,8 +8,9 @@ Files in ``data/<dataset>/derived/embeddings/<encoder>/``: ``<corpus>.safetensor
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -21,16 +22,34 @@ from trsllava_utils.artefacts import (
     atomic_path,
     fingerprint,
     progress,
-    read_manifest,
     slug,
     versions,
-    write_manifest,
 )
 from trsllava_utils.cluster import spread
-from trsllava_utils.embedding.encoders import Encoder, kept_encoder, load_encoder
+from trsllava_utils.embedding.encoders import SAME, Encoder, kept_encoder
+from trsllava_utils.storage import read_kept, write_manifest
 
 CHUNK = 2048  # texts encoded by one call
-Stored = tuple[np.ndarray, list[str], dict]  # vectors, the keys of their texts, the manifest
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is on disk of a corpus: vectors by row, the keys of their texts, whether a text was too
+    long, the manifest, and the encoder's vector of the control text when they were made."""
+
+    vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    keys: list[str] = field(default_factory=list)
+    too_long: list[bool] = field(default_factory=list)
+    manifest: dict = field(default_factory=dict)
+    control: list[float] = field(default_factory=list)
+
+    def is_by(self, model: Encoder) -> bool:
+        """Whether the vectors are by this model, and not by one that had its name before."""
+        if self.manifest.get("encoder") != model.identity:
+            return False
+        if len(self.control) != len(model.control):
+            return False
+        return not self.control or float(np.dot(self.control, model.control)) >= SAME
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,7 @@ class Embeddings:
         path: the safetensors file.
         encoded: how many distinct texts had to be encoded in this run (0: all were on disk).
         identity: fingerprint of rows, role and encoder.
+        too_long: how many distinct texts are longer than the encoder reads, and were cut.
     """
 
     rows: pd.DataFrame
@@ -50,6 +70,7 @@ class Embeddings:
     path: Path
     encoded: int
     identity: str = ""
+    too_long: int = 0
 
 
 def embed_corpus(
@@ -75,42 +96,49 @@ def embed_corpus(
         role: "query" or "document", which models with prompts treat differently; "text" or "image"
             for CLIP.
         precision: of an encoder given by name; see :func:`load_encoder`.
-        scheduler: where an encoder given by name runs, see ``cluster.py``.
+        scheduler: where the encoder runs, see ``cluster.py``.
 
     Raises:
         InputError: the encoder returned a zero or non-finite vector.
         MissingError: its weights or its key are not there.
     """
-    by_name = isinstance(encoder, str)
-    model = load_encoder(encoder, precision) if by_name else encoder
-    path = _path(derived, model, encoder if by_name else model.identity, name)
+    model = kept_encoder(encoder, precision) if isinstance(encoder, str) else encoder
+    path = _path(derived, model, name)
     corpus = corpus.reset_index(drop=True)
     rows = fingerprint(corpus.astype(str).values.tolist(), role)
-    identity = fingerprint(rows, model.identity)
-    stored = vectors, _, manifest = _read(path)
-    if manifest.get("identity") == identity:
-        return Embeddings(corpus, vectors, path, 0, identity)
+    stored = _read(path)
+    if not stored.is_by(model):
+        stored = Stored(control=model.control)
+    identity = fingerprint(rows, model.identity, *[stored.control] * bool(stored.control))
+    if stored.manifest.get("identity") == identity:
+        long = stored.manifest.get("too_long", 0)
+        return Embeddings(corpus, stored.vectors, path, 0, identity, long)
 
     keys = [hashlib.sha256(f"{role}\0{text}".encode()).hexdigest() for text in corpus["text"]]
     texts = dict(zip(keys, corpus["text"], strict=True))
     others = (_read(p) for p in sorted({*path.parent.glob("*.safetensors")} - {path}))
-    known = _known(chain([stored], others), model.identity, texts)
+    known = _known(chain([stored], others), model, texts)
     missing = {key: text for key, text in texts.items() if key not in known}
     if missing:
-        # workers load an encoder given by name themselves, and in the precision resolved here
-        how = (encoder, role, model.precision) if by_name and scheduler else (model, role)
-        fresh = _encode(list(missing.values()), how, scheduler if by_name else "")
-        known.update(zip(missing, fresh, strict=True))
-    vectors = np.stack([known[key] for key in keys]) if keys else np.zeros((0, 1), np.float32)
+        # workers load the encoder themselves, and in the precision resolved here
+        how = (model.name, role, model.precision) if scheduler else (model, role)
+        fresh = _encode(list(missing.values()), how, scheduler)
+        long = model.too_long(list(missing.values()))
+        known.update(zip(missing, zip(fresh, long, strict=True), strict=True))
+    vectors = np.stack([known[key][0] for key in keys]) if keys else np.zeros((0, 1), np.float32)
+    too_long = sum(bool(known[key][1]) for key in texts)
     manifest = {
         "identity": identity,
         "encoder": model.identity,
+        "control": stored.control,
         "role": role,
         "shape": list(vectors.shape),
+        "too_long": too_long,
         "versions": versions("sentence-transformers", "transformers", "torch"),
     }
-    _write(path, corpus.assign(key=keys), vectors, manifest)
-    return Embeddings(corpus, vectors, path, len(missing), identity)
+    long = [known[key][1] for key in keys]
+    _write(path, corpus.assign(key=keys, too_long=long), vectors, manifest)
+    return Embeddings(corpus, vectors, path, len(missing), identity, too_long)
 
 
 def unit_vectors(
@@ -144,42 +172,46 @@ def _encode(texts: list[str], how: tuple, scheduler: str) -> np.ndarray:
     return np.concatenate([vectors[number] for number in range(len(chunks))])
 
 
-def _path(derived: Path, model: Encoder, label: str, name: str) -> Path:
+def _path(derived: Path, model: Encoder, name: str) -> Path:
     """The safetensors file of a corpus; bfloat16 vectors have a folder of their own."""
-    half = getattr(model, "precision", "float32") == "bfloat16"
-    folder = slug(label) + "-bfloat16" * half
+    folder = slug(model.name) + "-bfloat16" * (model.precision == "bfloat16")
     return derived / "embeddings" / folder / f"{slug(name)}.safetensors"
 
 
 def _known(
-    corpora: Iterable[Stored], encoder: str, wanted: dict[str, str]
-) -> dict[str, np.ndarray]:
-    """Vectors by text key that lie in stored corpora of this encoder; reads no more than needed."""
-    known: dict[str, np.ndarray] = {}
-    for vectors, keys, manifest in corpora:
-        if manifest.get("encoder") == encoder:
-            known.update((k, v) for k, v in zip(keys, vectors, strict=True) if k in wanted)
+    corpora: Iterable[Stored], model: Encoder, wanted: dict[str, str]
+) -> dict[str, tuple[np.ndarray, bool]]:
+    """Vectors by text key that lie in stored corpora of this encoder, and whether the text was too
+    long; reads no more than needed."""
+    known: dict[str, tuple[np.ndarray, bool]] = {}
+    for stored in corpora:
+        if stored.is_by(model):
+            rows = zip(stored.keys, stored.vectors, stored.too_long, strict=True)
+            known.update((key, (vector, long)) for key, vector, long in rows if key in wanted)
         if wanted.keys() <= known.keys():
             break
     return known
 
 
 def _read(path: Path) -> Stored:
-    """Stored vectors, their text keys and the manifest; empty if a file is missing or damaged."""
-    from safetensors.numpy import load_file
+    """What is stored of a corpus; nothing if a file is missing or damaged."""
+    from safetensors.numpy import load
 
-    manifest = read_manifest(path.with_suffix(".json"), [path, path.with_suffix(".parquet")])
+    files = [path, path.with_suffix(".parquet")]
+    manifest, contents = read_kept(path.with_suffix(".json"), files)
     if not manifest:
-        return np.zeros((0, 1), np.float32), [], {}
-    keys = pd.read_parquet(path.with_suffix(".parquet"), columns=["key"])["key"].tolist()
-    return load_file(path)["vectors"], keys, manifest
+        return Stored()
+    rows = pd.read_parquet(io.BytesIO(contents[1]))
+    long = rows.get("too_long", pd.Series(False, rows.index)).tolist()
+    vectors = load(contents[0])["vectors"]
+    return Stored(vectors, rows["key"].tolist(), long, manifest, manifest.get("control", []))
 
 
 def _write(path: Path, rows: pd.DataFrame, vectors: np.ndarray, manifest: dict) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     with atomic_path(path) as tmp:
-        save_file({"vectors": np.ascontiguousarray(vectors)}, tmp)
+        tmp.write_bytes(save({"vectors": np.ascontiguousarray(vectors)}))
     with atomic_path(path.with_suffix(".parquet")) as tmp:
         rows.to_parquet(tmp, index=False)
     write_manifest(path.with_suffix(".json"), manifest, [path, path.with_suffix(".parquet")])

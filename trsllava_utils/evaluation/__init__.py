@@ -13,6 +13,7 @@ from trsllava_utils.evaluation import statistics, breakdown, experiments
 from trsllava_utils.evaluation.results import (
     results_path,
     write_results,
+    read_results,
     export,
     published,
     summary,

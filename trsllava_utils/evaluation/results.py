@@ -11,13 +11,15 @@ from trsllava_utils.artefacts import (
     PROJECT_ROOT,
     MissingError,
     atomic_path,
+    csv_text,
     file_sha256,
-    read_json,
+    shown,
     versions,
-    write_json,
+    write_text,
 )
 from trsllava_utils.datasets import Dataset
 from trsllava_utils.evaluation.recall import KS, TITLES, chance, recall_table
+from trsllava_utils.storage import read_json, write_json
 
 VERSIONS = ("trsllava-utils", "sentence-transformers", "transformers", "torch", "numpy")
 
@@ -41,10 +43,12 @@ def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **a
     """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner
     (``Sources.described_by``), encoder, baseline (the method that the others are compared with),
     compared (differences to it), captioners (metrics of several on the same ``n_common`` images),
-    parameters (as the notebook got them), left_out."""
+    parameters (as the notebook got them), left_out, inputs (``Rankings.identity`` of the baseline:
+    a report of these results shows examples of no others)."""
     t2i = ranks[ranks["direction"] == "t2i"]
     result = {
         **about,
+        "figures": {},
         "n_images": int(t2i["n_items"].iloc[0]),
         "n_captions": len(t2i),
         "methods": methods,
@@ -54,6 +58,13 @@ def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **a
     }
     write_json(path, result)
     return result
+
+
+def read_results(path: Path) -> dict:
+    """What :func:`write_results` wrote; empty if it is missing, damaged, edited, or written by an
+    earlier version of this project."""
+    result = read_json(path)
+    return result if {"methods", "chance", "figures", "inputs"} <= result.keys() else {}
 
 
 def record_figures(path: Path, dataset: Dataset) -> None:
@@ -68,21 +79,25 @@ def results_path(derived: Path, setting: str) -> Path:
     return derived / "results" / f"{setting}.json"
 
 
-def summary(data_dir: Path) -> pd.DataFrame:
+def summary(data_dir: Path) -> tuple[pd.DataFrame, list[str]]:
     """All results below a data folder in one table: one row for each dataset, split, captioner,
-    encoder and method, chance included (percent)."""
-    tables = []
+    encoder and method, chance included (percent); and sentences on files that cannot be used."""
+    tables, problems = [], []
     for path in sorted(data_dir.glob("*/derived/results/*.json")):
-        result = read_json(path)
-        if not isinstance(result, dict) or "methods" not in result:
-            continue  # written by an earlier version, or not by us
+        result = read_results(path)
+        if not result:
+            problems.append(
+                f"{shown(path)} is damaged, was edited, or is of an earlier version; it was left "
+                "out: delete it, or run notebook 04 again"
+            )
+            continue
         table = recall_table({**result["methods"], "chance": result["chance"]})
         setting = {name: result[name] for name in ("dataset", "split", "captioner", "encoder")}
         setting["images"] = result["n_images"]
         names = pd.DataFrame({**setting, "method": table.index})
         table.index = pd.MultiIndex.from_frame(names)
         tables.append(table)
-    return pd.concat(tables) if tables else pd.DataFrame()
+    return pd.concat(tables) if tables else pd.DataFrame(), problems
 
 
 def export(table: pd.DataFrame, path: Path) -> list[Path]:
@@ -90,8 +105,7 @@ def export(table: pd.DataFrame, path: Path) -> list[Path]:
     flat = table.copy()
     flat.columns = [" ".join(filter(None, c)) if isinstance(c, tuple) else c for c in flat.columns]
     paths = [path.with_name(path.name + suffix) for suffix in (".csv", ".tex")]
-    with atomic_path(paths[0]) as tmp:
-        flat.to_csv(tmp)
+    write_text(paths[0], csv_text(flat))
     with atomic_path(paths[1]) as tmp:
         # marks as commands: pdfLaTeX knows them everywhere
         latex = table.style.format(precision=1, na_rep="–", escape="latex")

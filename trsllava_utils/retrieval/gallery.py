@@ -4,24 +4,28 @@ searched one partition at a time, on this machine or on a Dask cluster.
     part-000000-1f0c….parquet                                    rows of a text corpus
     part-000000-1f0c….all-MiniLM-L6-v2-9e….float32.safetensors   the vectors of these rows
 
+A file of vectors holds the hashes of its vectors and of its rows, which are compared when a
+partition is opened.
 An image scores the maximum over its texts, rule ``max``, which partitions can compute apart.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors import safe_open
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from trsllava_utils.artefacts import (
     InputError,
     MissingError,
-    check_choice,
     fingerprint,
     progress,
     slug,
@@ -29,12 +33,11 @@ from trsllava_utils.artefacts import (
 from trsllava_utils.cluster import in_threads, spread
 from trsllava_utils.embedding import MINILM, Embeddings, kept_encoder, unit_vectors
 from trsllava_utils.embedding.encoders import resolve_precision
+from trsllava_utils.parameters import check
 from trsllava_utils.retrieval.partitions import PARTITION, Partitions, first_rows, names_of
 from trsllava_utils.retrieval.products import blocks, cosine, count_ahead, top_items
-from trsllava_utils.retrieval.ranking import check_top_k, query_ids
+from trsllava_utils.retrieval.ranking import query_ids
 from trsllava_utils.retrieval.side import Side, one_each
-
-DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Gallery:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        check_choice("dtype", self.dtype, DTYPES)
+        check(encoder=self.encoder, dtype=self.dtype, scheduler=self.scheduler)
         # "auto" is decided here, once, and not by each worker
         object.__setattr__(self, "precision", resolve_precision(self.precision))
 
@@ -70,7 +73,7 @@ class Gallery:
         return self.store.add(corpus, texts_each)
 
     def embed(self) -> int:
-        """Make the vectors of every partition that has none.
+        """Make the vectors of every partition that has none, or damaged ones.
 
         Returns:
             How many partitions that were.
@@ -81,6 +84,7 @@ class Gallery:
         names, todo = self._listed()
         if not names:
             raise MissingError(f"no captions in {self.url}; Gallery.add puts them there")
+        todo += [name for name in names if name not in todo and not self._is_whole(name)]
         done = spread(_embed, todo, self.scheduler, (self,))
         for _ in progress(done, total=len(todo), desc="embedding", unit="partition", delay=2):
             pass
@@ -101,7 +105,7 @@ class Gallery:
             InputError: ``top_k`` is not positive.
             MissingError: vectors are missing.
         """
-        check_top_k(top_k)
+        check(top_k=top_k)
         names = self._embedded()
         pieces = list(enumerate(names))
         owner = queries.rows["image_id"].to_numpy(dtype=object)
@@ -142,10 +146,7 @@ class Gallery:
             InputError: an empty query, or ``k`` is not positive.
             MissingError: vectors are missing.
         """
-        if not query.strip():
-            raise InputError("the query is empty; type what the image should show")
-        if k < 1:
-            raise InputError(f"k={k}: give the number of images to find, 1 or more")
+        check(query=query, k=k)
         names = self._embedded()
         vector = unit_vectors([query], self.encoder, "query", self.precision)
         side = one_each(np.array([query]), vector)
@@ -182,6 +183,13 @@ class Gallery:
             )
         return names
 
+    def _is_whole(self, name: str) -> bool:
+        try:
+            open_part(self, name)
+        except DamagedError:
+            return False
+        return True
+
     def _image_ids(self, names: list[str], items: np.ndarray) -> np.ndarray:
         """``(n,)`` items as Top numbers them -> ``(n,)`` str."""
         numbers, local = np.divmod(items, Top.PART)
@@ -213,21 +221,36 @@ class Part:
     ids: np.ndarray
 
 
+class DamagedError(InputError):
+    """Vectors are not those that were made of the rows beside them; they can be made again."""
+
+
 @lru_cache(maxsize=256)
 def open_part(gallery: Gallery, name: str) -> Part:
     """A partition with its vectors, kept from call to call.
 
     Raises:
-        InputError: the file of vectors is not one for these rows.
+        DamagedError: the vectors are not those that were written.
+        InputError: the rows are not those that the vectors were made of.
     """
-    image_ids = pd.Series(gallery.store.column(name, "image_id"))
+    path = gallery.store.local(gallery.vectors_name(name))
+    rows = Path(gallery.store.local(f"{name}.parquet")).read_bytes()
+    try:
+        with safe_open(path, "pt") as file:  # unlike numpy's, a view of the file
+            made_of, vectors = file.metadata() or {}, file.get_tensor("vectors").numpy()
+    except SafetensorError:
+        made_of, vectors = {}, np.empty((0, 0))
+    of_vectors, _, of_rows = made_of.get("sha256", "").partition(" ")
+    if of_vectors != hashlib.sha256(memoryview(vectors)).hexdigest():
+        raise DamagedError(
+            f"{path} is damaged, or of an earlier version; make it again: python -m "
+            f"trsllava_utils gallery {gallery.url}"
+        )
+    if of_rows != hashlib.sha256(rows).hexdigest():
+        raise gallery.store.changed(name)
+    image_ids = pq.read_table(BytesIO(rows), columns=["image_id"])["image_id"].to_pandas()
     starts = first_rows(image_ids)
     groups = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(image_ids)))
-    path = gallery.store.local(gallery.vectors_name(name))
-    with safe_open(path, "pt") as file:  # unlike numpy's, a view of the file
-        vectors = file.get_tensor("vectors").numpy()
-    if len(vectors) != len(groups):
-        raise InputError(f"{path} holds {len(vectors)} vectors for {len(groups)} texts; delete it")
     texts = np.broadcast_to(np.array("", dtype=object), len(groups))  # not needed for scores
     side = Side(texts, groups, vectors)
     return Part(side, image_ids.to_numpy()[starts])
@@ -270,10 +293,13 @@ class Top:
 
 
 def _embed(name: str, gallery: Gallery) -> None:
-    number, distinct = pd.factorize(gallery.store.column(name, "text"))
+    rows, sha256 = gallery.store.rows(name)
+    number, distinct = pd.factorize(rows["text"].to_numpy())
     vectors = unit_vectors(distinct.tolist(), gallery.encoder, "document", gallery.precision)
-    stored = {"vectors": vectors.astype(gallery.dtype)[number]}
-    gallery.store.write(gallery.vectors_name(name), save(stored))
+    vectors = np.ascontiguousarray(vectors.astype(gallery.dtype)[number])
+    made_of = f"{hashlib.sha256(memoryview(vectors)).hexdigest()} {sha256}"
+    content = save({"vectors": vectors}, {"sha256": made_of})
+    gallery.store.write(gallery.vectors_name(name), content)
 
 
 def _own_scores(

@@ -7,6 +7,8 @@ fsspec opens: ``s3://bucket/gallery``; ``filecache::s3://…`` keeps on disk wha
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,9 +17,10 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from trsllava_utils.artefacts import InputError, atomic_path, fingerprint
+from trsllava_utils.artefacts import InputError, MissingError, atomic_path, fingerprint
 
 PARTITION = 50_000  # texts
 ROW_GROUP = 4096  # rows of a Parquet file that are read together
@@ -29,10 +32,23 @@ class Partitions:
 
     url: str
 
+    def _at(self, name: str = "") -> tuple[AbstractFileSystem, str]:
+        """The file system and the path of a file, or of the folder."""
+        url = f"{self.url.rstrip('/')}/{name}" if name else self.url
+        try:
+            return fsspec.url_to_fs(url)
+        except ImportError as error:
+            raise MissingError(
+                f"{self.url} needs a package that is not installed: {error}; for s3:// it is "
+                'pip install "trsllava-utils[s3]"'
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{self.url}: {error}; give a folder, or s3://bucket/folder") from None
+
     @property
     def files(self) -> set[str]:
         """Names of the files that are there."""
-        fs, root = fsspec.url_to_fs(self.url)
+        fs, root = self._at()
         fs.invalidate_cache()
         return {Path(p).name for p in fs.ls(root, detail=False)} if fs.exists(root) else set()
 
@@ -42,54 +58,71 @@ class Partitions:
         return names_of(self.files)
 
     def add(self, corpus: pd.DataFrame, texts_each: int = PARTITION) -> list[str]:
-        """Append a text corpus, cut into partitions; adding the same again adds nothing.
+        """Append a text corpus, cut into partitions. Images that are here with the same texts are
+        passed over, so a call that was cut off, or a dataset that has grown, is added as before.
 
         Args:
             corpus: ``image_id, source, variant, field, text``, the rows of an image together.
             texts_each: texts per partition, about.
 
         Returns:
-            Names of the partitions that hold it.
+            Names of the new partitions.
 
         Raises:
             InputError: the rows of an image are apart, or an image is here already with other
                 texts.
         """
-        starts = first_rows(corpus["image_id"])
-        ids = corpus["image_id"].iloc[starts]
+        ids = corpus["image_id"].iloc[first_rows(corpus["image_id"])]
         if ids.duplicated().any():
             raise InputError(
                 f"the rows of image {ids[ids.duplicated()].iloc[0]!r} are not adjacent: sort "
                 "the corpus by image_id"
             )
-        cuts = starts[np.flatnonzero(np.diff(starts // texts_each, prepend=-1))]
-        pieces = np.split(np.arange(len(corpus)), cuts[1:]) if len(corpus) else []
-        known = {name.rpartition("-")[2]: name for name in self.names}
-        prints = [fingerprint(corpus.iloc[rows].astype(str).values.tolist()) for rows in pieces]
-        new = {p: rows for p, rows in zip(prints, pieces, strict=True) if p not in known}
-        if new:
-            self._refuse_known(corpus["image_id"].iloc[np.concatenate(list(new.values()))])
-        for content, rows in new.items():
-            known[content] = f"part-{len(known):06d}-{content}"
+        names = self.names
+        new = corpus[~corpus["image_id"].isin(self._known(corpus, names))]
+        added = []
+        for n, piece in enumerate(_pieces(new, texts_each), len(names)):
+            added.append(f"part-{n:06d}-{_content(piece)}")
             out = BytesIO()
-            corpus.iloc[rows].to_parquet(out, index=False, row_group_size=ROW_GROUP)
-            self.write(f"{known[content]}.parquet", out.getvalue())
-        return [known[content] for content in prints]
+            piece.to_parquet(out, index=False, row_group_size=ROW_GROUP)
+            self.write(f"{added[-1]}.parquet", out.getvalue())
+        return added
 
-    def _refuse_known(self, ids: pd.Series) -> None:
-        new = ids.unique().astype(str)
-        for name in self.names:
-            both = np.intersect1d(self.column(name, "image_id").astype(str), new)
-            if len(both):
-                raise InputError(
-                    f"image {str(both[0])!r} is in {self.url} already ({name}), with other "
-                    "texts; a gallery only grows: take another URL"
-                )
+    def _known(self, corpus: pd.DataFrame, names: list[str]) -> set[str]:
+        """Images of the corpus that are here with the same texts."""
+        known: set[str] = set()
+        for name in names:
+            stored = _by_image(self.rows(name)[0])
+            for image_id, rows in _by_image(corpus[corpus["image_id"].isin(stored)]).items():
+                if rows != stored[image_id]:
+                    raise InputError(
+                        f"image {image_id!r} is in {self.url} already ({name}), with other texts; "
+                        "a gallery only grows: take another URL"
+                    )
+                known.add(image_id)
+        return known
 
-    def column(self, name: str, column: str) -> np.ndarray:
-        """A column of a partition: ``(n_rows,)`` str."""
-        table = pq.read_table(self.local(f"{name}.parquet"), columns=[column])
-        return table[column].to_numpy()
+    def rows(self, name: str) -> tuple[pd.DataFrame, str]:
+        """The rows of a partition, and the sha256 of its file.
+
+        Raises:
+            InputError: the file is not what was written.
+        """
+        content = Path(self.local(f"{name}.parquet")).read_bytes()
+        try:
+            table = pd.read_parquet(BytesIO(content))
+        except (ValueError, OSError) as error:
+            raise self.changed(name) from error
+        if _content(table) != name.rpartition("-")[2]:
+            raise self.changed(name)
+        return table, hashlib.sha256(content).hexdigest()
+
+    def changed(self, name: str) -> InputError:
+        """The error for a partition whose rows are not those that were written."""
+        return InputError(
+            f"{self.url}: {name}.parquet is damaged, or was changed; delete it, and add its "
+            "captions again"
+        )
 
     def text(self, name: str, row: int) -> str:
         """One text of a partition."""
@@ -99,18 +132,40 @@ class Partitions:
 
     def local(self, name: str) -> str:
         """Path of a file on this machine; a remote file is downloaded first."""
-        url = f"{self.url.rstrip('/')}/{name}"
-        here = "::" in url or isinstance(fsspec.url_to_fs(url)[0], LocalFileSystem)
+        url, fs = f"{self.url.rstrip('/')}/{name}", self._at(name)[0]
+        here = "::" in url or isinstance(fs, LocalFileSystem)
         return fsspec.open_local(url if here else f"simplecache::{url}")
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
-        fs, path = fsspec.url_to_fs(f"{self.url.rstrip('/')}/{name}")
+        fs, path = self._at(name)
         if isinstance(fs, LocalFileSystem):
             with atomic_path(path) as tmp:
                 tmp.write_bytes(content)
         else:  # an object is not there until all of it is
             fs.pipe_file(path, content)
+
+
+def _content(rows: pd.DataFrame) -> str:
+    """Fingerprint of rows."""
+    return fingerprint(rows.astype(str).values.tolist())
+
+
+def _by_image(rows: pd.DataFrame) -> dict[str, list[tuple]]:
+    """Image -> its rows."""
+    several: dict[str, list[tuple]] = {}
+    for row in rows.astype(str).itertuples(index=False):
+        several.setdefault(row.image_id, []).append(tuple(row))
+    return several
+
+
+def _pieces(corpus: pd.DataFrame, texts_each: int) -> Iterator[pd.DataFrame]:
+    """Partitions of at least ``texts_each`` texts, and a rest; images stay whole."""
+    first = 0
+    for start in [*first_rows(corpus["image_id"])[1:], len(corpus)]:
+        if start - first >= texts_each or first < start == len(corpus):
+            yield corpus.iloc[first:start]
+            first = start
 
 
 def names_of(files: set[str]) -> list[str]:

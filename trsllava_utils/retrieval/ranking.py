@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, MissingError, fingerprint, keep, slug
+from trsllava_utils.artefacts import MissingError, fingerprint, slug
 from trsllava_utils.cluster import spread
 from trsllava_utils.embedding import Embeddings
+from trsllava_utils.parameters import check
 from trsllava_utils.retrieval.formulas import TIE_TOLERANCE
 from trsllava_utils.retrieval.methods import Method
 from trsllava_utils.retrieval.products import Score, blocks, count_ahead, top_items
 from trsllava_utils.retrieval.scoring import VERSION, Scorer
 from trsllava_utils.retrieval.side import Side, one_each
 from trsllava_utils.retrieval.sources import Sources
+from trsllava_utils.storage import keep
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Rankings:
             image_id, score, hit``.
         path: the Parquet file of ``ranks``; that of ``top`` lies beside it.
         reused: whether they were on disk and up to date.
+        identity: fingerprint of all that they were made from.
     """
 
     ranks: pd.DataFrame
     top: pd.DataFrame
     path: Path
     reused: bool
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def retrieve(
         InputError: an unknown method, or ``top_k`` is not positive.
         MissingError: the method draws on something that is not there.
     """
-    check_top_k(top_k)
+    check(top_k=top_k)
     parsed = Method(method)
     gallery = sorted(images) or sources.gallery
     own = set(queries) or set(gallery)
@@ -254,12 +258,6 @@ def _rank_blocks(pieces: list[slice], task: RankingTask) -> list[tuple[pd.DataFr
     return [task.tables(block, task.score(block)) for block in pieces]
 
 
-def check_top_k(top_k: int) -> None:
-    """Raise InputError unless at least one result is to be kept."""
-    if top_k < 1:
-        raise InputError(f"top_k={top_k}: give the number of results to keep, 1 or more")
-
-
 def query_ids(rows: pd.DataFrame) -> pd.Series:
     """The name of every reference caption, ``<image_id>#<variant>``."""
     return rows["image_id"] + "#" + rows["variant"].astype(str)
@@ -273,7 +271,7 @@ def caption_texts(queries: Embeddings) -> dict[str, str]:
 def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     """:func:`retrieve`, kept on disk as Parquet; loaded from there while vectors and settings are
     the same and at least ``top_k`` results were kept."""
-    check_top_k(top_k)
+    check(top_k=top_k)
     parsed = Method(method)
     stem = f"{sources.setting}.{slug(parsed.name)}-{fingerprint(parsed.name)[:6]}"
     path = sources.dataset.derived / "rankings" / stem
@@ -286,7 +284,8 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
 
     tables, reused = keep(path, made_from, make, ("ranks", "top"), {"top_k": top_k})
     top = tables["top"][tables["top"]["rank"] <= top_k].reset_index(drop=True)
-    return Rankings(tables["ranks"], top, path.with_name(f"{stem}.ranks.parquet"), reused)
+    file = path.with_name(f"{stem}.ranks.parquet")
+    return Rankings(tables["ranks"], top, file, reused, fingerprint(made_from))
 
 
 def rank_methods(

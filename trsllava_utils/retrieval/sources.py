@@ -24,10 +24,13 @@ from trsllava_utils.embedding import (
     MINILM,
     ClipEncoder,
     Embeddings,
+    Encoder,
     embed_corpus,
+    kept_encoder,
     unit_vectors,
 )
 from trsllava_utils.embedding.clip import embed_clip_images, embed_clip_texts
+from trsllava_utils.parameters import check
 from trsllava_utils.retrieval.methods import Method
 
 
@@ -79,6 +82,10 @@ class Sources:
     _results: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        own = vars(self).items()
+        check({name: value for name, value in own if name not in ("dataset", "variants")})
+        if self.variants:
+            check(variants=self.variants)
         object.__setattr__(self, "captioner", choose_captioner(self.dataset, self.captioner))
         object.__setattr__(self, "dataset", seen_by(self.captioner, self.dataset))
         object.__setattr__(self, "texts", ",".join(text_forms(self.texts)))
@@ -174,9 +181,14 @@ class Sources:
         """
         return self._embed(self._training_captions(), "train.bank", "query")
 
+    @cached_property
+    def _encoder(self) -> Encoder:
+        """One object for all texts: what it is may change on disk while this is in use."""
+        return kept_encoder(self.encoder, self.precision)
+
     def _embed(self, corpus: pd.DataFrame, name: str, role: str) -> Embeddings:
-        how = {"role": role, "precision": self.precision, "scheduler": self.scheduler}
-        return embed_corpus(corpus, self.encoder, self.dataset.derived, name, **how)
+        how = {"role": role, "scheduler": self.scheduler}
+        return embed_corpus(corpus, self._encoder, self.dataset.derived, name, **how)
 
     @_once
     def _training_captions(self) -> pd.DataFrame:
@@ -216,7 +228,7 @@ class Sources:
     @_once
     def encode(self, query: str) -> np.ndarray:
         """A free query as a unit row ``(1, dim) float32``, in memory only."""
-        return unit_vectors([query], self.encoder, "query", self.precision)
+        return unit_vectors([query], self._encoder, "query")
 
     @_once
     def encode_clip(self, query: str) -> np.ndarray:

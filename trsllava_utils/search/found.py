@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import base64
-import io
 import re
 from dataclasses import dataclass
 from datetime import date
@@ -22,9 +21,16 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
-from trsllava_utils.artefacts import InputError, atomic_path, check_choice, shown, write_text
+from trsllava_utils.artefacts import (
+    InputError,
+    atomic_path,
+    check_choice,
+    csv_text,
+    shown,
+    write_text,
+)
 from trsllava_utils.captioning.records import Variant
-from trsllava_utils.datasets.imagery import in_scene, read_pictures, thumbnail
+from trsllava_utils.datasets.imagery import in_scene, jpeg, read_pictures, thumbnail
 from trsllava_utils.datasets.rasters import RASTER_SUFFIXES, name_as_text
 from trsllava_utils.figures import place_map, png
 from trsllava_utils.retrieval import Sources
@@ -107,7 +113,7 @@ class Found:
 
     def csv(self) -> str:
         """The table as CSV, with the query and the files."""
-        return self._with_files().to_csv(index=False)
+        return csv_text(self._with_files(), index=False)
 
     def geojson(self) -> str:
         """The images of which the place is known as GeoJSON; errors as for :meth:`on_map`."""
@@ -248,10 +254,9 @@ def picture_uri(sources: Sources, image_id: str, side: int) -> str:
     if not file:
         return ""
     try:
-        small = thumbnail(file, dataset.derived / "thumbnails", side, dataset.rendering)
+        return data_uri(thumbnail(file, side, dataset.rendering), "image/jpeg")
     except InputError:
         return ""
-    return data_uri(small.read_bytes(), "image/jpeg")
 
 
 def _pictures(sources: Sources, image_id: str) -> dict[str, str]:
@@ -262,17 +267,11 @@ def _pictures(sources: Sources, image_id: str) -> dict[str, str]:
     if pictures[""] and Path(file.path).suffix.lower() in RASTER_SUFFIXES:
         further = read_pictures(file, dataset.rendering, LARGE).by_name
         for name in list(further)[1:]:
-            pictures[name] = _jpeg(Image.fromarray(further[name]))
+            pictures[name] = data_uri(jpeg(Image.fromarray(further[name])), "image/jpeg")
         if file.window:
-            scene = in_scene(file, dataset.derived / "thumbnails", LARGE, dataset.rendering)
-            pictures[f"in {Path(file.path).name}"] = _jpeg(scene)
+            scene = jpeg(in_scene(file, LARGE, dataset.rendering))
+            pictures[f"in {Path(file.path).name}"] = data_uri(scene, "image/jpeg")
     return pictures
-
-
-def _jpeg(picture: Image.Image) -> str:
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=80)
-    return data_uri(content.getvalue(), "image/jpeg")
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -20,7 +20,7 @@ from trsllava_utils.captioning.records import text_forms
 from trsllava_utils.datasets.dataset import clean_text, load_dataset
 from trsllava_utils.datasets.metadata import select
 from trsllava_utils.datasets.scenes import TILING
-from trsllava_utils.embedding import MINILM
+from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.retrieval import Method, Sources, sides
 from trsllava_utils.retrieval.products import top_items
 from trsllava_utils.retrieval.scoring import Scorer
@@ -85,8 +85,7 @@ class Index:
             InputError: an empty query, there is no such class or page, or a filter that cannot be
                 understood.
         """
-        if not query.strip():
-            raise InputError("the query is empty; type what the image should show")
+        check(query=query, k=k, page=page, label=label)
         listed = self._listed(label, **only)
         clip = self.sources.encode_clip(query) if self._method.needs_clip else None
         side = one_each(np.array([query]), self.sources.encode(query), clip, self._mean)
@@ -103,6 +102,7 @@ class Index:
         """
         if image_id not in self.image_ids:
             raise InputError(f"image {image_id!r} has no captions, so it cannot be a query")
+        check(k=k, page=page, label=label)
         number = self.image_ids.index(image_id)
         side = self._described.take(slice(number, number + 1))
         scores = self._by_image(side)(slice(0, 1))[0]
@@ -127,6 +127,7 @@ class Index:
     def _listed(self, label: str, where: str = "", bbox: str = "") -> np.ndarray:
         """Numbers of the images that the filters let through."""
         listed = np.arange(len(self.image_ids))
+        check(where=where, bbox=bbox)
         if label:
             check_choice("class", label, sorted(set(self.labels) - {""}))
             listed = listed[self.labels == label]
@@ -138,7 +139,7 @@ class Index:
     def _page(self, answer: _Answer, k: int, page: int, listed: np.ndarray) -> Found:
         """One page of the ranking of the images listed."""
         first = (page - 1) * k
-        if k < 1 or page < 1 or (first and first >= len(listed)):
+        if first and first >= len(listed):
             raise InputError(f"no page {page} of {k} images: {len(listed):,} images are listed")
         order = top_items(answer.scores[None, listed], min(page * k, len(listed)))[0]
         best = listed[order[first:]]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trsllava_utils import protocols
+from trsllava_utils import parameters
 from trsllava_utils.__main__ import main
 from trsllava_utils.artefacts import InputError
 from trsllava_utils.captioning import Settings
@@ -16,20 +16,20 @@ from trsllava_utils.embedding import MINILM
 
 def test_a_protocol_fills_what_is_empty_and_names_what_departs():
     given = {"captioner": "", "query_captioner": "", "encoder": "", "method": "max"}
-    assert protocols.choose("", given) == ({**given, "encoder": MINILM}, "")
-    chosen, note = protocols.choose("paper", {**given, "temperature": 0.3})
+    assert parameters.choose("", given) == ({**given, "encoder": MINILM}, "")
+    chosen, note = parameters.choose("paper", {**given, "temperature": 0.3})
     assert chosen["captioner"] == "openai:gpt-4.1"
     assert chosen["query_captioner"].startswith("description:transformers:llava-hf/llava-v1.6")
     assert chosen["encoder"] == "openai:text-embedding-3-small"
     assert note.startswith("protocol paper: captioner openai:gpt-4.1, query_captioner description:")
     assert "temperature 0.3, method max" in note and "departs" not in note
-    chosen, note = protocols.choose("paper", {**given, "encoder": MINILM, "method": "mean"})
+    chosen, note = parameters.choose("paper", {**given, "encoder": MINILM, "method": "mean"})
     assert chosen["encoder"] == MINILM and chosen["method"] == "mean"
     assert note.endswith(f"departs from it: encoder {MINILM}, method mean")
-    assert "temperature 0" in protocols.choose("paper", {"temperature": 0})[1].split("departs")[1]
-    assert Settings().temperature == protocols.PROTOCOLS["paper"]["temperature"]
+    assert "temperature 0" in parameters.choose("paper", {"temperature": 0})[1].split("departs")[1]
+    assert Settings().temperature == parameters.PROTOCOLS["paper"]["temperature"]
     with pytest.raises(InputError, match=r"unknown protocol 'papr'.*Did you mean 'paper'"):
-        protocols.choose("papr", given)
+        parameters.choose("papr", given)
 
 
 def test_the_papers_protocol_on_files(data_dir, tmp_path, capsys):

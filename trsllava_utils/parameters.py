@@ -1,0 +1,194 @@
+"""Parameters: one model of all that notebooks, ``run`` and Python functions are given. Protocols:
+the name of a published one goes in, parameters come out.
+
+The paper's (arXiv 2512.10596): gpt-4.1 writes five structured captions per image in one reply, at
+temperature 0.3; text-embedding-3-small embeds them, their fields joined under their names; an image
+scores the maximum over its captions. In image-to-text, one free description by LLaVA-NeXT asks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from reprlib import Repr
+from typing import Annotated, Any, get_origin, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from typing_extensions import TypedDict
+
+from trsllava_utils.artefacts import InputError, check_choice
+
+MINILM = "all-MiniLM-L6-v2"
+SPLITS = ("train", "val", "test")
+PROMPTS = ("rsrt", "style", "query", "description")
+QUANTIZATIONS = ("", "8bit", "4bit")
+PRECISIONS = ("float32", "bfloat16", "auto")
+DTYPES = ("float32", "float16")
+MAX_VARIANTS = 5
+TILE = 1024  # pixels
+
+PROTOCOLS = {
+    "": {"encoder": MINILM},
+    "paper": {
+        "captioner": "openai:gpt-4.1",
+        "query_captioner": "description:transformers:llava-hf/llava-v1.6-mistral-7b-hf",
+        "encoder": "openai:text-embedding-3-small",
+        "prompt": "rsrt",
+        "variants": 5,
+        "temperature": 0.3,
+        "texts": "joined",
+        "method": "max",
+    },
+}
+
+
+def _one_of(what: str, valid: tuple[str, ...]):
+    return Annotated[str, AfterValidator(lambda value: check_choice(what, value, valid))]
+
+
+_text = partial(StringConstraints, max_length=4096, pattern=r"^[^\x00]*$")
+Text = Annotated[str, _text()]
+Filled = Annotated[str, _text(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]  # with something in it
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Price = Annotated[float, Field(ge=0)]
+Numbers = Annotated[list[Positive], Field(min_length=1)]
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False))
+class Parameters(TypedDict, total=False):
+    """Every notebook parameter, its type and its limits; what it means stands in the notebooks."""
+
+    dataset: Filled
+    data_dir: Text
+    figures_dir: Text
+    split: _one_of("split", (*SPLITS, "all"))
+    limit: Count
+    shard: Text
+    bands: Text
+    stretch: Text
+    false_colour: Text
+    tile: Count
+    overlap: Count
+    max_side: Annotated[int, Field(ge=32, le=100_000)]
+    gsd: Text | Annotated[float, Field(gt=0)]
+    captioner: Text
+    query_captioner: Text
+    protocol: _one_of("protocol", tuple(PROTOCOLS))
+    compare_with: list[Filled]
+    prompt: _one_of("prompt", PROMPTS)
+    prompt_file: Text
+    style_from: _one_of("style_from", ("train",))
+    style_file: Text
+    variants: Annotated[int, Field(ge=1, le=MAX_VARIANTS)]
+    variant_counts: Numbers
+    language: Text
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    attempts: Annotated[int, Field(ge=1, le=100)]
+    concurrency: Annotated[int, Field(ge=1, le=1024)]
+    max_requests: Count
+    timeout: Annotated[float, Field(gt=0)]
+    price_in: Price
+    price_out: Price
+    batch_size: Annotated[int, Field(ge=0, le=4096)]
+    quantize: _one_of("quantize", QUANTIZATIONS)
+    scheduler: Text
+    texts: Text
+    encoder: Text
+    encoders: list[Filled]
+    precision: _one_of("precision", PRECISIONS)
+    query: Filled
+    method: Filled
+    methods: list[Filled]
+    clip: Text
+    top_k: Positive
+
+
+class Arguments(Parameters, total=False):
+    """Those of Python functions and the command line alone."""
+
+    dtype: _one_of("dtype", DTYPES)
+    k: Positive
+    page: Positive
+    label: Text
+    where: Text
+    bbox: Text
+
+
+_TYPES = get_type_hints(Arguments)
+_MODEL = TypeAdapter(Arguments)
+
+
+def check(variables: Mapping[str, object] | None = None, /, **given: object) -> None:
+    """Stop at the first value that is not what its parameter takes.
+
+    Args:
+        variables: a notebook's, ``check(globals())``; those that are no parameters are passed over.
+        given: parameters by name.
+
+    Raises:
+        InputError: which parameter, its value, and what it should be.
+    """
+    known = {n: v for n, v in (variables or {}).items() if n in Parameters.__annotations__}
+    _checked({**known, **given}, _MODEL.validate_python)
+
+
+def from_shell(name: str, text: str) -> Any:
+    """A parameter as it is typed in a shell: ``10``, ``max``, ``[max, mean]``.
+
+    Raises:
+        InputError: the text is not what this parameter takes.
+    """
+    if name not in _TYPES:
+        return text
+    if get_origin(_TYPES[name]) is not list:
+        return _checked({name: text}, _MODEL.validate_strings)[name]
+    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    parts = re.split(r",(?![^(]*\))", inside)  # not the commas of texts(plain,joined)
+    parts = [part.strip().strip("'\"") for part in parts if part.strip()]
+    return _checked({name: parts}, partial(_MODEL.validate_python, strict=False))[name]
+
+
+def _checked(given: dict[str, object], validate: Callable) -> dict[str, Any]:
+    try:
+        return validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+    if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
+        raise cause
+    name, kind = first["loc"][0], first["type"]
+    reason = re.sub("^(Input|String|List|Value) should", "should", first["msg"])
+    if kind == "string_pattern_mismatch":
+        reason = "should not be empty, nor hold null characters"
+    hint = f"; in papermill, write -r {name} {given[name]}" if kind == "string_type" else ""
+    hint = f'; write ["{given[name]}"]' if kind == "list_type" else hint
+    raise InputError(f"{name}={_SHORT.repr(given[name])} {reason}{hint}")
+
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def choose(protocol: str, given: dict[str, object]) -> tuple[dict[str, object], str]:
+    """The parameters ``given``, empty ones filled in by the protocol ("" for this project's own),
+    and a sentence that names the protocol's values and where the parameters depart from them.
+
+    Raises:
+        InputError: no such protocol.
+    """
+    usual = PROTOCOLS[check_choice("protocol", protocol, PROTOCOLS)]
+    chosen = {n: usual.get(n, value) if value == "" else value for n, value in given.items()}
+    parts = [f"{name} {value}" for name, value in usual.items() if name in given]
+    other = [f"{n} {chosen[n]}" for n, v in usual.items() if n in given and chosen[n] != v]
+    departs = f". This run departs from it: {', '.join(other)}" if other else ""
+    return chosen, f"protocol {protocol}: {', '.join(parts)}{departs}" if protocol else ""
