@@ -160,7 +160,9 @@ class Server:
         if error is None and 200 <= status < 300:
             if isinstance(value, dict):
                 return value
-            raise _BusyError(f"{self.address}: {redact(text[:200])!r} is no answer")
+            raise _BusyError(
+                f"{self.address}: {redact(text[:200])!r} is no answer; is OPENAI_BASE_URL right?"
+            )
         words, code, parameter = error or (redact(text[:500]) or "no reason given", "", "")
         status = int(code) if code.isdigit() and 400 <= int(code) < 600 else status
         if status in _FINAL or code == "insufficient_quota":
@@ -171,7 +173,9 @@ class Server:
         if status in _BUSY:
             raise _BusyError(f"{status}: {words}", _seconds(response.headers.get("retry-after")))
         if status < 400:
-            raise ServerError(f"{self.address} answered with an error: {words}")
+            raise ServerError(
+                f"{self.address} answered with an error: {words}; is OPENAI_BASE_URL right?"
+            )
         raise RefusedError(status, words, parameter)
 
 

@@ -30,12 +30,12 @@ from trsllava_utils.captioning.names import (
     with_prompt,
 )
 from trsllava_utils.captioning.prompts import with_examples
-from trsllava_utils.captioning.records import Record, Variant, caption_corpus
+from trsllava_utils.captioning.records import Record, caption_corpus
 from trsllava_utils.captioning.run import GIVE_UP, NO_ANSWER, Job, Report, run
 from trsllava_utils.cluster import spread, workers
 from trsllava_utils.datasets import Dataset, Rendering
 from trsllava_utils.datasets.scenes import TILING
-from trsllava_utils.parameters import MAX_VARIANTS, PROMPTS, TILE
+from trsllava_utils.parameters import PROMPTS, TILE
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,12 @@ def _caption_by_one(
     with file.held():
         damaged = file.path.exists() and not file.manifest()
         file = file.claim(_identity(captioner, settings, describer, dataset), describer.prompt_text)
-        jobs, records, aside, problems = _to_do(dataset, file, shard)
+        jobs, done, aside, problems = _to_do(dataset, file, shard)
+        records = {job.filename: record for job, record in done}
         report = Report(already=len(records), aside=aside)
-        more, written = run(jobs, describer, settings, file, dataset.rendering)
+        control = done[0][0] if done else None
+        how = {"rendering": dataset.rendering, "control": control}
+        more, written = run(jobs, describer, settings, file, **how)
         report += more
         file.append_lost(written if shard else records | written)
     if damaged:
@@ -216,14 +219,14 @@ def _identity(captioner: str, settings: Settings, describer: Captioner, dataset:
 
 def _to_do(
     dataset: Dataset, file: CaptionFile, shard: str
-) -> tuple[list[Job], dict[str, Record], int, list[str]]:
-    """The images still to caption, the records that are right (by file name), how many images are
-    set aside, and what could not be read.
+) -> tuple[list[Job], list[tuple[Job, Record]], int, list[str]]:
+    """The images still to caption, those with a record that is right, how many images are set
+    aside, and what could not be read.
 
     A record whose picture has changed since is removed from the file.
     """
     finished, rejected, problems = file.finished()
-    jobs, records, aside = [], {}, 0
+    jobs, done, aside = [], [], 0
     for row in dataset.with_pixels.itertuples():
         if not in_shard(row.filename, shard):
             continue
@@ -236,16 +239,17 @@ def _to_do(
         earlier = rejected.get(row.filename, {})
         earlier = earlier if earlier.get("image_sha256") == sha256 else {}
         failures = earlier.get("attempts", 0) if earlier.get("reason") == NO_ANSWER else 0
+        job = Job(row.image_id, row.filename, image, sha256, failures=failures)
         if row.filename in finished and finished[row.filename].image_sha256 == sha256:
-            records[row.filename] = finished[row.filename]
+            done.append((job, finished[row.filename]))
         elif earlier and not 0 < failures < GIVE_UP:
             aside += 1
         else:
-            jobs.append(Job(row.image_id, row.filename, image, sha256, failures=failures))
+            jobs.append(job)
     stale = {job.filename for job in jobs} & finished.keys()
     if stale:
         file.drop(stale)
-    return sorted(jobs, key=lambda job: job.failures > 0), records, aside, problems
+    return sorted(jobs, key=lambda job: job.failures > 0), done, aside, problems
 
 
 def _caption_on_cluster(
@@ -337,16 +341,6 @@ def _by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]
     """Records by file name -> by image id, those of the dataset in its order."""
     names = zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
     return {image_id: records[name] for image_id, name in names if name in records}
-
-
-def reference_captions(dataset: Dataset) -> dict[str, Record]:
-    """The dataset's own captions as records (the first five per image), to compare with."""
-    names = dataset.images.set_index("image_id")["filename"]
-    records = {}
-    for image_id, texts in dataset.captions.groupby("image_id", sort=False)["text"]:
-        variants = [Variant(caption=text) for text in texts[:MAX_VARIANTS]]
-        records[image_id] = Record(image=names[image_id], model="reference", variants=variants)
-    return records
 
 
 def _parameters(dataset: Dataset) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError, shown
-from trsllava_utils.captioning.records import Record, read_records
+from trsllava_utils.captioning.records import Record, Variant, read_records
 from trsllava_utils.datasets.dataset import Dataset, other_split
 from trsllava_utils.datasets.files import first_few, match_names
+from trsllava_utils.parameters import MAX_VARIANTS
 
 WAYS = (
     "write them with notebook 01 (-p captioner transformers:MODEL runs a vision-language model "
@@ -79,6 +80,16 @@ def has_shipped_captions(dataset: Dataset, name: str) -> bool:
     if not files or _matched(dataset, records)[0]:
         return bool(files)
     return not _matched(other_split(dataset, "all"), records)[0]
+
+
+def reference_captions(dataset: Dataset) -> dict[str, Record]:
+    """The dataset's own captions as records (the first five per image), to compare with."""
+    names = dataset.images.set_index("image_id")["filename"]
+    records = {}
+    for image_id, texts in dataset.captions.groupby("image_id", sort=False)["text"]:
+        variants = [Variant(caption=text) for text in texts[:MAX_VARIANTS]]
+        records[image_id] = Record(image=names[image_id], model="reference", variants=variants)
+    return records
 
 
 def _shipped(dataset: Dataset, name: str) -> list[Path]:

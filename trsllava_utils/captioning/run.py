@@ -118,15 +118,18 @@ def run(
     captioner: Captioner,
     settings: Settings,
     file: CaptionFile,
+    *,
     rendering: Rendering = DEFAULT,
+    control: Job | None = None,
 ) -> tuple[Report, dict[str, Record]]:
     """Caption ``jobs``, their files shown in this ``rendering``, appending to a claimed ``file``.
 
     A refused reply is asked for again with another seed, ``captioner.attempts`` times in all; then
     the image is set aside with the reason. An image whose batch fails is tried alone. One that gets
     no answer is tried again after all others, and then left for the next run; after
-    :data:`GIVE_UP` runs that went well without it, it is set aside too. A server or a model that
-    keeps failing ends the run, and no image is blamed.
+    :data:`GIVE_UP` runs in which others were answered it is set aside too. Where there are no
+    others, ``control``, an image captioned before, is asked about. A server or a model that keeps
+    failing ends the run, and no image is blamed.
 
     Returns:
         The run in numbers, and its records by file name.
@@ -136,7 +139,7 @@ def run(
             captions finished before are on disk.
     """
     quality.language_of("", settings.language)  # refuses unknown ones before anything is spent
-    return _Run(jobs, captioner, settings, file, rendering).execute()
+    return _Run(jobs, captioner, settings, file, rendering).execute(control)
 
 
 class _Run:
@@ -165,7 +168,7 @@ class _Run:
         self.bar = progress(total=len(jobs), desc=f"captioning ({file.path.stem})", unit="image")
         captioner.on_wait = self.bar.set_postfix_str
 
-    def execute(self) -> tuple[Report, dict[str, Record]]:
+    def execute(self, control: Job | None) -> tuple[Report, dict[str, Record]]:
         """Caption all jobs."""
         report, start = self.report, time.perf_counter()
         pool = ThreadPoolExecutor(self.captioner.concurrency, "captioner")
@@ -186,11 +189,16 @@ class _Run:
         report.problems += self.captioner.notes
         if report.stopped and not isinstance(report.stopped, BudgetSpentError):
             raise report.stopped
-        if (
-            report.captioned + report.rejected.total()
-        ):  # others were answered, so it is not the server
+        others = report.captioned + report.rejected.total()
+        if self.unanswered and (others or (control and self._answers(control))):
             self.file.set_aside(self.unanswered)
         return report, self.records
+
+    def _answers(self, job: Job) -> bool:
+        try:
+            return bool(self._caption([job]))
+        except InputError:
+            return False
 
     def _has_room(self) -> bool:
         return len(self.under_way) < self.captioner.concurrency
