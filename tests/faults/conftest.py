@@ -1,0 +1,115 @@
+"""Faults: every test here is a fault that the project survives. Each is marked with its area;
+``make faults`` writes how many were tried, and survived, to ``docs/reliability.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import KEY, scenes
+from tests.openai_server import LocalServer, answer
+from trsllava_utils import openai_api
+from trsllava_utils.captioning import Settings, caption_dataset
+
+TRIED: Counter[str] = Counter()
+SURVIVED: Counter[str] = Counter()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    mark = item.get_closest_marker("fault")
+    if mark and call.when == "call":
+        times = mark.kwargs.get("times", 1)
+        TRIED[mark.args[0]] += times
+        SURVIVED[mark.args[0]] += times * outcome.get_result().passed
+
+
+def pytest_sessionfinish(session):
+    if path := os.environ.get("FAULT_TABLE"):
+        Path(path).write_text(table(TRIED, SURVIVED), encoding="utf-8")
+
+
+def table(tried: Counter[str], survived: Counter[str]) -> str:
+    """The page of docs/."""
+    rows = [f"| {area} | {n} | {survived[area]} |" for area, n in sorted(tried.items())]
+    total = f"| **all** | **{tried.total()}** | **{survived.total()}** |"
+    text = Path(__file__).with_name("reliability.txt").read_text(encoding="utf-8")
+    return text + "\n".join(["| area | tried | survived |", "| --- | --: | --: |", *rows, total, ""])
+
+
+class RawServer(LocalServer):
+    """A server that answers as ``respond(handler, request, n)`` does with its n-th request."""
+
+    daemon_threads = True
+
+    def __init__(self, respond) -> None:
+        super().__init__(("127.0.0.1", 0), Raw)
+        self.respond, self.requests = respond, []
+        self.address = f"127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request, client_address) -> None:
+        """A client may hang up."""
+
+
+class Raw(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: RawServer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.requests.append(request)
+        self.server.respond(self, request, len(self.server.requests) - 1)
+
+    def send(self, body: object, status: int = 200, **headers: str) -> None:
+        """Bytes as they are, everything else as JSON."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        headers = {"content_type": "application/json", **headers}
+        for name, value in ({"content_length": str(len(content))} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def caption(request: dict, n: int = 1) -> str:
+    return json.dumps(answer(request.get("seed", 0), n))
+
+
+def completion(content: object, finish: str = "stop", **more: object) -> dict:
+    message = {"role": "assistant", "content": content, **more}
+    choice = {"index": 0, "finish_reason": finish, "message": message}
+    return {"model": "vlm", "choices": [choice], "usage": {"prompt_tokens": 9}}
+
+
+def good(handler: Raw, request: dict, n: int = 0) -> None:
+    handler.send(completion(caption(request)))
+
+
+@pytest.fixture
+def chat(tmp_path, monkeypatch):
+    """Caption a few images with a server; returns the captions or the error, and the server."""
+    monkeypatch.setattr(openai_api, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(openai_api, "RETRIES", 3)
+    monkeypatch.setattr(openai_api, "LONGEST_WAIT", 0.05)
+
+    def run(respond, images: int = 3, key: str = KEY, **settings):
+        with RawServer(respond) as server:
+            monkeypatch.setenv("OPENAI_BASE_URL", f"http://{server.address}/v1")
+            monkeypatch.setenv("OPENAI_API_KEY", key)
+            how = Settings(**{"variants": 1, "concurrency": 1, "timeout": 5.0, **settings})
+            try:
+                return caption_dataset(scenes(tmp_path, images), "openai:vlm", how), server
+            except ValueError as error:
+                return error, server
+
+    return run

@@ -1,0 +1,472 @@
+"""Servers that misbehave: whose fault is it, and what does it cost?"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import KEY
+from tests.faults.conftest import RawServer, caption, completion, good
+from trsllava_utils import openai_api
+from trsllava_utils.artefacts import InputError
+from trsllava_utils.datasets.dataset import CORPUS_COLUMNS
+from trsllava_utils.embedding import embed_corpus, load_encoder
+
+CHAT = pytest.mark.fault("Chat servers")
+ERROR = {"error": {"message": "the reason"}}
+
+
+def nothing_blamed(tmp_path: Path) -> bool:
+    return not list(tmp_path.rglob("*.rejected.jsonl"))
+
+
+@CHAT
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "the reason"},
+        ERROR,
+        {"error": {"message": "the reason", "code": 429}},
+        {"error": {"message": "the reason", "code": "500", "metadata": {"a": 1}}},
+        {"error": {"detail": "the reason"}},
+        {"object": "error", "message": "the reason", "code": 40001},
+        {"message": "the reason"},
+        {"ok": "the reason"},
+        {"choices": None, "hint": "the reason"},
+        {"choices": "the reason"},
+        ["the reason"],
+        "the reason",
+        b"<html>the reason</html>",
+        b"the reason",
+        b'{"choices": [{"message": {"content": "the reason',
+        b"the reason \xff\xfe",
+    ],
+    ids=lambda body: str(body)[:30],
+)
+def test_an_error_in_an_answer_of_status_200_is_the_servers(chat, tmp_path, body):
+    error, server = chat(lambda handler, *_: handler.send(body))
+    assert isinstance(error, InputError) and "the reason" in str(error)
+    assert nothing_blamed(tmp_path) and len(server.requests) <= 20
+    later, _ = chat(good)
+    assert later.report.captioned == 3 and not later.problems
+
+
+@CHAT
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 529])
+@pytest.mark.parametrize("wait", [None, "0", "-5", "soon", "1e9", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_busy_server_is_asked_again(chat, status, wait):
+    def respond(handler, request, n):
+        headers = {"retry_after": wait} if wait else {}
+        handler.send(ERROR, status, **headers) if n == 1 else good(handler, request)
+
+    captions, server = chat(respond)
+    assert captions.report.captioned == 3 and captions.report.usage["requests"] == 4
+    assert len(server.requests) == 4
+
+
+@CHAT
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 301, 302, 307, 308])
+def test_what_no_patience_mends_stops_the_run_at_once(chat, tmp_path, status):
+    with RawServer(good) as other:
+        to = {"location": f"http://{other.address}/v1/chat/completions"}
+        headers = to if status < 400 else {}
+        error, server = chat(lambda handler, *_: handler.send(ERROR, status, **headers))
+        assert other.requests == []  # pictures and key go to no other address
+    assert isinstance(error, InputError) and "OPENAI_BASE_URL" in str(error)
+    assert len(server.requests) <= 2 and nothing_blamed(tmp_path)
+
+
+@CHAT
+@pytest.mark.parametrize("status", [400, 413, 415, 418, 422, 451, 500, 503])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_one_image_that_the_server_cannot_take(chat, tmp_path, status, first, concurrency):
+    """It is set aside, after bounded tries; the others are captioned as strictly as ever."""
+    bad: list[str] = []
+
+    def respond(handler, request, n):
+        picture = request["messages"][0]["content"][1]["image_url"]["url"]
+        if not bad and n == (0 if first else 2):
+            bad.append(picture)
+        handler.send(ERROR, status) if picture in bad else good(handler, request)
+
+    for _ in range(4):
+        captions, server = chat(respond, images=6, concurrency=concurrency, attempts=2)
+    entries = [json.loads(line) for line in captions.files[0].rejected_path.open()]
+    assert len(captions.records) == 5 and captions.report.aside == 1
+    assert len({entry["image"] for entry in entries}) == 1 and server.requests == []
+
+
+@CHAT
+def test_neighbours_that_the_server_cannot_take_do_not_hide_the_others(chat):
+    def respond(handler, request, n):
+        picture = request["messages"][0]["content"][1]["image_url"]["url"]
+        bad.append(picture) if len(bad) < 6 and picture not in bad and n < 2 else None
+        handler.send(ERROR, 500) if picture in bad else good(handler, request)
+
+    bad: list[str] = []
+    captions, _ = chat(respond, images=12, concurrency=1)
+    assert captions.report.captioned == 12 - len(bad)
+
+
+@CHAT
+@pytest.mark.parametrize("error", [400, 500])
+def test_a_server_that_takes_no_image_is_no_fault_of_the_images(chat, tmp_path, error):
+    for _ in range(2):
+        stopped, _ = chat(lambda handler, *_: handler.send(ERROR, error), images=8)
+        assert "the reason" in str(stopped) and nothing_blamed(tmp_path)
+    captions, server = chat(good, images=8)
+    assert captions.report.captioned == len(server.requests) == 8
+
+
+DRAFT = '<think>{"variants": [{"one_sentence": "a draft", "feature": "a', "</think>"
+
+
+@CHAT
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda text: completion(None, reasoning_content=text),
+        lambda text: completion("", reasoning=text),
+        lambda text: completion([{"type": "text", "text": text}]),
+        lambda text: completion([text[:9], {"type": "text", "text": text[9:]}, {"type": "x"}]),
+        lambda text: completion(f"{DRAFT[0]} draft{DRAFT[1]}{text}"),
+        lambda text: completion(f"<think>{text.replace('view', 'draft')}</think>\n\n{text}"),
+        lambda text: completion(f"\ufeff{text}\u2028"),
+        lambda text: completion(text) | {"usage": "many", "model": None},
+        lambda text: completion(text) | {"usage": {"prompt_tokens": "9"}, "model": 7},
+        lambda text: completion(text) | {"error": None},
+    ],
+)
+def test_answers_in_other_clothes(chat, reply):
+    captions, _ = chat(lambda handler, request, _: handler.send(reply(caption(request))))
+    assert captions.report.captioned == 3 and not captions.report.retried
+    assert not any("draft" in str(record) for record in captions.records.values())
+
+
+@CHAT
+@pytest.mark.parametrize(
+    "reply",
+    [
+        completion(None),
+        completion(7),
+        completion([]),
+        completion({"a": 1}),
+        {"choices": []},
+        {"choices": [None]},
+        {"choices": [{"message": None}]},
+        {"choices": [{"message": []}]},
+        completion("I see a harbour."),
+        completion("{" * 100_000),
+        completion('{"a":' * 50_000 + "1" + "}" * 50_000),
+        completion('{"variants": ' + "9" * 5000 + "}"),
+        completion("word " * 100_000),
+        completion('{"variants": [{"one_sentence": "a \\ud83d"}]}'),
+        completion("", "length"),
+        completion("", refusal="I'd rather not."),
+    ],
+    ids=lambda reply: str(reply)[:40],
+)
+def test_replies_that_cannot_be_used_are_the_images_own(chat, reply):
+    started = time.perf_counter()
+    captions, server = chat(
+        lambda handler, request, n: handler.send(reply) if n == 1 else good(handler, request)
+    )
+    assert captions.report.captioned == 3 and captions.report.retried == 1
+    assert time.perf_counter() - started < 5 and len(server.requests) == 4
+
+
+@CHAT
+@pytest.mark.parametrize("words", ["maximum context length is 2000 tokens", "context window: 2000"])
+@pytest.mark.parametrize("told", [" and your request has 1100 input tokens", ""])
+def test_a_small_context(chat, words, told):
+    def respond(handler, request, n):
+        longest = request.get("max_tokens") or request.get("max_completion_tokens")
+        text = f"'max_tokens' or 'max_completion_tokens' is too large. The model's {words}{told}"
+        error = {"error": {"message": text, "param": "max_tokens"}}
+        handler.send(error, 400) if longest > 900 else good(handler, request)
+
+    captions, server = chat(respond)
+    assert captions.report.captioned == 3 and "response_format" in server.requests[-1]
+    assert [r.get("max_tokens") for r in server.requests[-2:]] == [900 if told else 478] * 2
+
+
+def dribble(handler, request, n):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n")
+    for _ in range(40):
+        handler.wfile.write(b"x")
+        time.sleep(0.05)
+
+
+def dribble_headers(handler, request, n):
+    for letter in b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100:
+        handler.wfile.write(bytes([letter]))
+        time.sleep(0.05)
+
+
+def silent(handler, request, n):
+    time.sleep(1.5)
+
+
+def reset(handler, request, n):
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    handler.close_connection = True
+
+
+def torn(handler, request, n):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{")
+    handler.close_connection = True
+
+
+def endless(handler, request, n):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    for _ in range(1000):
+        handler.wfile.write(b" " * 10_000)
+
+
+def bomb(handler, request, n):
+    handler.send(gzip.compress(b" " * 50_000_000), content_encoding="gzip")
+
+
+def bombs(handler, request, n):
+    handler.send(gzip.compress(gzip.compress(b" " * 9_000_000)), content_encoding="gzip, gzip")
+
+
+def nonsense(handler, request, n):
+    handler.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+    handler.close_connection = True
+
+
+BROKEN = [dribble, dribble_headers, silent, reset, torn, endless, bomb, bombs, nonsense]
+
+
+@CHAT
+@pytest.mark.parametrize("respond", BROKEN, ids=lambda respond: respond.__name__)
+def test_broken_and_hostile_answers_end_in_time_and_blame_no_image(
+    chat, tmp_path, monkeypatch, respond
+):
+    monkeypatch.setattr(openai_api, "LARGEST_ANSWER", 5_000_000)
+    monkeypatch.setattr(openai_api, "RETRIES", 1)
+    started = time.perf_counter()
+    error, _ = chat(respond, images=2, timeout=0.3)
+    assert time.perf_counter() - started < 8 and nothing_blamed(tmp_path)
+    problems = str(error) + str(getattr(error, "problems", ""))
+    assert "no answer" in problems or "bytes" in problems or "compressed" in problems
+
+
+@CHAT
+@pytest.mark.parametrize("base", ["", "ftp://x/v1", "localhost:8000", "http://", "http://[::1", "\0"])
+def test_addresses_that_are_none(monkeypatch, base):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    if "\0" not in base:  # no environment holds one
+        monkeypatch.setenv("OPENAI_BASE_URL", base)
+    if base and "\0" not in base:
+        with pytest.raises(InputError, match="OPENAI_BASE_URL"):
+            openai_api.Server("a test")
+    else:
+        assert openai_api.Server("a test").address
+
+
+@CHAT
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_repeated_requests_count_towards_the_limit(chat, limit):
+    captions, server = chat(lambda handler, *_: handler.send(ERROR, 503), max_requests=limit)
+    assert len(server.requests) == limit
+    assert captions.report.usage["requests"] == limit
+
+
+# — the key —
+
+SECRET = pytest.mark.fault("The key")
+SHAPES = {
+    "plain": lambda key: key,
+    "escaped": lambda key: "".join(f"\\u{ord(c):04x}" for c in key),
+    "first letter": lambda key: f"\\u{ord(key[0]):04x}{key[1:]}",
+    "escaped twice": lambda key: f"\\\\u{ord(key[0]):04x}{key[1:]}",
+    "hexadecimal": lambda key: f"\\x{ord(key[0]):02x}{key[1:]}",
+    "percent": lambda key: f"%{ord(key[0]):02X}{key[1:]}",
+}
+
+
+def in_caption(key):
+    return completion(json.dumps({"variants": [{"one_sentence": f"A sign says {key}"}]})), 200
+
+
+def in_raw_caption(key):
+    body = completion(json.dumps({"variants": [{"caption": "A sign: KEY"}]}))
+    return json.dumps(body).replace("KEY", key).encode(), 200
+
+
+PLACES = {
+    "caption": in_caption,
+    "raw caption": in_raw_caption,
+    "model": lambda key: (completion('{"variants": []}') | {"model": key}, 200),
+    "refusal": lambda key: (completion("", refusal=f"not with {key}"), 200),
+    "thoughts": lambda key: (completion("", reasoning_content=f"Bearer {key}"), 200),
+    "error": lambda key: ({"error": {"message": f"bad key {key}", "code": key}}, 400),
+    "teapot": lambda key: (f"I am a teapot, {key}".encode(), 418),
+    "page": lambda key: (f"<html>{key}</html>".encode(), 200),
+    "wrong key": lambda key: ({"error": {"message": f"wrong key: {key}"}}, 401),
+    "busy": lambda key: ({"error": f"{key} is over its limit"}, 429),
+    "redirect": lambda key: (b"", 302),
+}
+
+
+@SECRET
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_the_key_goes_nowhere(chat, tmp_path, capfd, place, shape):
+    body, status = place(shape(KEY))
+    headers = {"location": f"http://x/?key={KEY}"} if status == 302 else {}
+    outcome, _ = chat(lambda handler, *_: handler.send(body, status, **headers), images=2)
+    text = [p.read_text() for p in tmp_path.rglob("*.json*")] + [*capfd.readouterr()]
+    if isinstance(outcome, Exception):
+        text += traceback.format_exception(outcome)
+    else:
+        text += [str(outcome.report), str(outcome.problems)]
+    seen = "".join(text)
+    for escaped in SHAPES.values():
+        assert escaped(KEY) not in seen
+
+
+@SECRET
+@pytest.mark.parametrize("key", ["none", "EMPTY", "ollama", "lm-studio", "red", "sk-no-key-required"])
+def test_a_key_that_is_a_word_may_stand_in_captions(chat, key):
+    def respond(handler, request, n):
+        text = caption(request).replace("objects", f"objects, {key} of them grey,")
+        handler.send(completion(text))
+
+    captions, _ = chat(respond, key=key)
+    assert captions.report.captioned == 3
+    assert all(f"{key} of them grey" in str(record) for record in captions.records.values())
+
+
+# — embedding servers —
+
+EMBED = pytest.mark.fault("Embedding servers")
+TEXTS = [f"{n} boats near a pier" for n in range(40)]
+
+
+def vector(text: str, model: int = 0) -> list[float]:
+    return np.random.default_rng([model, *text.encode()]).standard_normal(8).tolist()
+
+
+def answers(texts: list[str], model: int = 0) -> dict:
+    return {"data": [{"index": i, "embedding": vector(t, model)} for i, t in enumerate(texts)]}
+
+
+@pytest.fixture
+def embed(monkeypatch, tmp_path):
+    monkeypatch.setattr(openai_api, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(openai_api, "RETRIES", 2)
+
+    def run(respond, texts=TEXTS, folder="d", at=None):
+        with RawServer(respond) as server:
+            monkeypatch.setenv("OPENAI_BASE_URL", f"http://{at or server.address}/v1")
+            monkeypatch.setenv("OPENAI_API_KEY", KEY)
+            rows = [(f"i{n}", "x", 0, "full", text) for n, text in enumerate(texts)]
+            corpus = pd.DataFrame(rows, columns=CORPUS_COLUMNS)
+            return embed_corpus(corpus, load_encoder("openai:m"), tmp_path / folder, "c")
+
+    return run
+
+
+@EMBED
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("most", [1, 7, 32])
+def test_batches_are_halved_until_they_fit(embed, status, most):
+    def respond(handler, request, n):
+        texts = request["input"]
+        error = {"message": f"batch size {len(texts)} > {most}", "code": status}
+        handler.send(answers(texts)) if len(texts) <= most else handler.send(error, status)
+
+    made = embed(respond)
+    expected = np.array([vector(text) for text in TEXTS], np.float32)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.allclose(made.vectors, expected, atol=1e-6)
+
+
+def with_first(change):
+    def respond(handler, request, n):
+        value = answers(request["input"])
+        change(value["data"])
+        handler.send(value)
+
+    return respond
+
+
+@EMBED
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.pop(),
+        lambda data: data.append(data[0]),
+        lambda data: data[0].update(index=1),
+        lambda data: data[0].update(index=10**6),
+        lambda data: data[0].pop("embedding"),
+        lambda data: data[0].update(embedding=[1.0]),
+        lambda data: data[0].update(embedding=[]),
+        lambda data: data[0].update(embedding="AAAA"),
+        lambda data: data[0].update(embedding=None),
+        lambda data: data[0].update(embedding=[[1.0] * 8]),
+        lambda data: data[0].update(embedding=[0.0] * 8),
+        lambda data: data[0].update(embedding=[float("nan")] * 8),
+        lambda data: data[0].update(embedding=[1e300] * 8),
+        lambda data: data.clear(),
+        lambda data: data.__setitem__(0, "no"),
+    ],
+)
+def test_vectors_that_are_none_stop_with_a_sentence(embed, change):
+    with pytest.raises(InputError, match=r"one vector for each|zero or non-finite"):
+        embed(with_first(change), TEXTS[:2])
+
+
+@EMBED
+@pytest.mark.parametrize(
+    "respond",
+    [
+        lambda handler, *_: handler.send({"data": None}),
+        lambda handler, *_: handler.send({"data": 7}),
+        lambda handler, *_: handler.send(ERROR),
+        lambda handler, *_: handler.send(ERROR, 500),
+        lambda handler, *_: handler.send(ERROR, 401),
+        lambda handler, *_: handler.send(b"<html>", 200),
+        lambda handler, request, n: handler.send({"error": "too long"}, 400),
+        reset,
+    ],
+)
+def test_no_vectors_at_all_stop_with_a_sentence(embed, respond):
+    with pytest.raises(InputError):
+        embed(respond, TEXTS[:2])
+
+
+@EMBED
+def test_two_servers_at_two_ports_are_two_encoders(embed):
+    made = [embed(lambda h, r, n, m=m: h.send(answers(r["input"], m))) for m in (0, 1)]
+    assert made[0].identity != made[1].identity and made[1].encoded == len(TEXTS)
+
+
+@EMBED
+@pytest.mark.parametrize("texts", [TEXTS, [*TEXTS, "one more"]], ids=["same texts", "more texts"])
+def test_a_model_that_changed_behind_its_address(embed, monkeypatch, texts):
+    model = [0]
+
+    def respond(handler, request, n):
+        handler.send(answers(request["input"], model[0]))
+
+    with RawServer(respond) as server:
+        before = embed(respond, at=server.address)
+        same = embed(respond, at=server.address)
+        assert same.encoded == 0 and same.identity == before.identity
+        model[0] = 1
+        after = embed(respond, texts, at=server.address)
+        assert after.encoded == len(texts) and after.identity != before.identity
