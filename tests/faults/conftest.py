@@ -41,7 +41,9 @@ def table(tried: Counter[str], survived: Counter[str]) -> str:
     rows = [f"| {area} | {n} | {survived[area]} |" for area, n in sorted(tried.items())]
     total = f"| **all** | **{tried.total()}** | **{survived.total()}** |"
     text = Path(__file__).with_name("reliability.txt").read_text(encoding="utf-8")
-    return text + "\n".join(["| area | tried | survived |", "| --- | --: | --: |", *rows, total, ""])
+    return text + "\n".join(
+        ["| area | tried | survived |", "| --- | --: | --: |", *rows, total, ""]
+    )
 
 
 class RawServer(LocalServer):

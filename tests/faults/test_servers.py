@@ -264,7 +264,9 @@ def test_broken_and_hostile_answers_end_in_time_and_blame_no_image(
 
 
 @CHAT
-@pytest.mark.parametrize("base", ["", "ftp://x/v1", "localhost:8000", "http://", "http://[::1", "\0"])
+@pytest.mark.parametrize(
+    "base", ["", "ftp://x/v1", "localhost:8000", "http://", "http://[::1", "\0"]
+)
 def test_addresses_that_are_none(monkeypatch, base):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     if "\0" not in base:  # no environment holds one
@@ -339,7 +341,9 @@ def test_the_key_goes_nowhere(chat, tmp_path, capfd, place, shape):
 
 
 @SECRET
-@pytest.mark.parametrize("key", ["none", "EMPTY", "ollama", "lm-studio", "red", "sk-no-key-required"])
+@pytest.mark.parametrize(
+    "key", ["none", "EMPTY", "ollama", "lm-studio", "red", "sk-no-key-required"]
+)
 def test_a_key_that_is_a_word_may_stand_in_captions(chat, key):
     def respond(handler, request, n):
         text = caption(request).replace("objects", f"objects, {key} of them grey,")

@@ -1,0 +1,637 @@
+"""Artefacts that are damaged, edited, removed, or in the way of a full disk: the outcome is that of
+an undamaged run, by value, or one sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import stat
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import captions as made_up
+from tests.conftest import scenes
+from tests.faults.conftest import caption, completion, good
+from trsllava_utils import artefacts, storage
+from trsllava_utils.artefacts import InputError, MissingError, atomic_path, csv_text, write_text
+from trsllava_utils.captioning import load_captions, merge
+from trsllava_utils.captioning.records import read_records
+from trsllava_utils.datasets import load_dataset, load_metadata
+from trsllava_utils.evaluation import metrics, read_results, summary, write_results
+from trsllava_utils.report import report
+from trsllava_utils.retrieval import Gallery, Sources, rank_dataset
+from trsllava_utils.storage import append_lines, read_lines, write_json, write_lines
+
+# — damage —
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def overwritten(path: Path) -> None:
+    path.write_bytes(os.urandom(path.stat().st_size))
+
+
+def one_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0" * 9)
+
+
+DAMAGE = (truncated, emptied, overwritten, one_byte, removed, longer)
+
+
+def damaged(*more):
+    return pytest.mark.parametrize("harm", [*DAMAGE, *more], ids=lambda harm: harm.__name__)
+
+
+def edited(**values: object):
+    """Valid JSON, other content."""
+
+    def harm(path: Path) -> None:
+        value = json.loads(path.read_text())
+        path.write_text(json.dumps({**value, **values}))
+
+    harm.__name__ = f"edited {'+'.join(values)}"
+    return harm
+
+
+# — captions —
+
+CAPTIONS = pytest.mark.fault("Captions on disk")
+
+
+@CAPTIONS
+@damaged(
+    edited(identity={"captioner": "other"}),
+    edited(identity=None),
+    edited(prompt="other"),
+    lambda path: path.write_text("[]"),
+    lambda path: path.write_text("null"),
+    lambda path: path.write_text("[" * 100_000),
+    lambda path: path.write_text('{"identity": ' + "9" * 5000 + "}"),
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_damaged_manifest_costs_no_caption(chat, tmp_path, harm, times):
+    before, _ = chat(good, images=4)
+    (file,) = before.files
+    for _ in range(times):
+        harm(file.manifest_path)
+        loaded = load_captions(scenes(tmp_path, 4), "openai:vlm") if times == 2 else before
+        assert loaded.records == before.records
+        after, server = chat(good, images=4)
+        assert after.records == before.records and server.requests == []
+        assert file.manifest()["identity"]["captioner"] == "openai:vlm"
+    assert not list(tmp_path.rglob("*.jsonl.*superseded"))
+
+
+@CAPTIONS
+@pytest.mark.parametrize("line", [0, 1, 3])
+@pytest.mark.parametrize(
+    "broken", [b'{"image": "sce', b"\xff\xfe\x00", b"[" * 9999, b"7" * 5000, b'{"image": 7}', b"\0"]
+)
+def test_a_damaged_line_costs_its_image_alone(chat, line, broken):
+    before, _ = chat(good, images=4)
+    (file,) = before.files
+    lines = file.path.read_bytes().split(b"\n")
+    lines[line] = broken
+    file.path.write_bytes(b"\n".join(lines))
+    after, server = chat(good, images=4)
+    assert after.records == before.records and len(server.requests) == 1
+    assert f"line {line + 1}" in after.problems[0]
+
+
+@CAPTIONS
+@damaged()
+def test_images_set_aside_stay_aside_or_are_asked_again(chat, harm):
+    def respond(handler, request, n):
+        handler.send(completion("no")) if n == 0 else good(handler, request)
+
+    before, _ = chat(respond, images=3, attempts=1)
+    harm(before.files[0].rejected_path)
+    after, server = chat(good, images=3, attempts=1)
+    assert len(after.records) + after.report.aside == 3 and len(server.requests) <= 1
+
+
+@CAPTIONS
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\x1e", "\0", "😀", "é", "\\"])
+def test_odd_characters_in_replies(chat, odd):
+    """They are kept as they are; an image set aside with one is not asked about again."""
+
+    def respond(handler, request, n):
+        text = json.loads(caption(request))
+        text["variants"][0]["caption"] += f" Odd{odd}mark."
+        words = json.dumps(text) if n else f"no {odd} JSON"
+        handler.send(completion(words))
+
+    before, _ = chat(respond, images=3, attempts=1)
+    assert before.report.captioned == 2 and before.report.rejected.total() == 1
+    texts = [r.variants[0].caption for r in before.records.values()]
+    assert all(f"Odd{odd}mark" in text for text in texts)
+    after, server = chat(good, images=3, attempts=1)
+    assert server.requests == [] and after.records == before.records and after.report.aside == 1
+    for path in (before.files[0].path, before.files[0].rejected_path):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            json.loads(line)
+
+
+@CAPTIONS
+def test_half_a_character_is_asked_for_again(chat, tmp_path):
+    def respond(handler, request, n):
+        text = caption(request).replace("trees", "trees \\ud83d")
+        handler.send(completion(text if n < 2 else caption(request)))
+
+    captions, server = chat(respond, images=2)
+    assert captions.report.captioned == 2 and captions.report.retried >= 1
+    kept = captions.files[0].path.with_suffix(".x.jsonl")
+    append_lines(kept, [{"reply": "half \ud83d"}])
+    assert [value for _, value, _ in read_lines(kept)] == [{"reply": "half \ud83d"}]
+
+
+@CAPTIONS
+@pytest.mark.parametrize("after", [1, 3, 5])
+@pytest.mark.parametrize("what", ["derived", "captions", "records", "manifest"])
+def test_removed_in_mid_run(chat, tmp_path, after, what):
+    """Whatever is removed while a run goes on, its captions are there at the end."""
+
+    def respond(handler, request, n):
+        if n == after:
+            (records,) = tmp_path.rglob("openai-vlm.jsonl")
+            shutil.rmtree(records.parents[1]) if what == "derived" else None
+            shutil.rmtree(records.parent) if what == "captions" else None
+            records.unlink() if what == "records" else None
+            records.with_suffix(".json").unlink() if what == "manifest" else None
+        good(handler, request)
+
+    captions, _ = chat(respond, images=6)
+    assert captions.report.captioned == 6
+    again, server = chat(good, images=6)
+    assert server.requests == [] and again.records == captions.records
+    assert again.files[0].manifest()["identity"]["captioner"] == "openai:vlm"
+
+
+@CAPTIONS
+def test_settings_that_alternate_lose_nothing(chat):
+    seen = {}
+    for temperature in (0.1, 0.9, 0.1, 0.9):
+        captions, server = chat(good, images=3, temperature=temperature)
+        assert len(server.requests) == (0 if temperature in seen else 3)
+        assert seen.setdefault(temperature, captions.records) == captions.records
+
+
+@CAPTIONS
+@damaged(edited(identity={"captioner": "other"}))
+def test_shards_with_a_damaged_manifest_are_merged(chat, tmp_path, harm):
+    ds = scenes(tmp_path, 6)
+    expected, _ = chat(good, images=6)
+    for part in range(2):
+        captions, _ = chat(good, images=6)
+        file = captions.files[0].shard(f"{part + 1}/2")
+        with file.held():
+            file = file.claim(captions.files[0].manifest()["identity"])
+            file.append([*captions.records.values()][part::2])
+    captions.files[0].path.unlink()
+    captions.files[0].manifest_path.unlink()
+    harm(file.manifest_path)
+    assert "6 images captioned" in merge(ds, "openai:vlm")
+    assert load_captions(ds, "openai:vlm").records == expected.records
+    assert "merged 0 shards" in merge(ds, "openai:vlm")
+    assert not list(tmp_path.rglob("openai*shard*"))
+
+
+# — full disks and folders that cannot be written —
+
+DISK = pytest.mark.fault("Full disks")
+
+
+@DISK
+@pytest.mark.parametrize("at", range(1, 8))
+def test_a_disk_that_is_full_for_a_while(chat, monkeypatch, at):
+    """What was captioned is on disk in the end, and only the rest is asked for again."""
+    calls, fsync = [0], os.fsync
+
+    def full(fd):
+        calls[0] += 1
+        if calls[0] == at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    first, one = chat(good, images=4)
+    second, two = chat(good, images=4)
+    assert not isinstance(second, Exception) and len(second.records) == 4
+    assert len(one.requests) + len(two.requests) <= 5
+    if isinstance(first, Exception):
+        assert "No space left" in str(first)
+
+
+WRITERS = {
+    "text": lambda path, sources: write_text(path, "new"),
+    "json": lambda path, sources: write_json(path, {"new": 1}),
+    "lines": lambda path, sources: write_lines(path, [{"new": 1}]),
+    "appended": lambda path, sources: append_lines(path, [{"new": 1}]),
+    "vectors": lambda path, sources: sources.embed_captions(),
+    "rankings": lambda path, sources: rank_dataset("max", sources),
+}
+
+
+@DISK
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+def test_writing_fails_with_one_sentence(sources, tmp_path, monkeypatch, writer, code):
+    def full(*_):
+        raise OSError(code, os.strerror(code))
+
+    path = tmp_path / "old"
+    path.write_text("old\n")
+    with monkeypatch.context() as now:
+        now.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match=r"cannot write .*data_dir"):
+            writer(path, sources)
+    if writer is not WRITERS["appended"]:
+        assert path.read_text() == "old\n" and not list(tmp_path.glob(".old*"))
+    writer(path, sources)
+
+
+# — vectors and rankings —
+
+KEPT = pytest.mark.fault("Vectors and rankings")
+
+
+@pytest.fixture
+def sources(data_dir, static_encoder):
+    return Sources(load_dataset("rsitmd", str(data_dir)), "pixels", static_encoder)
+
+
+@pytest.fixture(autouse=True)
+def captioned(request):
+    if "sources" in request.fixturenames:
+        from trsllava_utils.captioning import caption_dataset
+
+        caption_dataset(request.getfixturevalue("sources").dataset, "pixels")
+
+
+def again(sources: Sources) -> Sources:
+    return Sources(sources.dataset, sources.captioner, sources.encoder)
+
+
+def other_rows(path: Path) -> None:
+    """A valid table with its rows in another order."""
+    pd.read_parquet(path)[::-1].reset_index(drop=True).to_parquet(path)
+
+
+def fewer_rows(path: Path) -> None:
+    pd.read_parquet(path)[:-2].to_parquet(path)
+
+
+def other_values(path: Path) -> None:
+    table = pd.read_parquet(path)
+    column = "n_greater" if "n_greater" in table else table.columns[-1]
+    table[column] = table[column].to_numpy()[::-1]
+    table.to_parquet(path)
+
+
+@KEPT
+@damaged()
+@pytest.mark.parametrize("kind", [".safetensors", ".parquet", ".json"])
+def test_damaged_vectors_are_made_again(sources, harm, kind):
+    made = sources.embed_captions()
+    harm(made.path.with_suffix(kind))
+    after = again(sources).embed_captions()
+    assert np.array_equal(after.vectors, made.vectors) and after.identity == made.identity
+    assert again(sources).embed_captions().encoded == 0
+
+
+@KEPT
+@pytest.mark.parametrize("change", [np.flipud, np.negative, lambda v: v * np.nan, lambda v: v[:-1]])
+def test_edited_vectors_are_made_again(sources, change):
+    from safetensors.numpy import load_file, save_file
+
+    made = sources.embed_captions()
+    save_file({"vectors": np.ascontiguousarray(change(load_file(made.path)["vectors"]))}, made.path)
+    assert np.array_equal(again(sources).embed_captions().vectors, made.vectors)
+
+
+@KEPT
+@damaged(other_rows, fewer_rows, other_values)
+@pytest.mark.parametrize("kind", ["ranks", "top"])
+def test_damaged_rankings_are_made_again(sources, harm, kind):
+    made = rank_dataset("max", sources)
+    harm(made.path.with_name(made.path.name.replace(".ranks.", f".{kind}.")))
+    after = rank_dataset("max", again(sources))
+    pd.testing.assert_frame_equal(after.ranks, made.ranks)
+    pd.testing.assert_frame_equal(after.top, made.top)
+    assert not after.reused and rank_dataset("max", again(sources)).reused
+
+
+@KEPT
+@pytest.mark.parametrize(
+    "harm",
+    [*DAMAGE[:5], edited(made_from={}), edited(at_least={"top_k": 999}), edited(files={})],
+    ids=lambda harm: harm.__name__,
+)
+def test_rankings_with_a_damaged_manifest_are_made_again(sources, harm):
+    made = rank_dataset("max", sources)
+    harm(made.path.with_name(made.path.name.replace(".ranks.parquet", ".json")))
+    after = rank_dataset("max", again(sources), top_k=5)
+    pd.testing.assert_frame_equal(after.ranks, made.ranks)
+    assert not after.reused
+
+
+@KEPT
+def test_one_run_holds_what_another_makes_anew(sources, tmp_path):
+    """A ranking is saved under the identity of the vectors that it was made of, and of no others."""
+    held = sources.embed_captions()
+    folder = sources.dataset.derived / "captions"
+    (records,) = folder.glob("pixels.jsonl")
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    for line, other in zip(lines, [*lines[1:], lines[0]], strict=True):
+        line["variants"] = json.loads(json.dumps(other["variants"]))
+    write_lines(records, lines)  # each image now has another's captions
+    changed = again(sources)
+    assert changed.embed_captions().identity != held.identity
+    right = metrics(rank_dataset("max", changed).ranks)["mR"]
+    rank_dataset("max", sources)  # by the run that still holds the earlier vectors
+    assert metrics(rank_dataset("max", again(sources)).ranks)["mR"] == right
+
+
+@KEPT
+@pytest.mark.parametrize("moment", range(3))
+def test_files_that_another_run_writes_while_they_are_read(sources, monkeypatch, moment):
+    made, read, calls = sources.embed_captions(), Path.read_bytes, [0]
+
+    def raced(path):
+        content = read(path)
+        if path.parent == made.path.parent:
+            calls[0] += 1
+            if calls[0] == moment + 1:
+                path.write_bytes(content[::-1])
+        return content
+
+    with monkeypatch.context() as now:
+        now.setattr(Path, "read_bytes", raced)
+        first = again(sources).embed_captions()
+    assert np.array_equal(first.vectors, made.vectors)
+    assert np.array_equal(again(sources).embed_captions().vectors, made.vectors)
+
+
+# — results —
+
+RESULTS = pytest.mark.fault("Results and reports")
+
+
+def write(sources: Sources) -> Path:
+    from trsllava_utils.evaluation import results_path
+    from trsllava_utils.evaluation.statistics import intervals
+
+    made = rank_dataset("max", sources)
+    path = results_path(sources.dataset.derived, sources.setting)
+    results = {"max": {**metrics(made.ranks), "interval": intervals(made.ranks)}}
+    about = {"dataset": "rsitmd", "split": "test", "captioner": "pixels", "encoder": "e"}
+    about |= {"parameters": {"method": "max", "clip": ""}, "captioners": results, "n_common": 4}
+    about |= {"compared": {}, "baseline": "max", "left_out": {}, "inputs": made.identity}
+    write_results(path, results, made.ranks, **about)
+    return path
+
+
+HARM = (*DAMAGE, edited(methods={"max": {"mR": 99.9}}), edited(n_images=1), edited(inputs="other"))
+
+
+@RESULTS
+@pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
+def test_damaged_results_are_named_and_never_shown(sources, data_dir, harm):
+    path = write(sources)
+    how = {"captioner": "pixels", "encoder": sources.encoder, "data_dir": str(data_dir)}
+    assert report("rsitmd", **how).is_file() and len(summary(data_dir)[0]) == 2
+    harm(path)
+    assert read_results(path) == {}
+    with pytest.raises(MissingError, match="make them first: python -m trsllava_utils run"):
+        report("rsitmd", **how)
+    table, problems = summary(data_dir)
+    assert table.empty and len(problems) == path.exists()
+
+
+@RESULTS
+def test_old_numbers_are_not_shown_beside_new_examples(sources, data_dir):
+    write(sources)
+    records = sources.captions.files[0].path
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    lines[0]["variants"] = lines[1]["variants"]
+    write_lines(records, lines)
+    how = {"captioner": "pixels", "encoder": sources.encoder, "data_dir": str(data_dir)}
+    with pytest.raises(MissingError, match="have changed since"):
+        report("rsitmd", **how)
+
+
+# — galleries —
+
+GALLERY = pytest.mark.fault("Galleries")
+
+
+@pytest.fixture
+def gallery(static_encoder, tmp_path):
+    made = Gallery(str(tmp_path / "g"), static_encoder)
+    made.add(made_up(30), texts_each=30)
+    made.embed()
+    return made
+
+
+@GALLERY
+@damaged()
+def test_damaged_vectors_of_a_gallery_are_named_and_made_again(gallery, harm):
+    before = gallery.find("a boat", 9)
+    name = gallery.store.names[0]
+    path = Path(gallery.url) / gallery.vectors_name(name)
+    content = path.read_bytes()
+    harm(path)
+    from trsllava_utils.retrieval import gallery as module
+
+    module.open_part.cache_clear()
+    with pytest.raises((InputError, MissingError), match="python -m trsllava_utils gallery"):
+        gallery.find("a boat")
+    assert gallery.embed() == 1 and path.read_bytes() == content
+    pd.testing.assert_frame_equal(gallery.find("a boat", 9), before)
+
+
+@GALLERY
+@damaged(other_rows, fewer_rows, other_values)
+def test_damaged_rows_of_a_gallery_are_named(gallery, harm):
+    name = gallery.store.names[0]
+    path = Path(gallery.url) / f"{name}.parquet"
+    harm(path)
+    from trsllava_utils.retrieval import gallery as module
+
+    module.open_part.cache_clear()
+    if harm is not removed:
+        with pytest.raises(InputError, match=rf"{name}\.parquet is damaged, or was changed"):
+            gallery.find("a boat")
+        path.unlink()
+    assert gallery.add(made_up(30), texts_each=30)  # its images come back, under another number
+    gallery.embed()
+    assert len(gallery.find("a boat", 30)) == 30
+
+
+@GALLERY
+@pytest.mark.parametrize("written", range(1, 4))
+def test_a_call_that_was_cut_off_goes_on_to_the_same_files(static_encoder, tmp_path, written):
+    corpus, whole = made_up(60), Gallery(str(tmp_path / "a"), static_encoder)
+    names = whole.add(corpus, texts_each=30)
+    cut = Gallery(str(tmp_path / "b"), static_encoder)
+    for name in names[:written]:
+        cut.store.write(f"{name}.parquet", (tmp_path / "a" / f"{name}.parquet").read_bytes())
+    assert cut.add(corpus, texts_each=30) == names[written:] and cut.store.names == names
+
+
+@GALLERY
+@pytest.mark.parametrize("more", [1, 10, 50])
+def test_a_grown_dataset_is_added_again(gallery, more):
+    assert len(gallery.add(made_up(30 + more), texts_each=30)) >= 1
+    gallery.embed()
+    assert len(gallery.find("a boat", 999)) == 30 + more
+
+
+@GALLERY
+@pytest.mark.parametrize("url", ["s3://bucket/g", "foo://bucket/g", "gcs://b/g", "abfs://c/g"])
+def test_storage_without_its_package(static_encoder, url):
+    with pytest.raises((InputError, MissingError), match=r"package|Protocol not known"):
+        Gallery(url, static_encoder).find("a boat")
+
+
+# — what is known of rasters —
+
+RASTERS = pytest.mark.fault("Table of rasters")
+
+
+@RASTERS
+@damaged(edited(rows={}), lambda path: path.write_text("[]"), lambda path: path.write_text("{"))
+def test_a_damaged_table_of_rasters_is_made_again(tmp_path, harm):
+    import rasterio
+
+    place = rasterio.transform.from_origin(600_000, 5_300_000, 10, 10)
+    how = {"driver": "GTiff", "crs": "EPSG:32632", "transform": place, "dtype": "uint16"}
+    (tmp_path / "s").mkdir()
+    for n in range(2):
+        path = tmp_path / "s" / f"{n}.tif"
+        with rasterio.open(path, "w", width=96, height=64, count=1, **how) as raster:
+            raster.write(np.arange(96 * 64, dtype=np.uint16).reshape(1, 64, 96) + 1)
+
+    def known():
+        ds = load_dataset(str(tmp_path / "s"), str(tmp_path), tile=32)
+        return ds, load_metadata(ds)[0].drop(columns="geometry")
+
+    ds, before = known()
+    (store,) = ds.derived.glob("rasters-*.json")
+    harm(store)
+    after, table = known()
+    pd.testing.assert_frame_equal(after.images, ds.images)
+    pd.testing.assert_frame_equal(table, before)
+
+
+# — how files are written —
+
+FILES = pytest.mark.fault("Writing files")
+
+
+@FILES
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+def test_the_users_umask_is_kept(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o666 & ~mask
+
+
+@FILES
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+def test_the_rights_of_a_file_are_kept(tmp_path, mode):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(mode)
+    write_text(path, "new")
+    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@FILES
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_link_stays_and_its_target_is_written(tmp_path, relative):
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far" / "b.txt", tmp_path / "a.txt"
+    target.write_text("old")
+    link.symlink_to("far/b.txt" if relative else target)
+    write_text(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+
+
+@FILES
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])
+def test_a_device_stays_a_device(device):
+    kind = Path(device).stat().st_mode
+    write_text(device, "to a device\n")
+    assert stat.S_IFMT(Path(device).stat().st_mode) == stat.S_IFMT(kind)
+
+
+@FILES
+def test_a_folder_in_the_way(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="cannot write"):
+        write_text(tmp_path / "a", "x")
+
+
+@FILES
+@pytest.mark.parametrize("stem", ["a", "a.b", "long" * 60, "ä"])
+def test_temporary_files_of_dead_runs_are_swept_and_those_of_others_are_not(tmp_path, stem):
+    dead = tmp_path / f".{stem[:40]}.{artefacts._OWNER}-{2**22 + 5}-0a1b2c3d.json"
+    alive = tmp_path / f".{stem[:40]}.{artefacts._OWNER}-{os.getppid()}-0a1b2c3d.json"
+    elsewhere = tmp_path / f".{stem[:40]}.tmp-otherhost-{2**22 + 5}-0a1b2c3d.json"
+    for path in (dead, alive, elsewhere):
+        path.write_text("half")
+    artefacts.sweep.cache_clear()
+    with atomic_path(tmp_path / f"{stem[:40]}.json") as tmp:
+        tmp.write_text("{}")
+    assert not dead.exists() and alive.exists() and elsewhere.exists()
+
+
+@FILES
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("x")']
+)
+@pytest.mark.parametrize("where", ["cell", "index", "column"])
+def test_tables_hold_no_formulas(cell, where):
+    table = pd.DataFrame({"a": [cell], "n": [-1.5]}, index=[cell if where == "index" else "i"])
+    table = table.rename(columns={"a": cell}) if where == "column" else table
+    text = csv_text(table)
+    assert "'" + cell in text.replace('""', '"') and "-1.5" in text
+
+
+@FILES
+def test_random_values_come_back_from_json_lines(tmp_path):
+    rng = random.Random(0)
+    letters = [chr(n) for n in (*range(300), 0x2028, 0x2029, 0xD800, 0xDFFF, 0xFEFF, 0x1F600)]
+    values = [{"text": "".join(rng.choices(letters, k=40))} for _ in range(300)]
+    write_lines(tmp_path / "a.jsonl", values[:100])
+    append_lines(tmp_path / "a.jsonl", values[100:])
+    assert [value for _, value, _ in read_lines(tmp_path / "a.jsonl")] == values
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) >= 300
+    assert storage.read_json(tmp_path / "nowhere.json") == {}
+    assert read_records(tmp_path / "a.jsonl")[0] == {}
