@@ -1,11 +1,12 @@
-# Two commands: `make demo` and `make test`. The rest: lab, lint, notebooks (refresh the committed outputs), clean.
+# Two commands: `make demo` and `make test`. The rest: lab, lint, notebooks (refresh the committed outputs), faults
+# (all of them, a hundred kills too, counted in docs/reliability.md), clean.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lab lint notebooks clean
+.PHONY: demo test lab lint notebooks faults clean
 
 demo: $(VENV)/.installed
 	TQDM_DISABLE=1 $(BIN)/python -m trsllava_utils run sample
@@ -24,6 +25,9 @@ lint: $(VENV)/.installed
 notebooks: $(VENV)/.installed
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/ruff format notebooks
+
+faults: $(VENV)/.installed
+	FAULT_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/faults -m ""
 
 # Made once, and again only when the pins or the package's metadata change.
 $(VENV)/.installed: requirements.txt requirements-no-deps.txt pyproject.toml

@@ -27,9 +27,11 @@ from trsllava_utils.artefacts import (
     cannot_write,
     check_choice,
     shown,
+    user_path,
 )
 from trsllava_utils.captioning import choose_captioner, load_captions, merge
 from trsllava_utils.datasets import get, load_dataset, load_metadata, read_image
+from trsllava_utils.datasets.dataset import KNOWN
 from trsllava_utils.datasets.files import NAMED, first_few
 from trsllava_utils.datasets.scenes import TILING
 from trsllava_utils.parameters import MINILM, choose, from_shell
@@ -115,15 +117,15 @@ def _run(args: argparse.Namespace, given: Parameters) -> None:
     executed = run_chain(args.datasets, given, args.first, args.last)
     print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
     for name in args.datasets:
-        _print_read(name, given)
+        _print_read(_of_chain(name, given))
     if args.last == "04":
         for name in args.datasets:
-            _print_results(name, given)
+            _print_results(_of_chain(name, given))
 
 
-def _print_read(name: str, given: Parameters) -> None:
+def _print_read(given: Parameters) -> None:
     """What was read of a dataset, and what was not."""
-    ds = load_dataset(name, **_of_dataset(given))
+    ds = load_dataset(**_of_dataset(given))
     problems = [*ds.problems, *load_metadata(ds)[1]]
     described = []
     try:
@@ -146,7 +148,7 @@ def _print_read(name: str, given: Parameters) -> None:
 
 def _of_dataset(given: Parameters) -> Parameters:
     """Those of the parameters that say which images."""
-    names = ("data_dir", "split", "limit", "figures_dir", *TILING)
+    names = ("dataset", "data_dir", "split", "limit", "figures_dir", *TILING)
     return {name: given[name] for name in names if name in given}
 
 
@@ -173,26 +175,31 @@ def run_chain(
     known = {path: set(papermill.inspect_notebook(str(path))) for path in notebooks}
     for name in parameters:
         check_choice("parameter", name, sorted(set().union(*known.values()) - {"dataset"}))
-    if "data_dir" in parameters:
-        folder = Path(str(parameters["data_dir"])).expanduser().resolve()
-        parameters = {**parameters, "data_dir": str(folder)}
     executed = []
     for dataset in datasets:
-        # a missing dataset stops here, at once
-        tiling = _tiling(dict(parameters))
-        loaded = load_dataset(dataset, str(parameters.get("data_dir", "")), "all", **tiling)
-        own = Path(dataset).is_dir() and dataset != loaded.name
-        values = {**parameters, "dataset": str(Path(dataset).resolve()) if own else dataset}
-        prompt = str(parameters.get("prompt", "rsrt"))
-        if prompt != "rsrt":  # 01 alone has it; the others know captions by their full name
-            captioner = str(parameters.get("captioner", ""))
-            values["captioner"] = choose_captioner(loaded, captioner, prompt)
+        values = _of_chain(dataset, parameters)  # a missing dataset stops here, at once
+        loaded = load_dataset(**_of_dataset({**values, "split": "all"}))
         for path in notebooks:
             output = loaded.derived / "notebooks" / path.name
             given = {name: value for name, value in values.items() if name in known[path]}
             _run_one(path, output, given, loaded.name)
             executed.append(output)
     return executed
+
+
+def _of_chain(dataset: str, parameters: Parameters) -> Parameters:
+    """The parameters that the notebooks get: full paths, and the captioner's full name where there
+    is another prompt, which 01 alone has."""
+    values = {**parameters, "dataset": dataset}
+    for name in ("dataset", "data_dir", "figures_dir"):
+        if values.get(name) and (name != "dataset" or user_path(dataset).is_dir()):
+            values[name] = str(user_path(values[name]))
+    if dataset in KNOWN:
+        values["dataset"] = dataset
+    if (prompt := values.get("prompt", "rsrt")) != "rsrt":
+        loaded = load_dataset(**_of_dataset({**values, "split": "all"}))
+        values["captioner"] = choose_captioner(loaded, values.get("captioner", ""), prompt)
+    return values
 
 
 def _run_one(path: Path, output: Path, parameters: Parameters, dataset: str) -> None:
@@ -221,18 +228,20 @@ def _run_one(path: Path, output: Path, parameters: Parameters, dataset: str) -> 
     print(f" {time.perf_counter() - start:.1f} s", flush=True)
 
 
-def _print_results(name: str, given: Parameters) -> None:
+def _print_results(given: Parameters) -> None:
     """The results of a run: its figures, its rules and its captioners."""
     from trsllava_utils.evaluation import read_results, recall_table, results_path
     from trsllava_utils.retrieval import Sources
 
-    dataset = load_dataset(name, **_of_dataset(given))
+    dataset = load_dataset(**_of_dataset(given))
     who = ("captioner", "query_captioner", "encoder", "texts", "method")
     who, _ = choose(str(given.get("protocol", "")), {n: given.get(n, "") for n in who})
     how = {n: value for n, value in who.items() if value and n != "method"}
     how |= {"precision": given["precision"]} if "precision" in given else {}
     path = results_path(dataset.derived, Sources(dataset, **how).setting)
     result = read_results(path)
+    if not result:
+        raise MissingError(f"{shown(path)} is damaged or gone; run the same command again")
     figures = (f"  {shown(path)}" for path in sorted(dataset.figures.glob("*.*")))
     print("\nresults:", f"  {shown(path)}", "figures:", *figures, sep="\n")
     print(

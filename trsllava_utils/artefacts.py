@@ -15,7 +15,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -58,8 +58,19 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> InputError:
 
 def cannot_read(path: str | os.PathLike, error: Exception) -> InputError:
     """The error for a file that is damaged, or of another kind than its name says."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return InputError(f"{shown(path)} cannot be read: {reason}")
+    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return InputError(f"{shown(path)} cannot be read: {reason.splitlines()[0][:200]}")
+
+
+@contextmanager
+def reading(path: str | os.PathLike) -> Iterator[str | os.PathLike]:
+    """Whatever a reader raises on a damaged file becomes :func:`cannot_read`."""
+    try:
+        yield path
+    except (InputError, MissingError):
+        raise
+    except Exception as error:
+        raise cannot_read(path, error) from error
 
 
 def not_here(what: str, error: Exception, hint: str) -> MissingError:
@@ -83,9 +94,24 @@ def check_choice(what: str, value: str, valid: Iterable[str], hint: str = "") ->
     )
 
 
+def user_path(text: str | os.PathLike) -> Path:
+    """A path that a user typed, in full.
+
+    Raises:
+        InputError: no file system can have it, or ``~name`` is nobody's home.
+    """
+    try:
+        path = Path(text).expanduser().resolve()
+        path.exists()  # not of a name of thousands of letters
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(text)[:100]} is no path: {reason}") from None
+
+
 def resolve_data_dir(data_dir: str | os.PathLike = "") -> Path:
     """The folder that holds one folder per dataset; empty means the repository's ``data/``."""
-    return Path(data_dir).expanduser().resolve() if str(data_dir) else PROJECT_ROOT / "data"
+    return user_path(data_dir) if str(data_dir) else PROJECT_ROOT / "data"
 
 
 def shown(path: str | os.PathLike) -> str:
@@ -163,7 +189,8 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         raise cannot_write(target, error) from error
     finally:
         if tmp is not None:
-            tmp.unlink(missing_ok=True)
+            with suppress(OSError):
+                tmp.unlink(missing_ok=True)
 
 
 _OWNER = f"tmp-{slug(platform.node())}"  # several machines may share a folder
@@ -181,7 +208,7 @@ def sweep(folder: Path, process: int) -> None:
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write a text file (UTF-8), atomically."""
     with atomic_path(path) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+        tmp.write_text(text, encoding="utf-8", errors="backslashreplace")  # halves of characters
     return Path(path)
 
 

@@ -9,7 +9,9 @@ requests unseen, follows redirects, and waits for as long as something drips in.
 from __future__ import annotations
 
 import asyncio
+import html
 import json
+import math
 import os
 import random
 import re
@@ -27,7 +29,7 @@ from trsllava_utils.storage import parse_json
 
 RETRIES = 6  # of one request, when the connection or the server fails; together about 25 s
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a request is repeated
-LARGEST_ANSWER = 64 << 20  # bytes; 256 vectors of 3,072 numbers take 16 MiB
+LARGEST_ANSWER = 24 << 20  # bytes; 256 vectors of 3,072 numbers take 16 MiB
 _BUSY = {408, 409, 425, 429, *range(500, 600)}
 _FINAL = {401, 402, 403, 404, 405}
 _ESCAPES = re.compile(r"\\+u([0-9a-fA-F]{4})|\\+x([0-9a-fA-F]{2})|%([0-9a-fA-F]{2})|\\+(?=/)")
@@ -59,6 +61,7 @@ class Server:
         timeout: seconds that one request may take, from its first byte to the answer's last.
         before_each: called before each try of a request; may raise to stop.
         on_wait: called with a sentence when a request has to wait to be repeated.
+        largest: the most bytes of an answer.
 
     Raises:
         MissingError: OPENAI_API_KEY is not set.
@@ -71,27 +74,25 @@ class Server:
         timeout: float = 60,
         before_each: Callable[[], None] = lambda: None,
         on_wait: Callable[[str], None] = lambda words: None,
+        largest: int = LARGEST_ANSWER,
     ) -> None:
         if not _key():
             raise MissingError(
                 f"{purpose} needs OPENAI_API_KEY in the environment, and OPENAI_BASE_URL for a "
                 "server other than OpenAI's; a server of your own takes any word as its key"
             )
-        base = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        try:
-            self.url = httpx.URL(base.rstrip("/"))
-        except httpx.InvalidURL as error:
-            raise InputError(f"OPENAI_BASE_URL={base!r}: {error}") from None
-        if self.url.scheme not in ("http", "https") or not self.url.host:
-            raise InputError(f"OPENAI_BASE_URL={base!r}: give http://host:port/v1 or https://…")
-        self.address = f"{self.url.netloc.decode()}{self.url.path}"
+        self.url = _address()
+        self.address = redact(f"{self.url.netloc.decode()}{self.url.path}")
+        self._largest = largest
         if not _key().isascii() or not _key().isprintable():
             raise InputError("OPENAI_API_KEY holds a character that no key can have")
         self._timeout, self._before_each, self._on_wait = timeout, before_each, on_wait
         headers = {"authorization": f"Bearer {_key()}", "accept-encoding": "identity"}
         headers["content-type"] = "application/json"
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=None)
+        verify = self.url.scheme == "https"  # else no certificates are loaded
+        how = {"headers": headers, "limits": limits, "timeout": None, "verify": verify}
+        self._client = httpx.AsyncClient(**how)
         # in a loop of its own, for only there does one deadline cover all steps of a request
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
@@ -127,20 +128,22 @@ class Server:
             response, content = asyncio.run_coroutine_threadsafe(sent, self._loop).result()
         except (TimeoutError, asyncio.TimeoutError):
             raise _BusyError(f"no whole answer within {self._timeout:g} s") from None
-        except httpx.HTTPError as error:
+        except InputError:
+            raise
+        except Exception as error:  # of httpx, or of what it is built on
             reason = str(error) or type(error).__name__
             raise _BusyError(redact(f"{self.address}: {reason}")) from None
         return self._judge(response, content)
 
     async def _send(self, path: str, request: dict[str, Any]) -> tuple[httpx.Response, bytes]:
-        url = self.url.copy_with(raw_path=f"{self.url.path.rstrip('/')}/{path}".encode())
+        url = self.url.copy_with(path=f"{self.url.path.rstrip('/')}/{path}")
         body = json.dumps(request).encode()
         async with self._client.stream("POST", url, content=body) as response:
             content = bytearray()
             async for chunk in response.aiter_raw():
                 content += chunk
-                if len(content) > LARGEST_ANSWER:
-                    raise ServerError(f"{self.address}: an answer of over {LARGEST_ANSWER:,} bytes")
+                if len(content) > self._largest:
+                    raise ServerError(f"{self.address}: an answer of over {self._largest:,} bytes")
             return response, bytes(content)
 
     def _judge(self, response: httpx.Response, content: bytes) -> dict[str, Any]:
@@ -161,10 +164,10 @@ class Server:
             if isinstance(value, dict):
                 return value
             raise _BusyError(
-                f"{self.address}: {redact(text[:200])!r} is no answer; is OPENAI_BASE_URL right?"
+                f"{self.address}: {redact(text)[:200]!r} is no answer; is OPENAI_BASE_URL right?"
             )
-        words, code, parameter = error or (redact(text[:500]) or "no reason given", "", "")
-        status = int(code) if code.isdigit() and 400 <= int(code) < 600 else status
+        words, code, parameter = error or (redact(text)[:500] or "no reason given", "", "")
+        status = int(code) if re.fullmatch("[45][0-9][0-9]", code) else status
         if status in _FINAL or code == "insufficient_quota":
             raise InputError(
                 f"the server refused the request ({status}): {words}. Check the model's name, "
@@ -202,10 +205,25 @@ def _error_in(value: Any) -> tuple[str, str, str] | None:
 def _seconds(retry_after: str | None) -> float:
     """The header Retry-After in seconds; 0 where it says nothing usable."""
     with suppress(TypeError, ValueError):
-        return min(max(float(retry_after), 0.0), LONGEST_WAIT)
+        seconds = float(retry_after)
+        return seconds if 0 < seconds < math.inf else 0.0
     with suppress(TypeError, ValueError):
         return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
     return 0.0
+
+
+def _address() -> httpx.URL:
+    """The address in OPENAI_BASE_URL, if it is one."""
+    base = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    try:
+        url = httpx.URL(base.rstrip("/"))
+        if url.scheme in ("http", "https") and url.host and re.fullmatch(r"[!-~]+", base):
+            httpx.Request("POST", url)
+            if (url.port or 80) < 2**16 and b"%0" not in url.raw_path.lower():
+                return url
+    except (httpx.InvalidURL, ValueError):
+        pass
+    raise InputError(f"OPENAI_BASE_URL={redact(base)!r}: give http://host:port/v1 or https://…")
 
 
 def _key() -> str:
@@ -217,13 +235,21 @@ def holds_key(text: str) -> bool:
     as "none", is no secret, and may stand in any caption."""
     key = _key()
     is_secret = len(key) >= 20 or (len(key) >= 8 and any(letter.isdigit() for letter in key))
-    return is_secret and key in _ESCAPES.sub(_unescaped, text)
+    return is_secret and any(key in form for form in _forms(text))
 
 
 def redact(text: object) -> str:
     """A server's words without the key, should the server have repeated it."""
     words = str(text)
-    return _ESCAPES.sub(_unescaped, words).replace(_key(), "[key]") if holds_key(words) else words
+    if not holds_key(words):
+        return words
+    return next(f for f in _forms(words) if _key() in f).replace(_key(), "[key]")
+
+
+def _forms(text: str) -> tuple[str, str, str]:
+    """A text as it is, and with what is escaped in it as plain letters."""
+    plain = _ESCAPES.sub(_unescaped, text)
+    return text, plain, html.unescape(plain)
 
 
 def _unescaped(match: re.Match) -> str:

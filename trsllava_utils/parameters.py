@@ -117,6 +117,7 @@ class Parameters(TypedDict, total=False):
 class Arguments(Parameters, total=False):
     """Those of Python functions and the command line alone."""
 
+    url: Filled
     dtype: _one_of("dtype", DTYPES)
     k: Positive
     page: Positive

@@ -64,8 +64,8 @@ def read_json(path: str | os.PathLike) -> dict:
     except InputError:
         return {}
     value = value if isinstance(value, dict) else {}
-    sealed = value.pop("fingerprint", None)  # absent from files of earlier versions
-    return value if sealed in (None, fingerprint(value)) else {}
+    sealed = value.pop("fingerprint", None)
+    return value if sealed == fingerprint(value) else {}
 
 
 # — JSONL —
@@ -101,6 +101,19 @@ def json_line(value: dict) -> str:
     return line.encode("utf-8", "backslashreplace").decode() + "\n"  # halves of a character
 
 
+def keep_damaged(path: Path) -> int:
+    """Before a file is written anew: keep its lines that cannot be read in ``<file>.damaged``, for
+    somebody to mend; how many there are."""
+    problems = [number for number, _, problem in read_lines(path) if problem]
+    if problems:
+        lines = path.read_bytes().split(b"\n")
+        with atomic_path(path.with_name(f"{path.name}.damaged")) as tmp:
+            earlier = path.with_name(f"{path.name}.damaged")
+            before = earlier.read_bytes() if earlier.exists() else b""
+            tmp.write_bytes(before + b"".join(lines[n - 1] + b"\n" for n in problems))
+    return len(problems)
+
+
 def write_lines(path: Path, values: Iterable[dict]) -> None:
     """Write a JSONL file, atomically."""
     write_text(path, "".join(map(json_line, values)))
@@ -113,14 +126,23 @@ def append_lines(path: Path, values: Iterable[dict]) -> None:
     if not lines:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as f:
+        with _opened(path) as f:
             _mend_end(f)
             f.write(lines.encode())
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    for _ in range(9):  # somebody may be removing the folder
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return open(path, "ab+")
+        except FileNotFoundError:
+            continue
+    return open(path, "ab+")
 
 
 def _mend_end(f: BinaryIO) -> None:

@@ -62,6 +62,7 @@ class RawServer(LocalServer):
 
 class Raw(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: RawServer
 
     def log_message(self, *_: object) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 
 from tests.conftest import captions as made_up
-from tests.conftest import scenes
+from tests.conftest import draw, scenes
 from tests.faults.conftest import caption, completion, good
 from trsllava_utils import artefacts, storage
 from trsllava_utils.artefacts import InputError, MissingError, atomic_path, csv_text, write_text
@@ -62,6 +63,13 @@ DAMAGE = (truncated, emptied, overwritten, one_byte, removed, longer)
 
 def damaged(*more):
     return pytest.mark.parametrize("harm", [*DAMAGE, *more], ids=lambda harm: harm.__name__)
+
+
+def unsealed(path: Path) -> None:
+    """Valid JSON, and nothing says any more that it is whole."""
+    value = json.loads(path.read_text())
+    value.pop("fingerprint")
+    path.write_text(json.dumps(value))
 
 
 def edited(**values: object):
@@ -155,12 +163,99 @@ def test_odd_characters_in_replies(chat, odd):
 
 
 @CAPTIONS
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_reply_that_cannot_be_written_costs_no_other(chat, at):
+    def respond(handler, request, n):
+        handler.send(completion("\ud800")) if n == at else good(handler, request)
+
+    captions, _ = chat(respond, images=4, concurrency=4)
+    assert captions.report.captioned == 4
+
+
+@CAPTIONS
+@pytest.mark.parametrize(
+    "settings", ["0" * 16, [1], {}, "a/b", "x" * 300, "a\0b", "\ud800", 7, None]
+)
+def test_lines_with_odd_settings(chat, settings):
+    before, _ = chat(good, images=3)
+    path = before.files[0].path
+    lines = [value for _, value, _ in read_lines(path)]
+    write_lines(path, [lines[0] | {"settings": settings}, *lines[1:]])
+    after, server = chat(good, images=3)
+    assert len(after.records) == 3 and len(server.requests) <= 1
+
+
+@CAPTIONS
+@pytest.mark.parametrize("attempts", ["x", None, [1], -1, 10**30, 2.5])
+def test_images_without_an_answer_and_an_odd_count(chat, attempts):
+    def respond(handler, request, n):
+        handler.send({"error": "no"}, 500) if n in (0, *range(5, 99)) else good(handler, request)
+
+    before, _ = chat(good, images=3)
+    (name, record), *_ = before.records.items()
+    entry = {"image": record.image, "reason": "no answer", "attempts": attempts}
+    entry |= {"image_sha256": record.image_sha256, "settings": record.settings}
+    append_lines(before.files[0].rejected_path, [entry])
+    before.files[0].drop({record.image})
+    after, _ = chat(good, images=3)
+    assert len(after.records) + after.report.aside == 3 and name
+
+
+@CAPTIONS
+@pytest.mark.parametrize("step", ["merge", "settings", "pixels", "back"])
+def test_damaged_lines_are_kept_when_a_file_is_written_anew(chat, tmp_path, step):
+    """A person can mend them; a sentence says so."""
+    before, _ = chat(good, images=4)
+    (file,) = before.files
+    torn = file.path.read_bytes().split(b"\n")[1][:-20]
+    file.path.write_bytes(file.path.read_bytes().replace(torn, torn[:-20] + b"\xff"))
+    said = ""
+    if step == "merge":
+        shard = file.shard("1/2")
+        shutil.copy(file.path, shard.path)
+        shutil.copy(file.manifest_path, shard.manifest_path)
+        said = merge(scenes(tmp_path, 4), "openai:vlm")
+    elif step == "pixels":
+        other = json.loads(file.path.read_bytes().split(b"\n")[0])["image"]
+        draw(tmp_path / "scenes" / other, 77, size=32)
+        from trsllava_utils.captioning import Settings, caption_dataset
+
+        ds = load_dataset(str(tmp_path / "scenes"), str(tmp_path))
+        # nobody answers, but the stale record is gone
+        captions = caption_dataset(ds, "openai:vlm", Settings(variants=1, timeout=0.2))
+        said = str(captions.problems)
+    else:
+        captions, _ = chat(good, images=4, seed=7)
+        said = str(captions.problems)
+        if step == "back":
+            chat(good, images=4)
+    kept = b"".join(p.read_bytes() for p in tmp_path.rglob("*.damaged"))
+    assert torn[:-20] in kept and "line 2" in said
+
+
+@CAPTIONS
+@pytest.mark.parametrize("filled", [True, False])
+def test_shards_without_any_manifest_say_what_to_do(chat, tmp_path, filled):
+    captions, _ = chat(good, images=2)
+    (file,) = captions.files
+    for n in (1, 2):
+        shard = file.shard(f"{n}/2")
+        shard.path.write_bytes(file.path.read_bytes() if filled else b"")
+    file.path.unlink()
+    file.manifest_path.unlink()
+    with pytest.raises(
+        InputError, match=r"manifests .* are damaged or gone; run one of the shards"
+    ):
+        merge(scenes(tmp_path, 2), "openai:vlm")
+
+
+@CAPTIONS
 def test_half_a_character_is_asked_for_again(chat, tmp_path):
     def respond(handler, request, n):
         text = caption(request).replace("trees", "trees \\ud83d")
         handler.send(completion(text if n < 2 else caption(request)))
 
-    captions, server = chat(respond, images=2)
+    captions, _ = chat(respond, images=2)
     assert captions.report.captioned == 2 and captions.report.retried >= 1
     kept = captions.files[0].path.with_suffix(".x.jsonl")
     append_lines(kept, [{"reply": "half \ud83d"}])
@@ -414,6 +509,7 @@ def write(sources: Sources) -> Path:
 
 
 HARM = (*DAMAGE, edited(methods={"max": {"mR": 99.9}}), edited(n_images=1), edited(inputs="other"))
+HARM += (unsealed, edited(methods={"max": {"mR": 99.9}}, fingerprint=None))
 
 
 @RESULTS
@@ -482,12 +578,27 @@ def test_damaged_rows_of_a_gallery_are_named(gallery, harm):
 
     module.open_part.cache_clear()
     if harm is not removed:
-        with pytest.raises(InputError, match=rf"{name}\.parquet is damaged, or was changed"):
+        with pytest.raises(InputError, match=rf"{name}.* is damaged"):
             gallery.find("a boat")
         path.unlink()
     assert gallery.add(made_up(30), texts_each=30)  # its images come back, under another number
     gallery.embed()
     assert len(gallery.find("a boat", 30)) == 30
+
+
+@GALLERY
+def test_vectors_of_another_partition_are_made_again(gallery):
+    """The rows are sound: nobody is told to delete them."""
+    first, second = (Path(gallery.url) / gallery.vectors_name(n) for n in gallery.store.names[:2])
+    before, content = gallery.find("a boat", 9), first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    from trsllava_utils.retrieval import gallery as module
+
+    module.open_part.cache_clear()
+    with pytest.raises(InputError, match="make it again"):
+        gallery.find("a boat")
+    assert gallery.embed() == 1 and first.read_bytes() == content
+    pd.testing.assert_frame_equal(gallery.find("a boat", 9), before)
 
 
 @GALLERY
@@ -510,9 +621,11 @@ def test_a_grown_dataset_is_added_again(gallery, more):
 
 
 @GALLERY
-@pytest.mark.parametrize("url", ["s3://bucket/g", "foo://bucket/g", "gcs://b/g", "abfs://c/g"])
+@pytest.mark.parametrize("url", ["s3://bucket/g", "foo://bucket/g", "gcs://b/g", "", "zip://x::y"])
 def test_storage_without_its_package(static_encoder, url):
-    with pytest.raises((InputError, MissingError), match=r"package|Protocol not known"):
+    with pytest.raises(
+        (InputError, MissingError), match=r"package|Protocol not known|url|give a folder"
+    ):
         Gallery(url, static_encoder).find("a boat")
 
 
@@ -522,10 +635,16 @@ RASTERS = pytest.mark.fault("Table of rasters")
 
 
 @RASTERS
-@damaged(edited(rows={}), lambda path: path.write_text("[]"), lambda path: path.write_text("{"))
+@damaged(
+    unsealed,
+    edited(rows={}),
+    edited(rows=None, fingerprint=None),
+    edited(rows=[]),
+    lambda path: path.write_text("[]"),
+    lambda path: path.write_text("{"),
+    lambda path: path.write_text('{"rows": {"a": 1}}'),
+)
 def test_a_damaged_table_of_rasters_is_made_again(tmp_path, harm):
-    import rasterio
-
     place = rasterio.transform.from_origin(600_000, 5_300_000, 10, 10)
     how = {"driver": "GTiff", "crs": "EPSG:32632", "transform": place, "dtype": "uint16"}
     (tmp_path / "s").mkdir()
@@ -544,6 +663,19 @@ def test_a_damaged_table_of_rasters_is_made_again(tmp_path, harm):
     after, table = known()
     pd.testing.assert_frame_equal(after.images, ds.images)
     pd.testing.assert_frame_equal(table, before)
+
+
+@RASTERS
+def test_tables_of_two_tilings_are_not_taken_for_each_other(tmp_path):
+    (tmp_path / "s").mkdir()
+    with rasterio.open(
+        tmp_path / "s" / "a.tif", "w", "GTiff", width=96, height=64, count=1, dtype="uint8"
+    ) as raster:
+        raster.write(np.full((1, 64, 96), 7, np.uint8))
+    small, large = (load_dataset(str(tmp_path / "s"), str(tmp_path), tile=n) for n in (32, 64))
+    shutil.copy(small.derived / "rasters-32-0.json", small.derived / "rasters-64-0.json")
+    again = load_dataset(str(tmp_path / "s"), str(tmp_path), tile=64)
+    assert again.images["image_id"].tolist() == large.images["image_id"].tolist()
 
 
 # — how files are written —

@@ -127,7 +127,7 @@ def test_search_panel_in_jupyterlab(browser, lab):
     assert "<h1>" in text and text.count("data:image/jpeg") == 16
     query.fill(" ")
     query.press("Enter")
-    page.locator(".widget-html", has_text="the query is empty").first.wait_for(timeout=MINUTE)
+    page.locator(".widget-html", has_text="should not be empty").first.wait_for(timeout=MINUTE)
     shoot(page, "panel_end")
 
 

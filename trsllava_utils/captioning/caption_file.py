@@ -34,7 +34,14 @@ from trsllava_utils.artefacts import (
     versions,
 )
 from trsllava_utils.captioning.records import Record, read_records
-from trsllava_utils.storage import append_lines, read_json, read_lines, write_json, write_lines
+from trsllava_utils.storage import (
+    append_lines,
+    keep_damaged,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,10 @@ class CaptionFile:
         try:
             sweep(self.path.parent, os.getpid())
             yield
+        except MissingError:  # which is an OSError too
+            raise
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         finally:
             lock.release()
 
@@ -136,13 +147,15 @@ class CaptionFile:
         for file in (self.path, self.rejected_path):
             by_settings: dict[str, list[dict]] = {}
             for entry in _entries(file):
-                by_settings.setdefault(entry.get("settings") or known, []).append(entry)
+                by_settings.setdefault(_settings(entry, known), []).append(entry)
             kept, earlier = by_settings.pop(mine, []), _superseded(file, mine)
             for settings, entries in by_settings.items():
                 _append_new(_superseded(file, settings), entries)
             if by_settings:
+                keep_damaged(file)
                 write_lines(file, kept)
             if earlier.exists():
+                keep_damaged(earlier)
                 _append_new(file, _entries(earlier))
                 earlier.unlink()
         if manifest.get("identity") != identity:
@@ -192,6 +205,7 @@ class CaptionFile:
         """Remove the records of these images, if there are any."""
         records = self.read()[0]
         if filenames & records.keys():
+            keep_damaged(self.path)
             self.rewrite(record for name, record in records.items() if name not in filenames)
 
     def merge_shards(self) -> int:
@@ -229,6 +243,7 @@ class CaptionFile:
         records: dict[str, Record] = {}
         rejected: dict[str, dict] = {}
         for file in (*shards, self):  # the first record of an image stays
+            keep_damaged(file.path) if file.path.exists() else 0
             records |= {n: r for n, r in file.read()[0].items() if n not in records}
             rejected |= {n: r for n, r in file.read_rejected().items() if n not in rejected}
         self.rewrite(records.values())
@@ -242,15 +257,26 @@ class CaptionFile:
 def _common_manifest(files: list[CaptionFile]) -> dict:
     """The manifest of shards whose records are all of its identity."""
     manifest = next((m for file in files if (m := file.manifest()).get("identity")), {})
-    mine = fingerprint(manifest.get("identity"))
+    if not manifest:
+        raise InputError(
+            f"the manifests of {files[0].path.name} and the other shards are damaged or gone; run "
+            "one of the shards again as before, which makes its manifest anew, then merge"
+        )
+    mine = fingerprint(manifest["identity"])
     for shard in files[:-1]:
-        if any(entry.get("settings") != mine for entry in _entries(shard.path)):
+        if any(_settings(entry, mine) != mine for entry in _entries(shard.path)):
             raise InputError(
                 "shards made with different models, prompts or settings cannot be merged: "
                 f"{files[0].path.name} and {shard.path.name}. Run the shards again with the same "
                 "parameters."
             )
     return manifest
+
+
+def _settings(entry: dict, otherwise: str) -> str:
+    """The fingerprint that a line bears, if it is one."""
+    told = str(entry.get("settings"))
+    return told if re.fullmatch(r"[0-9a-f]{16}", told) else otherwise
 
 
 def _superseded(file: Path, settings: str) -> Path:
@@ -276,10 +302,12 @@ def parse_shard(shard: str) -> tuple[int, int]:
     Raises:
         InputError: anything else.
     """
-    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", shard or "1/1")
+    match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", shard or "1/1")
     i, n = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= i <= n:
-        raise InputError(f"shard={shard!r}: give i/n with i from 1 to n, such as 2/8, or nothing")
+        raise InputError(
+            f"shard={shard[:40]!r}: give i/n with i from 1 to n, such as 2/8, or nothing"
+        )
     return i, n
 
 

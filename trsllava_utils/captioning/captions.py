@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
@@ -18,6 +17,7 @@ from trsllava_utils.artefacts import (
     fingerprint,
     resolve_data_dir,
     shown,
+    user_path,
 )
 from trsllava_utils.captioning.caption_file import CaptionFile, in_shard
 from trsllava_utils.captioning.captioner import Captioner, Settings
@@ -161,14 +161,16 @@ def _caption_by_one(
     file = captions_file(dataset, captioner).shard(shard)
     with file.held():
         damaged = file.path.exists() and not file.manifest()
+        problems = file.read()[1]  # before a change of settings may write the file anew
         file = file.claim(_identity(captioner, settings, describer, dataset), describer.prompt_text)
-        jobs, done, aside, problems = _to_do(dataset, file, shard)
+        jobs, done, aside, more = _to_do(dataset, file, shard)
         records = {job.filename: record for job, record in done}
         report = Report(already=len(records), aside=aside)
         control = done[0][0] if done else None
         how = {"rendering": dataset.rendering, "control": control}
-        more, written = run(jobs, describer, settings, file, **how)
-        report += more
+        problems = list(dict.fromkeys([*problems, *more]))
+        this_run, written = run(jobs, describer, settings, file, **how)
+        report += this_run
         file.append_lost(written if shard else records | written)
     if damaged:
         name = shown(file.manifest_path)
@@ -238,7 +240,9 @@ def _to_do(
             continue
         earlier = rejected.get(row.filename, {})
         earlier = earlier if earlier.get("image_sha256") == sha256 else {}
-        failures = earlier.get("attempts", 0) if earlier.get("reason") == NO_ANSWER else 0
+        tried = earlier.get("attempts")
+        tried = tried if isinstance(tried, int) else 1
+        failures = tried if earlier.get("reason") == NO_ANSWER else 0
         job = Job(row.image_id, row.filename, image, sha256, failures=failures)
         if row.filename in finished and finished[row.filename].image_sha256 == sha256:
             done.append((job, finished[row.filename]))
@@ -309,7 +313,7 @@ def _load_one(dataset: Dataset, captioner: str) -> Captions:
     file = captions_file(dataset, captioner)
     model = prompt_and_model(captioner)[1]
     written = file.manifest().get("identity", {}).get("captioner", model)
-    if written != model and not Path(model.partition(":")[2]).expanduser().is_dir():
+    if written != model and not user_path(model.partition(":")[2]).is_dir():
         raise MissingError(f"{shown(file.path)} holds captions by {written!r}, not by {model!r}")
     identity = file.manifest().get("identity", {})
     tiling = {name: identity[name] for name in TILING if name in identity}
@@ -384,10 +388,12 @@ def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
     if len(names) > 1:
         return "; ".join(merge(dataset, name) for name in names)
     file = captions_file(dataset, names[0])
+    problems = [problem for part in (file, *file.shards()) for problem in part.read()[1]]
     merged = file.merge_shards()
     records, rejected, _ = file.finished()
+    damaged = f"; kept in *.damaged: {' '.join(problems[:3])}" if problems else ""
     names = dataset.with_pixels["filename"]
     missing = [name for name in names if name not in records and name not in rejected]
     rest = f"; {len(missing):,} images are still to do: {missing[:3]} …" if missing else ""
     path, n = shown(file.path), f"{len(records):,}"
-    return f"merged {merged} shards into {path}: {n} images captioned{rest}"
+    return f"merged {merged} shards into {path}: {n} images captioned{rest}{damaged}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError, shown
+from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError, shown, user_path
 from trsllava_utils.captioning.records import Record, Variant, read_records
 from trsllava_utils.datasets.dataset import Dataset, other_split
 from trsllava_utils.datasets.files import first_few, match_names
@@ -32,7 +32,7 @@ def match_captions(dataset: Dataset, captioner: str) -> tuple[dict[str, Record],
         InputError: the file holds no usable line, or none for this dataset.
     """
     here, shipped = f"{dataset.title} ({dataset.split})", not captioner.startswith("file:")
-    own = Path(captioner.removeprefix("file:")).expanduser()
+    own = user_path(captioner.removeprefix("file:"))
     files = _shipped(dataset, captioner) if shipped else [own]
     if not shipped and not files[0].is_file():
         raise MissingError(

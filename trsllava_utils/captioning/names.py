@@ -10,9 +10,8 @@ behind a server), ``pixels`` (reads the picture, no weights). Captions by anothe
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from trsllava_utils.artefacts import InputError, check_choice, fingerprint, slug
+from trsllava_utils.artefacts import InputError, check_choice, fingerprint, slug, user_path
 from trsllava_utils.parameters import PROMPTS
 
 KINDS = ("rsrt", "pixels", "transformers:MODEL_ID_OR_FOLDER", "openai:MODEL", "file:PATH.jsonl")
@@ -74,7 +73,7 @@ def _one_id(captioner: str) -> str:
         check_choice("captioner", captioner, (*KINDS, *PROMPTS[1:]))
     if not rest or model in KINDS:
         raise InputError(f"captioner {captioner!r}: name the model or the file, as {_MODELS[kind]}")
-    path = Path(rest).expanduser()
+    path = user_path(rest)
     if kind == "file" or path.is_dir():  # two files may share a name
-        rest = f"{path.resolve().stem}-{fingerprint(str(path.resolve()))[:6]}"
+        rest = f"{path.stem}-{fingerprint(str(path))[:6]}"
     return f"{kind}-{slug(rest)}{suffix}"

@@ -18,8 +18,10 @@ from PIL import Image
 
 from trsllava_utils.captioning.captioner import BudgetSpentError, Question, Reply, Settings
 from trsllava_utils.captioning.prompts import LIMITS, make_prompt
+from trsllava_utils.datasets.dataset import clean_text
 from trsllava_utils.openai_api import RefusedError, Server, ServerError, holds_key, redact
 
+LARGEST = 4 << 20  # bytes of an answer
 FEWEST_TOKENS = 256  # that an answer is cut down to, where the model's context is small
 _CONTEXT = re.compile(r"(?:maximum |model'?s? )?context (?:length|window|size)\D{0,20}(\d+)", re.I)
 _INPUT = re.compile(r"(\d+) (?:input|prompt) tokens|(\d+) in the messages|request has (\d+)", re.I)
@@ -42,9 +44,8 @@ class OpenAICaptioner:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self._settings = settings
-        self._server = Server(
-            f"captioner {name!r}", settings.timeout, self._count_request, self._tell
-        )
+        told = {"before_each": self._count_request, "on_wait": self._tell, "largest": LARGEST}
+        self._server = Server(f"captioner {name!r}", settings.timeout, **told)
         self._model = name.removeprefix("openai:")
         self._prompt = make_prompt(settings)
         self.prompt_text = self._prompt.text
@@ -161,21 +162,22 @@ class OpenAICaptioner:
     def _read(self, answer: dict[str, Any]) -> Reply:
         """The words of an answer; anything may be missing from it, or of another kind."""
         usage, choices = _dict(answer.get("usage")), answer.get("choices")
-        if not isinstance(choices, list):
+        if not isinstance(choices, list) or not choices:
             raise ServerError(f"an answer that is no completion: {redact(answer)[:200]}")
         with self._lock:
             for name, field in (("input", "prompt_tokens"), ("output", "completion_tokens")):
                 count = usage.get(field)
-                self.usage[f"{name} tokens"] += count if isinstance(count, int) else 0
-        told = answer.get("model")
-        model = told[:200] if isinstance(told, str) and told.strip() else self._model
-        choice = _dict(choices[0]) if choices else {}
+                is_count = isinstance(count, int) and 0 <= count < 10**9
+                self.usage[f"{name} tokens"] += count if is_count else 0
+        model = clean_text(answer.get("model")) or self._model
+        choice = _dict(choices[0])
         message = _dict(choice.get("message"))
         text = _text(message.get("content"))
         # servers that part thoughts from answers sometimes take a whole answer for thoughts
         text = text or _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
         if holds_key(f"{text} {model} {message.get('refusal')}"):
             return Reply("", self._model, "repeated the key: the reply was not kept")
+        model = model[:200]
         if refusal := _text(message.get("refusal")):
             return Reply(refusal, model, "refusal")
         cut = choice.get("finish_reason") == "length"

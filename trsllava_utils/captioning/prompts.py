@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from trsllava_utils.artefacts import InputError, MissingError, fingerprint, read_text
+from trsllava_utils.artefacts import InputError, MissingError, fingerprint, read_text, user_path
 from trsllava_utils.captioning.captioner import SINGLE, Question, Settings
 from trsllava_utils.captioning.records import FIELDS, Variant
 from trsllava_utils.datasets.dataset import Dataset, other_split
@@ -169,7 +169,7 @@ def with_examples(settings: Settings, dataset: Dataset) -> Settings:
 
 
 def _read_text(parameter: str, file: str) -> str:
-    path = Path(file).expanduser()
+    path = user_path(file)
     if not path.is_file():
         raise MissingError(f"{parameter}: {path} not found; give the path of a text file")
     text = read_text(path).strip()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields, replace
 
@@ -160,7 +161,9 @@ class _Run:
         self.waiting = deque(jobs)
         self.records: dict[str, Record] = {}
         self.unsaved: list[Record] = []  # while the disk is full
+        self.set_aside: list[dict] = []
         self.unanswered: list[dict] = []
+        self.control: Job | None = None  # an image that was answered
         self.under_way: dict[Future, list[Job]] = {}
         self.failures = 0  # images in a row that got no answer
         self.example_kept = False
@@ -189,8 +192,8 @@ class _Run:
         report.problems += self.captioner.notes
         if report.stopped and not isinstance(report.stopped, BudgetSpentError):
             raise report.stopped
-        others = report.captioned + report.rejected.total()
-        if self.unanswered and (others or (control and self._answers(control))):
+        control = control or self.control
+        if self.unanswered and control and self._answers(control):  # now, after they failed
             self.file.set_aside(self.unanswered)
         return report, self.records
 
@@ -287,8 +290,10 @@ class _Run:
             else:
                 rejected.append(outcome)
         self.unsaved += [outcome.record for outcome in captioned]
-        self._save()
-        self.file.set_aside(self._rejected(outcome) for outcome in rejected)
+        self.set_aside += [self._rejected(outcome) for outcome in rejected]
+        answered = [o for o in outcomes if o.reply]
+        self.control = self.control or next((o.job for o in answered), None)
+        self._save(answered)
         report.captioned += len(captioned)
         report.retried += sum(outcome.job.attempt > 0 for outcome in captioned)
         report.rejected.update(outcome.reason for outcome in rejected)
@@ -296,18 +301,20 @@ class _Run:
         self.bar.update(len(outcomes) - len(again))
         counts = {"rejected": report.rejected.total(), "failed": report.failed}
         self.bar.set_postfix(**counts, refresh=False)
-        replies = [o for o in outcomes if o.reply and o.reply.text and not self.example_kept]
-        if replies:
-            self.file.keep_example(replies[0].job.filename, replies[0].reply.text)
-            self.example_kept = True
 
-    def _save(self) -> None:
+    def _save(self, answered: Iterable[Outcome] = ()) -> None:
         """Put records on disk. If it is full the run ends, but what is under way is waited for, and
         saved if there is room by then."""
         try:
             self.file.append(self.unsaved)
             self.records |= {record.image: record for record in self.unsaved}
             self.unsaved.clear()
+            self.file.set_aside(self.set_aside)
+            self.set_aside.clear()
+            for outcome in answered:
+                if outcome.reply.text and not self.example_kept:
+                    self.file.keep_example(outcome.job.filename, outcome.reply.text)
+                    self.example_kept = True
         except InputError as error:
             self.report.stopped = self.report.stopped or error
 

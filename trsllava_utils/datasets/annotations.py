@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, cannot_read, read_text, shown
+from trsllava_utils.artefacts import InputError, read_text, reading, shown
 from trsllava_utils.storage import parse_json, read_lines
 
 SPLIT_NAMES = {name: name for name in ("train", "val", "test")}
@@ -57,12 +57,13 @@ def _holds_captions(path: Path) -> bool:
     if path.name.startswith(NAMED_AS_CAPTIONS) or path.suffix == ".txt":
         return True
     try:
-        if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
-            keys = table_columns(path)
-        else:
-            entries = _entries(parse_json(read_text(path)))
-            keys = list(entries[0]) if entries and isinstance(entries[0], dict) else []
-    except (InputError, ValueError, OSError):
+        with reading(path):
+            if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+                keys = table_columns(path)
+            else:
+                entries = _entries(parse_json(read_text(path)))
+                keys = list(entries[0]) if entries and isinstance(entries[0], dict) else []
+    except InputError:
         return False
     if path.stem.lower() == "metadata":  # captions only as the hub has them there
         return "file_name" in keys and bool({"text", "caption"} & {*keys})
@@ -77,7 +78,10 @@ def read(paths: list[Path], problems: list[str]) -> list[Annotation]:
             was expected.
     """
     readers = {".json": _read_json, ".jsonl": _read_jsonl, ".txt": _read_text_pair}
-    records = [r for path in paths for r in readers.get(path.suffix.lower(), _read_table)(path)]
+    records = []
+    for path in paths:
+        with reading(path):
+            records += readers.get(path.suffix.lower(), _read_table)(path)
     if not records:
         problems.append(f"{', '.join(p.name for p in paths)}: no annotation found in it")
     return records
@@ -101,8 +105,9 @@ def _entries(content: Any) -> list | None:
     if isinstance(coco, list):
         texts: dict[Any, list[str]] = {}
         for annotation in coco:
-            if isinstance(annotation, dict) and "caption" in annotation:
-                texts.setdefault(annotation.get("image_id"), []).append(annotation["caption"])
+            known = isinstance(annotation, dict) and "caption" in annotation
+            if known and isinstance(annotation.get("image_id"), int | str):
+                texts.setdefault(annotation["image_id"], []).append(annotation["caption"])
         images = [entry for entry in entries if isinstance(entry, dict) and texts]
         return [{**image, "captions": texts.get(image.get("id"), [])} for image in images]
     return entries
@@ -151,7 +156,7 @@ def _entry(entry: Any, path: Path, where: str) -> Annotation:
         )
     texts = entry[key] if isinstance(entry[key], list) else [entry[key]]
     texts = [t.get("raw", t.get("text", "")) if isinstance(t, dict) else t for t in texts]
-    folder = PurePosixPath(filename).parts[0] if "/" in filename else ""
+    folder = "".join(PurePosixPath(filename).parts[:1]) if "/" in filename else ""
     split = str(entry.get("split") or (folder if folder in SPLIT_NAMES else ""))
     captions = [t if isinstance(t, str) else "" for t in texts]
     return Annotation(filename, SPLIT_NAMES.get(split.lower(), split), captions)
@@ -199,10 +204,8 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
     text = read_text(path)
     header = text.split("\n", 1)[0]
     separator = max(",;\t", key=header.count)
-    try:
+    with reading(path):
         return pd.read_csv(io.StringIO(text), sep=separator, **options)
-    except ValueError as error:
-        raise cannot_read(path, error) from error
 
 
 def _read_table(path: Path) -> list[Annotation]:
@@ -211,10 +214,7 @@ def _read_table(path: Path) -> list[Annotation]:
     else:
         # pixels inside Parquet are not read here
         columns = [name for name in table_columns(path) if name != "image"]
-        try:
-            table = pd.read_parquet(path, columns=columns)
-        except (ValueError, OSError) as error:
-            raise cannot_read(path, error) from error
+        table = pd.read_parquet(path, columns=columns)
     records = []
     for i, row in enumerate(table.to_dict("records"), 1):
         row = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()}

@@ -29,6 +29,7 @@ from trsllava_utils.artefacts import (
     resolve_data_dir,
     shown,
     slug,
+    user_path,
 )
 from trsllava_utils.datasets import annotations, scenes
 from trsllava_utils.datasets.files import first_few, list_images, match_names, plain_name, stem_of
@@ -175,7 +176,7 @@ def load_dataset(
             "from imported captions works; captioning and showing images need the files"
         )
     images = images[["image_id", "filename", "split", "label", "path", "window"]]
-    figures = Path(figures_dir).expanduser().resolve() if figures_dir else PROJECT_ROOT / "figures"
+    figures = user_path(figures_dir) if figures_dir else PROJECT_ROOT / "figures"
     folders = root, home / "derived", figures / name
     is_default = (tile, overlap) == (TILE, 0) or images["window"].isna().all()
     tiling = {} if is_default else {"tile": tile, "overlap": overlap}
@@ -205,11 +206,11 @@ def _locate(dataset: str, data_dir: str) -> tuple[str, str, Path, Path]:
         if dataset == "sample" and not (root / "dataset_sample.json").is_file():
             root = PROJECT_ROOT / "data" / "sample"
         return dataset, KNOWN[dataset], root, data / dataset
-    is_path = os.sep in dataset or dataset.startswith(("~", ".")) or Path(dataset).is_dir()
+    is_path = os.sep in dataset or dataset.startswith(("~", ".")) or user_path(dataset).is_dir()
     if not is_path:
         hint = "A folder of your own is given by its path: -p dataset /path/to/folder."
         check_choice("dataset", dataset, KNOWN, hint)
-    root = Path(dataset).expanduser().resolve()
+    root = user_path(dataset)
     if not root.is_dir():
         raise MissingError(
             f"{dataset} is not a folder; pass a folder of images, or one of: {', '.join(KNOWN)}"

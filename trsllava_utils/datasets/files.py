@@ -92,9 +92,12 @@ def _not_readable(path: Path, inside: list[Path]) -> str:
         return "is a link that leads out of the folder"
     if not os.access(path, os.R_OK):
         return "cannot be opened (Permission denied)"
-    if path.suffix.lower() == ".vrt":
+    if path.suffix.lower() != ".vrt":
+        return ""
+    try:
         return _refused_vrt(path, inside[0])
-    return ""
+    except (OSError, RuntimeError, ValueError) as error:  # of the paths in it
+        return f"cannot be read ({type(error).__name__})"
 
 
 def _leads_inside(link: Path, inside: list[Path]) -> bool:

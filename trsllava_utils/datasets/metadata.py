@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import InputError, cannot_read, read_text, shown
+from trsllava_utils.artefacts import InputError, read_text, reading, shown
 from trsllava_utils.datasets import annotations, places, scenes
 from trsllava_utils.datasets.dataset import Dataset
 from trsllava_utils.datasets.files import match_names
@@ -58,15 +58,16 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
         table["geometry"] = [footprints.get(place) for place in places_of]
     for path in tables_beside(dataset.root):
         try:
-            own = _matched(_read(path), dataset, path, problems)
+            with reading(path):
+                own = _matched(_read(path), dataset, path, problems)
+                if own is None:
+                    raise InputError(f"{shown(path)} names no image of the dataset")
+                own = {name: _comparable(own[name], path, problems) for name in own.columns}
         except InputError as error:
             problems.append(f"{error}; it was left alone")
             continue
-        if own is None:
-            problems.append(f"{shown(path)} names no image of the dataset; it was left alone")
-            continue
-        for name in own.columns:
-            values = _comparable(own[name], path, problems).reindex(table.index)
+        for name, column in own.items():
+            values = column.reindex(table.index)
             table[name] = values.where(values.notna(), table[name]) if name in table else values
     return _with_geometry(table).dropna(axis="columns", how="all"), problems
 
@@ -100,19 +101,14 @@ def _read(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return annotations.read_csv(path)
-    try:
-        if suffix in (".json", ".geojson"):
-            content = parse_json(read_text(path), shown(path))
-            if not isinstance(content, dict) or content.get("type") != "FeatureCollection":
-                raise InputError(f"{shown(path)} holds neither captions nor GeoJSON features")
-            return _in_wgs84(path)
-        if "geometry" in annotations.table_columns(path):
-            return _in_wgs84(path)
-        return pd.read_parquet(path)
-    except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise cannot_read(path, error) from error
+    if suffix in (".json", ".geojson"):
+        content = parse_json(read_text(path), shown(path))
+        if not isinstance(content, dict) or content.get("type") != "FeatureCollection":
+            raise InputError(f"{shown(path)} holds neither captions nor GeoJSON features")
+        return _in_wgs84(path)
+    if "geometry" in annotations.table_columns(path):
+        return _in_wgs84(path)
+    return pd.read_parquet(path)
 
 
 def _in_wgs84(path: Path) -> pd.DataFrame:

@@ -15,14 +15,14 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
-from rasterio._err import CPLE_BaseError
 from rasterio.dtypes import dtype_rev, typename_fwd
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
 from trsllava_utils.artefacts import InputError, file_stamp
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".vrt"}
+MOST_BYTES = 4096  # of a pixel with all its bands; 1,024 bands of float32
 _DRIVERS = {  # first bytes of a file -> GDAL's driver
     b"II*\0": "GTiff",
     b"MM\0*": "GTiff",
@@ -60,15 +60,24 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
             raster = opened.enter_context(rasterio.open(source, driver=driver))
             if driver == "ENVI" and os.path.getsize(path) < _uncompressed_size(raster):
                 raise unreadable(path, ValueError("truncated"))
+            if _bytes_each(raster) > MOST_BYTES:
+                raise unreadable(path, ValueError(f"{raster.count:,} bands"))
             if driver == "GTiff" and raster.count == 1 and len(raster.subdatasets) > 1 and is_text:
                 raster = opened.enter_context(_pages(raster, path))
             yield raster
-    except (OSError, RasterioError, CPLE_BaseError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind GDAL, or who works with the raster, raises
         raise unreadable(path, error) from error
 
 
 def _uncompressed_size(raster: DatasetReader) -> int:
-    return raster.width * raster.height * sum(np.dtype(d).itemsize for d in raster.dtypes)
+    return raster.width * raster.height * _bytes_each(raster)
+
+
+def _bytes_each(raster: DatasetReader) -> int:
+    """Of a pixel with all its bands."""
+    return sum(np.dtype(d).itemsize for d in raster.dtypes)
 
 
 def name_as_text(name: str) -> str:
@@ -116,7 +125,7 @@ def virtual_raster(path: Path) -> ElementTree.Element:
     """The XML of a virtual raster; an empty element, called "none", if it is none."""
     try:
         return ElementTree.fromstring(path.read_bytes())
-    except (ElementTree.ParseError, ValueError):
+    except (ElementTree.ParseError, ValueError, LookupError, OSError):
         return ElementTree.Element("none")
 
 

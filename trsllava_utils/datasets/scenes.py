@@ -58,7 +58,7 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
     paths = images.loc[images["path"] != "", "path"].drop_duplicates()
     paths = [path for path in paths if Path(path).suffix.lower() in RASTER_SUFFIXES]
     store = derived / f"rasters-{tile}-{overlap}.json"
-    keys = {path: [*map(list, stamps(path)), VERSION] for path in paths}
+    keys = {path: _key(path, tile, overlap) for path in paths}
     kept = read_json(store).get("rows", {}) if paths else {}
     rows = {path: row for path, row in kept.items() if row["key"] == keys.get(path)}
     todo = [path for path in paths if path not in rows]
@@ -77,6 +77,14 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
             saved = time.monotonic()
     bar.close()
     return pd.DataFrame.from_dict({path: rows[path] for path in paths}, orient="index")
+
+
+def _key(path: str, tile: int, overlap: int) -> list:
+    """Changes when a file has to be looked at again."""
+    try:
+        return [*map(list, stamps(path)), VERSION, tile, overlap]
+    except OSError:  # it has just gone
+        return []
 
 
 _NO_WINDOWS = {"windows": None, "footprints": None, "percentiles": None, "left_out": 0}

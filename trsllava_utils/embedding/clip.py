@@ -21,6 +21,7 @@ from trsllava_utils.artefacts import (
     MissingError,
     not_here,
     progress,
+    user_path,
 )
 from trsllava_utils.cluster import device
 from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, Dataset
@@ -158,7 +159,7 @@ class _OpenClip:
 def _open_clip_parts(name: str) -> tuple[str, Path]:
     """Architecture and checkpoint of ``open_clip:ARCHITECTURE:CHECKPOINT``."""
     architecture, _, checkpoint = name.removeprefix("open_clip:").partition(":")
-    return architecture, Path(checkpoint or "(none)").expanduser()
+    return architecture, user_path(checkpoint or "(none)")
 
 
 def embed_clip_images(dataset: Dataset, clip: str) -> Embeddings:

@@ -20,6 +20,7 @@ from trsllava_utils.artefacts import (
     file_sha256,
     file_stamp,
     not_here,
+    reading,
 )
 from trsllava_utils.cluster import device
 from trsllava_utils.openai_api import RefusedError, Server
@@ -158,37 +159,45 @@ class OpenAIEncoder:
 
     precision = "float32"  # of the vectors that arrive; the server computes as it likes
 
-    def __init__(self, name: str, batch_size: int = 256) -> None:
+    def __init__(self, name: str, batch_size: int = 255) -> None:
         self._server = Server(f"encoder {name!r}")
         self.name, self._model = name, name.removeprefix("openai:")
         self._batch_size = batch_size  # less for a server that takes less
+        self._with_control = True  # not for a server that takes one text at a time
         self.identity = f"{name}@{self._server.address}"
 
     @cached_property
     def control(self) -> list[float]:
-        vector = self.encode([CONTROL], "document")[0]
-        return (vector / max(np.linalg.norm(vector), 1e-9)).round(5).tolist()
+        return _direction(self._vectors([CONTROL])[0])
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
         """See :class:`Encoder`.
 
         Raises:
-            InputError: the server does not answer, refuses a text by itself, or answers with
-                something else than a vector for each text.
+            InputError: the server does not answer, refuses a text by itself, answers with something
+                else than a vector for each text, or has another model now.
         """
         vectors, start = [], 0
         while start < len(texts):
             batch = texts[start : start + self._batch_size]
+            extra = [CONTROL] * self._with_control
             try:
-                vectors += self._vectors(batch)
+                several = self._vectors([*batch, *extra])
             except RefusedError as error:
-                if len(batch) == 1:
+                if len(batch) > 1:
+                    self._batch_size = len(batch) // 2
+                elif self._with_control:
+                    self._with_control = False
+                else:
                     raise InputError(
                         f"the embedding server refused the text {batch[0][:60]!r}: {error.words}"
                     ) from None
-                self._batch_size = len(batch) // 2
-            else:
-                start += len(batch)
+                continue
+            now = _direction(several[-1]) if extra else self.control
+            if len(several[0]) != len(self.control) or np.dot(now, self.control) < SAME:
+                raise InputError("the embedding server has another model than before; run again")
+            vectors += several[: len(batch)]
+            start += len(batch)
         return np.array(vectors, np.float32)
 
     def _vectors(self, texts: list[str]) -> list[list[float]]:
@@ -199,7 +208,7 @@ class OpenAIEncoder:
             vectors = [numbered[n] for n in range(len(texts))]
             if len(data) == len(texts) and {v.shape for v in vectors} == {(len(vectors[0]),)}:
                 return vectors
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             pass
         raise InputError(
             f"the embedding server did not return one vector for each of {len(texts)} texts"
@@ -208,6 +217,12 @@ class OpenAIEncoder:
     def too_long(self, texts: list[str]) -> list[bool]:
         """See :class:`Encoder`; servers refuse such texts, or do not tell."""
         return [False] * len(texts)
+
+
+def _direction(vector: np.ndarray) -> list[float]:
+    """A vector at unit length, in five decimals."""
+    vector = np.asarray(vector, np.float64)
+    return (vector / (np.linalg.norm(vector) or 1.0)).round(5).tolist()
 
 
 def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
@@ -238,9 +253,9 @@ def kept_encoder(encoder: str, precision: str = "float32") -> Encoder:
     """:func:`load_encoder`; the last one stays loaded for the next call, unless a file of it has
     changed or another server is meant."""
     check(encoder=encoder)
-    folder = Path(encoder)
-    files = folder.rglob("*") if folder.is_dir() else ()
-    state = tuple((str(file), *file_stamp(file)) for file in sorted(files))
+    files = Path(encoder).rglob("*") if os.path.isdir(encoder) else ()
+    with reading(encoder):  # a file may just be going
+        state = tuple((str(file), *file_stamp(file)) for file in sorted(files))
     return _kept(encoder, precision, state or os.environ.get("OPENAI_BASE_URL"))
 
 
@@ -254,7 +269,7 @@ def revision(model: str) -> str:
     commit; "" for a model of the hub that is not on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(model).exists():
+    if os.path.exists(model):
         return f"@{content_fingerprint(model)}"
     try:
         path = try_to_load_from_cache(model, "config.json")

@@ -151,14 +151,14 @@ def unit_vectors(
     """
     model = kept_encoder(encoder, precision) if isinstance(encoder, str) else encoder
     vectors = np.asarray(model.encode(texts, role), np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    good = np.isfinite(vectors).all(axis=1) & (norms[:, 0] > 0)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    good = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
     if not good.all():
         raise InputError(
             f"encoder {model.identity!r} returned a zero or non-finite vector for the text "
             f"{texts[int(np.argmin(good))][:60]!r}"
         )
-    return vectors / norms
+    return (vectors / norms).astype(np.float32)
 
 
 def _encode(texts: list[str], how: tuple, scheduler: str) -> np.ndarray:

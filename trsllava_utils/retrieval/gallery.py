@@ -28,6 +28,7 @@ from trsllava_utils.artefacts import (
     MissingError,
     fingerprint,
     progress,
+    reading,
     slug,
 )
 from trsllava_utils.cluster import in_threads, spread
@@ -234,20 +235,25 @@ def open_part(gallery: Gallery, name: str) -> Part:
         InputError: the rows are not those that the vectors were made of.
     """
     path = gallery.store.local(gallery.vectors_name(name))
-    rows = Path(gallery.store.local(f"{name}.parquet")).read_bytes()
     try:
         with safe_open(path, "pt") as file:  # unlike numpy's, a view of the file
             made_of, vectors = file.metadata() or {}, file.get_tensor("vectors").numpy()
-    except SafetensorError:
+    except (SafetensorError, TypeError, OSError):  # TypeError: of a kind that numpy lacks
         made_of, vectors = {}, np.empty((0, 0))
     of_vectors, _, of_rows = made_of.get("sha256", "").partition(" ")
-    if of_vectors != hashlib.sha256(memoryview(vectors)).hexdigest():
-        raise DamagedError(
-            f"{path} is damaged, or of an earlier version; make it again: python -m "
-            f"trsllava_utils gallery {gallery.url}"
-        )
+    with reading(gallery.store.local(f"{name}.parquet")) as parquet:
+        rows = Path(parquet).read_bytes()
     if of_rows != hashlib.sha256(rows).hexdigest():
-        raise gallery.store.changed(name)
+        gallery.store.rows(name)  # raises where it is the rows that were changed
+    elif of_vectors == hashlib.sha256(memoryview(vectors)).hexdigest():
+        return _part(rows, vectors)
+    raise DamagedError(
+        f"{path} is damaged, or of an earlier version; make it again: python -m trsllava_utils "
+        f"gallery {gallery.url}"
+    )
+
+
+def _part(rows: bytes, vectors: np.ndarray) -> Part:
     image_ids = pq.read_table(BytesIO(rows), columns=["image_id"])["image_id"].to_pandas()
     starts = first_rows(image_ids)
     groups = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(image_ids)))

@@ -20,7 +20,14 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from trsllava_utils.artefacts import InputError, MissingError, atomic_path, fingerprint
+from trsllava_utils.artefacts import (
+    InputError,
+    MissingError,
+    atomic_path,
+    fingerprint,
+    reading,
+)
+from trsllava_utils.parameters import check
 
 PARTITION = 50_000  # texts
 ROW_GROUP = 4096  # rows of a Parquet file that are read together
@@ -34,6 +41,7 @@ class Partitions:
 
     def _at(self, name: str = "") -> tuple[AbstractFileSystem, str]:
         """The file system and the path of a file, or of the folder."""
+        check(url=self.url)
         url = f"{self.url.rstrip('/')}/{name}" if name else self.url
         try:
             return fsspec.url_to_fs(url)
@@ -42,15 +50,16 @@ class Partitions:
                 f"{self.url} needs a package that is not installed: {error}; for s3:// it is "
                 'pip install "trsllava-utils[s3]"'
             ) from None
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise InputError(f"{self.url}: {error}; give a folder, or s3://bucket/folder") from None
 
     @property
     def files(self) -> set[str]:
         """Names of the files that are there."""
         fs, root = self._at()
-        fs.invalidate_cache()
-        return {Path(p).name for p in fs.ls(root, detail=False)} if fs.exists(root) else set()
+        with reading(self.url):
+            fs.invalidate_cache()
+            return {Path(p).name for p in fs.ls(root, detail=False)} if fs.exists(root) else set()
 
     @property
     def names(self) -> list[str]:
@@ -108,21 +117,18 @@ class Partitions:
         Raises:
             InputError: the file is not what was written.
         """
-        content = Path(self.local(f"{name}.parquet")).read_bytes()
         try:
-            table = pd.read_parquet(BytesIO(content))
-        except (ValueError, OSError) as error:
-            raise self.changed(name) from error
+            with reading(f"{name}.parquet"):
+                content = Path(self.local(f"{name}.parquet")).read_bytes()
+                table = pd.read_parquet(BytesIO(content))
+        except InputError:
+            table = pd.DataFrame()
         if _content(table) != name.rpartition("-")[2]:
-            raise self.changed(name)
+            raise InputError(
+                f"{self.url}: {name}.parquet is damaged, or was changed; delete it, and add its "
+                "captions again"
+            )
         return table, hashlib.sha256(content).hexdigest()
-
-    def changed(self, name: str) -> InputError:
-        """The error for a partition whose rows are not those that were written."""
-        return InputError(
-            f"{self.url}: {name}.parquet is damaged, or was changed; delete it, and add its "
-            "captions again"
-        )
 
     def text(self, name: str, row: int) -> str:
         """One text of a partition."""

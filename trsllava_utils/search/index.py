@@ -218,6 +218,7 @@ def search(
     for name in options:
         check_choice("parameter", name, OPTIONS)
     only = {name: options.pop(name) for name in FILTERS if name in options}
+    check(query=query, k=k, **only)
     tiling = {name: options.pop(name) for name in TILING if name in options}
     loaded = load_dataset(dataset, data_dir, split, **tiling)
     return Index(Sources(loaded, captioner, encoder, **options), method).find(query, k, **only)
