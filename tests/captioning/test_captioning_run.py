@@ -26,7 +26,7 @@ from trsllava_utils.captioning import (
 )
 from trsllava_utils.captioning.records import read_records
 
-MISBEHAVIOUR = "slow drop torn page busy broken half cut prose schema empty nothing german refuse"
+MISBEHAVIOUR = "slow drop torn page busy broken half cut prose schema empty german refuse"
 MISBEHAVIOUR = [*MISBEHAVIOUR.split(), "loop", "chatty"]
 
 

@@ -17,6 +17,7 @@ from trsllava_utils.captioning import Settings, caption_dataset, captions_file, 
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.evaluation import metrics, results_path, write_results
 from trsllava_utils.retrieval import Gallery, Sources, rank_dataset
+from trsllava_utils.storage import read_json
 
 SERVER = multiprocessing.get_context("forkserver")
 LOADED_ONCE = ["trsllava_utils.captioning.pixels", "sentence_transformers", "py3langid.langid"]
@@ -59,6 +60,8 @@ def outcome(folder: Path) -> dict[str, object]:
         name = path.relative_to(folder).as_posix()
         if path.name == "pixels.jsonl":  # in the order in which images were finished
             seen[name] = sorted(path.read_text().splitlines())
+        elif path.name == "pixels.json":  # the example is the reply that came first
+            seen[name] = {**read_json(path), "example": ""}
         elif path.suffix == ".parquet":
             seen[name] = pd.read_parquet(path).to_json()
         else:

@@ -188,19 +188,20 @@ class _Run:
             pool.shutdown(wait=False, cancel_futures=True)
         report.left += len(self.waiting)
         report.seconds = time.perf_counter() - start
-        report.usage = Counter(self.captioner.usage)
-        report.problems += self.captioner.notes
         if report.stopped and not isinstance(report.stopped, BudgetSpentError):
             raise report.stopped
         control = control or self.control
         if self.unanswered and control and self._answers(control):  # now, after they failed
             self.file.set_aside(self.unanswered)
+        report.usage = Counter(self.captioner.usage)
+        report.problems += self.captioner.notes
         return report, self.records
 
     def _answers(self, job: Job) -> bool:
+        """Whether the captioner answers for an image that it has answered for before."""
         try:
-            return bool(self._caption([job]))
-        except InputError:
+            return any(outcome.reply for outcome in self._caption([job]))
+        except Exception:  # of any kind: then it is not the images
             return False
 
     def _has_room(self) -> bool:
@@ -209,9 +210,9 @@ class _Run:
     def _next_batch(self) -> list[Job]:
         waiting = self.waiting
         # after a failure one from elsewhere: neighbours often have the same fault
-        waiting.rotate(middle := -(len(waiting) // 2) if self.failures else 0)
-        batch = [waiting.popleft()]
-        waiting.rotate(-middle)
+        place = len(waiting) // 2 if self.failures else 0
+        batch = [waiting[place]]
+        del waiting[place]
         while waiting and len(batch) < self.captioner.batch_size:
             if batch[0].alone or waiting[0].alone:
                 break
