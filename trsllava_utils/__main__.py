@@ -116,11 +116,11 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace, given: Parameters) -> None:
     executed = run_chain(args.datasets, given, args.first, args.last)
     print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
-    for name in args.datasets:
-        _print_read(_of_chain(name, given))
-    if args.last == "04":
-        for name in args.datasets:
-            _print_results(_of_chain(name, given))
+    chains = [_of_chain(name, given) for name in args.datasets]
+    for values in chains:
+        _print_read(values)
+    for values in chains if args.last == "04" else ():
+        _print_results(values)
 
 
 def _print_read(given: Parameters) -> None:
@@ -147,7 +147,7 @@ def _print_read(given: Parameters) -> None:
 
 
 def _of_dataset(given: Parameters) -> Parameters:
-    """Those of the parameters that say which images."""
+    """The parameters that select the images."""
     names = ("dataset", "data_dir", "split", "limit", "figures_dir", *TILING)
     return {name: given[name] for name in names if name in given}
 
@@ -192,14 +192,16 @@ def _of_chain(dataset: str, parameters: Parameters) -> Parameters:
     is another prompt, which 01 alone has."""
     values = {**parameters, "dataset": dataset}
     for name in ("dataset", "data_dir", "figures_dir"):
-        if values.get(name) and (name != "dataset" or user_path(dataset).is_dir()):
+        if values.get(name) and (name != "dataset" or _is_folder(dataset)):
             values[name] = str(user_path(values[name]))
-    if dataset in KNOWN:
-        values["dataset"] = dataset
     if (prompt := values.get("prompt", "rsrt")) != "rsrt":
         loaded = load_dataset(**_of_dataset({**values, "split": "all"}))
         values["captioner"] = choose_captioner(loaded, values.get("captioner", ""), prompt)
     return values
+
+
+def _is_folder(dataset: str) -> bool:
+    return dataset not in KNOWN and user_path(dataset).is_dir()
 
 
 def _run_one(path: Path, output: Path, parameters: Parameters, dataset: str) -> None:
@@ -234,10 +236,9 @@ def _print_results(given: Parameters) -> None:
     from trsllava_utils.retrieval import Sources
 
     dataset = load_dataset(**_of_dataset(given))
-    who = ("captioner", "query_captioner", "encoder", "texts", "method")
+    who = ("captioner", "query_captioner", "encoder", "texts", "precision")
     who, _ = choose(str(given.get("protocol", "")), {n: given.get(n, "") for n in who})
-    how = {n: value for n, value in who.items() if value and n != "method"}
-    how |= {"precision": given["precision"]} if "precision" in given else {}
+    how = {name: value for name, value in who.items() if value}
     path = results_path(dataset.derived, Sources(dataset, **how).setting)
     result = read_results(path)
     if not result:

@@ -50,9 +50,9 @@ class MissingError(_OneSentence, FileNotFoundError):
 def cannot_write(path: str | os.PathLike, error: OSError) -> InputError:
     """The error for a folder that is read-only or a disk that is full."""
     return InputError(
-        f"cannot write {shown(path)}: {error.strerror or error}. What was there before is intact; "
-        "free some space, or pass -p data_dir DIR (for figures -p figures_dir DIR), a folder that "
-        "you may write to"
+        f"cannot write {shown(path)}: {error.strerror or error}. What was there before is intact. "
+        "Free some space, or take a folder that you may write to (-p data_dir DIR, for figures -p "
+        "figures_dir DIR)"
     )
 
 
@@ -102,7 +102,7 @@ def user_path(text: str | os.PathLike) -> Path:
     """
     try:
         path = Path(text).expanduser().resolve()
-        path.exists()  # not of a name of thousands of letters
+        path.exists()  # raises OSError if the name is too long
         return path
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -151,8 +151,8 @@ def content_fingerprint(path: str | os.PathLike) -> str:
 
 def file_stamp(path: str | os.PathLike) -> tuple[int, int]:
     """Size and time of change: they show that a file changed, without reading it."""
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
 
 
 # — writing —
@@ -185,6 +185,8 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         with open(tmp, "rb") as f:
             os.fsync(f.fileno())
         os.replace(tmp, target)
+    except MissingError:  # which is an OSError too
+        raise
     except OSError as error:
         raise cannot_write(target, error) from error
     finally:
@@ -208,7 +210,7 @@ def sweep(folder: Path, process: int) -> None:
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write a text file (UTF-8), atomically."""
     with atomic_path(path) as tmp:
-        tmp.write_text(text, encoding="utf-8", errors="backslashreplace")  # halves of characters
+        tmp.write_text(text, encoding="utf-8", errors="backslashreplace")  # lone surrogates
     return Path(path)
 
 

@@ -2,8 +2,8 @@
 
 Address and key come from the environment only (``OPENAI_BASE_URL``, ``OPENAI_API_KEY``); the key is
 never printed. A server is not trusted: a request has one deadline, an answer a greatest size, and
-pictures go to no other address than the one named. Hence httpx and not OpenAI's SDK, which repeats
-requests unseen, follows redirects, and waits for as long as something drips in.
+pictures go to no other address than the one named (or its proxy). Hence httpx and not OpenAI's SDK,
+which repeats requests unseen, follows redirects, and waits for as long as something drips in.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from itertools import count
 from typing import Any
 
 import httpx
@@ -108,7 +109,7 @@ class Server:
             RefusedError: the server does not take this request.
             InputError: it is useless to go on: wrong key, no such model, no money.
         """
-        for tries in range(1, RETRIES + 2):
+        for tries in count(1):
             self._before_each()
             try:
                 return self._once(path, request)
@@ -120,7 +121,6 @@ class Server:
                 if wait >= 2:
                     self._on_wait(f"waiting {wait:.0f} s: {busy}")
                 time.sleep(wait)
-        raise AssertionError
 
     def _once(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
         sent = asyncio.wait_for(self._send(path, request), self._timeout)
@@ -243,7 +243,8 @@ def redact(text: object) -> str:
     words = str(text)
     if not holds_key(words):
         return words
-    return next(f for f in _forms(words) if _key() in f).replace(_key(), "[key]")
+    words = words.replace(_key(), "[key]")
+    return _forms(words)[-1].replace(_key(), "[key]") if holds_key(words) else words
 
 
 def _forms(text: str) -> tuple[str, str, str]:

@@ -1,5 +1,5 @@
-"""Parameters: one model of all that notebooks, ``run`` and Python functions are given. Protocols:
-the name of a published one goes in, parameters come out.
+"""Parameters: one model of all that notebooks, ``run`` and Python functions are given; and
+published protocols, whose names ``choose`` turns into parameters.
 
 The paper's (arXiv 2512.10596): gpt-4.1 writes five structured captions per image in one reply, at
 temperature 0.3; text-embedding-3-small embeds them, their fields joined under their names; an image
@@ -164,7 +164,7 @@ def _checked(given: dict[str, object], validate: Callable) -> dict[str, Any]:
     try:
         return validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors()[-1]  # of a text or a number, what is wrong with the number
     if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
         raise cause
     name, kind = first["loc"][0], first["type"]

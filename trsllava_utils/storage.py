@@ -98,20 +98,20 @@ def json_line(value: dict) -> str:
     line = json.dumps(value, ensure_ascii=False)
     for end in "\x85\u2028\u2029":  # some programs end a line there
         line = line.replace(end, f"\\u{ord(end):04x}")
-    return line.encode("utf-8", "backslashreplace").decode() + "\n"  # halves of a character
+    return line.encode("utf-8", "backslashreplace").decode() + "\n"  # escapes lone surrogates
 
 
-def keep_damaged(path: Path) -> int:
-    """Before a file is written anew: keep its lines that cannot be read in ``<file>.damaged``, for
-    somebody to mend; how many there are."""
-    problems = [number for number, _, problem in read_lines(path) if problem]
-    if problems:
-        lines = path.read_bytes().split(b"\n")
-        with atomic_path(path.with_name(f"{path.name}.damaged")) as tmp:
-            earlier = path.with_name(f"{path.name}.damaged")
-            before = earlier.read_bytes() if earlier.exists() else b""
-            tmp.write_bytes(before + b"".join(lines[n - 1] + b"\n" for n in problems))
-    return len(problems)
+def keep_damaged(path: Path, is_good: Callable[[Any], bool]) -> None:
+    """Before a file is written anew: add those of its lines that are broken, or not ``is_good``, to
+    ``<file>.damaged``, where a person can mend them."""
+    if not path.exists():
+        return
+    lines, damaged = path.read_bytes().split(b"\n"), path.with_name(f"{path.name}.damaged")
+    bad = [n for n, value, problem in read_lines(path) if problem or not is_good(value)]
+    if bad:
+        before = damaged.read_bytes() if damaged.exists() else b""
+        with atomic_path(damaged) as tmp:
+            tmp.write_bytes(before + b"".join(lines[n - 1] + b"\n" for n in bad))
 
 
 def write_lines(path: Path, values: Iterable[dict]) -> None:
@@ -128,9 +128,14 @@ def append_lines(path: Path, values: Iterable[dict]) -> None:
     try:
         with _opened(path) as f:
             _mend_end(f)
-            f.write(lines.encode())
-            f.flush()
-            os.fsync(f.fileno())
+            end = f.seek(0, os.SEEK_END)
+            try:
+                f.write(lines.encode())
+                f.flush()
+                os.fsync(f.fileno())
+            except OSError:
+                os.ftruncate(f.fileno(), end)  # all lines or none
+                raise
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -172,8 +177,8 @@ def write_manifest(manifest: Path, about: dict, files: Iterable[Path]) -> None:
 
 
 def read_kept(manifest: Path, files: Iterable[Path]) -> tuple[dict, list[bytes]]:
-    """What a manifest says, and its files, if they are still those it was written for; else
-    nothing. Each file is read once: another run may write it anew in that moment."""
+    """What a manifest says, and the content of its files, if they still have the hashes in it; else
+    nothing. Each file is read once, since another run may be writing it anew."""
     about = read_json(manifest)
     try:
         contents = {file.name: file.read_bytes() for file in files}

@@ -17,18 +17,27 @@ from tests.openai_server import LocalServer, answer
 from trsllava_utils import openai_api
 from trsllava_utils.captioning import Settings, caption_dataset
 
+COLLECTED: Counter[str] = Counter()  # those that only `make faults` runs, too
 TRIED: Counter[str] = Counter()
 SURVIVED: Counter[str] = Counter()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    marks = (item.get_closest_marker("fault") for item in items)
+    for mark in filter(None, marks):
+        COLLECTED[mark.args[0]] += mark.kwargs.get("times", 1)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
     mark = item.get_closest_marker("fault")
-    if mark and call.when == "call":
+    report = outcome.get_result()
+    if mark and (call.when == "call" or (call.when == "setup" and report.failed)):
         times = mark.kwargs.get("times", 1)
         TRIED[mark.args[0]] += times
-        SURVIVED[mark.args[0]] += times * outcome.get_result().passed
+        SURVIVED[mark.args[0]] += times * report.passed
 
 
 def pytest_sessionfinish(session):

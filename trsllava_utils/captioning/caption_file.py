@@ -33,7 +33,7 @@ from trsllava_utils.artefacts import (
     sweep,
     versions,
 )
-from trsllava_utils.captioning.records import Record, read_records
+from trsllava_utils.captioning.records import Record, is_record, read_records
 from trsllava_utils.storage import (
     append_lines,
     keep_damaged,
@@ -138,9 +138,9 @@ class CaptionFile:
     def claim(self, identity: dict, prompt_text: str = "") -> CaptionFile:
         """Make this a file of one identity, and return it as such.
 
-        Every line says which settings it was made with. Those of other settings are moved to a file
-        named after these, and come back when they are claimed again; a manifest that is damaged or
-        gone is made anew.
+        Every line says which settings it was made with. Lines with other settings are moved to
+        ``<file>.<fingerprint>.superseded``; when those settings are used again, they come back.
+        A manifest that is damaged or gone is made anew.
         """
         manifest, mine = self.manifest(), fingerprint(identity)
         known = fingerprint(manifest.get("identity")) if manifest else mine
@@ -152,10 +152,10 @@ class CaptionFile:
             for settings, entries in by_settings.items():
                 _append_new(_superseded(file, settings), entries)
             if by_settings:
-                keep_damaged(file)
+                keep_damaged(file, _names_image)
                 write_lines(file, kept)
             if earlier.exists():
-                keep_damaged(earlier)
+                keep_damaged(earlier, _names_image)
                 _append_new(file, _entries(earlier))
                 earlier.unlink()
         if manifest.get("identity") != identity:
@@ -205,7 +205,7 @@ class CaptionFile:
         """Remove the records of these images, if there are any."""
         records = self.read()[0]
         if filenames & records.keys():
-            keep_damaged(self.path)
+            keep_damaged(self.path, is_record)
             self.rewrite(record for name, record in records.items() if name not in filenames)
 
     def merge_shards(self) -> int:
@@ -243,7 +243,7 @@ class CaptionFile:
         records: dict[str, Record] = {}
         rejected: dict[str, dict] = {}
         for file in (*shards, self):  # the first record of an image stays
-            keep_damaged(file.path) if file.path.exists() else 0
+            keep_damaged(file.path, is_record)
             records |= {n: r for n, r in file.read()[0].items() if n not in records}
             rejected |= {n: r for n, r in file.read_rejected().items() if n not in rejected}
         self.rewrite(records.values())
@@ -255,26 +255,31 @@ class CaptionFile:
 
 
 def _common_manifest(files: list[CaptionFile]) -> dict:
-    """The manifest of shards whose records are all of its identity."""
-    manifest = next((m for file in files if (m := file.manifest()).get("identity")), {})
-    if not manifest:
+    """The manifest that all shards share.
+
+    Raises:
+        InputError: a record was made with other settings, or no manifest is left.
+    """
+    vouching = next((file for file in files if file.manifest().get("identity")), None)
+    if not vouching:
         raise InputError(
             f"the manifests of {files[0].path.name} and the other shards are damaged or gone; run "
             "one of the shards again as before, which makes its manifest anew, then merge"
         )
+    manifest = vouching.manifest()
     mine = fingerprint(manifest["identity"])
     for shard in files[:-1]:
         if any(_settings(entry, mine) != mine for entry in _entries(shard.path)):
             raise InputError(
                 "shards made with different models, prompts or settings cannot be merged: "
-                f"{files[0].path.name} and {shard.path.name}. Run the shards again with the same "
+                f"{vouching.path.name} and {shard.path.name}. Run the shards again with the same "
                 "parameters."
             )
     return manifest
 
 
 def _settings(entry: dict, otherwise: str) -> str:
-    """The fingerprint that a line bears, if it is one."""
+    """The fingerprint of the settings in a line, or ``otherwise`` if it has none."""
     told = str(entry.get("settings"))
     return told if re.fullmatch(r"[0-9a-f]{16}", told) else otherwise
 
@@ -285,9 +290,12 @@ def _superseded(file: Path, settings: str) -> Path:
 
 def _entries(path: Path) -> list[dict]:
     """The lines of a file that name an image; others are skipped."""
-    values = (value for _, value, _ in (read_lines(path) if path.exists() else ()))
-    named = (v for v in values if isinstance(v, dict) and isinstance(v.get("image"), str))
-    return list(named)
+    lines = read_lines(path) if path.exists() else ()
+    return [value for _, value, _ in lines if _names_image(value)]
+
+
+def _names_image(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("image"), str)
 
 
 def _append_new(path: Path, entries: list[dict]) -> None:
@@ -315,4 +323,4 @@ def in_shard(filename: str, shard: str) -> bool:
     """Whether an image belongs to a shard. It depends on its name only, so new images move no
     others."""
     i, n = parse_shard(shard)
-    return int(hashlib.sha256(filename.encode()).hexdigest()[:8], 16) % n == i - 1
+    return int(hashlib.sha256(os.fsencode(filename)).hexdigest()[:8], 16) % n == i - 1

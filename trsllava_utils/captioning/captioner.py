@@ -7,6 +7,7 @@ every captioner.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -88,7 +89,7 @@ class Settings:
 
     def seed_of(self, filename: str, attempt: int) -> int:
         """The seed (31 bits) of one image's ``attempt``, the same on every machine and shard."""
-        digest = hashlib.sha256(f"{self.seed}/{filename}/{attempt}".encode()).digest()
+        digest = hashlib.sha256(os.fsencode(f"{self.seed}/{filename}/{attempt}")).digest()
         return int.from_bytes(digest[:4], "big") >> 1
 
     def temperature_of(self, attempt: int) -> float:

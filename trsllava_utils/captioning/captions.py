@@ -214,8 +214,8 @@ def _identity(captioner: str, settings: Settings, describer: Captioner, dataset:
     if settings.examples:
         answer["examples"] = fingerprint(settings.examples)
     answer |= {"bands": how.bands, "false_colour": how.false_colour} | dataset.tiling
-    younger = {"stretch": how.stretch, "gsd": str(settings.gsd)}  # absent from older captions
-    answer |= {name: value for name, value in younger.items() if value}
+    added_later = {"stretch": how.stretch, "gsd": str(settings.gsd)}  # absent from older captions
+    answer |= {name: value for name, value in added_later.items() if value}
     return answer | {n: getattr(settings, n) for n in names} | describer.identity
 
 
@@ -240,20 +240,20 @@ def _to_do(
             continue
         earlier = rejected.get(row.filename, {})
         earlier = earlier if earlier.get("image_sha256") == sha256 else {}
-        tried = earlier.get("attempts")
-        tried = tried if isinstance(tried, int) else 1
-        failures = tried if earlier.get("reason") == NO_ANSWER else 0
-        job = Job(row.image_id, row.filename, image, sha256, failures=failures)
+        counted = earlier.get("attempts")
+        counted = counted if isinstance(counted, int) else 1
+        failed_runs = counted if earlier.get("reason") == NO_ANSWER else 0
+        job = Job(row.filename, image, sha256, failed_runs=failed_runs)
         if row.filename in finished and finished[row.filename].image_sha256 == sha256:
             done.append((job, finished[row.filename]))
-        elif earlier and not 0 < failures < GIVE_UP:
+        elif earlier and not 0 < failed_runs < GIVE_UP:
             aside += 1
         else:
             jobs.append(job)
     stale = {job.filename for job in jobs} & finished.keys()
     if stale:
         file.drop(stale)
-    return sorted(jobs, key=lambda job: job.failures > 0), done, aside, problems
+    return sorted(jobs, key=lambda job: job.failed_runs > 0), done, aside, problems
 
 
 def _caption_on_cluster(
@@ -286,7 +286,7 @@ def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Setti
 
 def seen_by(captioner: str, dataset: Dataset) -> Dataset:
     """The dataset with its multi-band files shown as a captioner saw them; of several captioners,
-    the first that is not of captions made elsewhere."""
+    as the first one that looked at the images itself."""
     for name in names_in(captioner):
         identity = captions_file(dataset, name).manifest().get("identity", {})
         if identity and not exists(name):
@@ -312,10 +312,11 @@ def _load_one(dataset: Dataset, captioner: str) -> Captions:
         return _import_captions(dataset, captioner)
     file = captions_file(dataset, captioner)
     model = prompt_and_model(captioner)[1]
-    written = file.manifest().get("identity", {}).get("captioner", model)
+    manifest = file.manifest()
+    identity = manifest.get("identity", {})
+    written = identity.get("captioner", model)
     if written != model and not user_path(model.partition(":")[2]).is_dir():
         raise MissingError(f"{shown(file.path)} holds captions by {written!r}, not by {model!r}")
-    identity = file.manifest().get("identity", {})
     tiling = {name: identity[name] for name in TILING if name in identity}
     if identity and tiling != dataset.tiling:
         tiling = tiling or {"tile": TILE, "overlap": 0}
@@ -337,7 +338,7 @@ def _load_one(dataset: Dataset, captioner: str) -> Captions:
             f"no captions by {captioner!r} for {dataset.title} ({dataset.split}): {WAYS}; the "
             f"command is papermill 01_structured_captioning.ipynb out.ipynb {where}"
         )
-    problems += _stale(dataset, captioner, records, file.manifest())
+    problems += _stale(dataset, captioner, records, manifest)
     return Captions(captioner_id(captioner), records, (file,), tuple(problems))
 
 
@@ -392,8 +393,8 @@ def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
     merged = file.merge_shards()
     records, rejected, _ = file.finished()
     damaged = f"; kept in *.damaged: {' '.join(problems[:3])}" if problems else ""
-    names = dataset.with_pixels["filename"]
-    missing = [name for name in names if name not in records and name not in rejected]
+    images = dataset.with_pixels["filename"]
+    missing = [name for name in images if name not in records and name not in rejected]
     rest = f"; {len(missing):,} images are still to do: {missing[:3]} …" if missing else ""
     path, n = shown(file.path), f"{len(records):,}"
     return f"merged {merged} shards into {path}: {n} images captioned{rest}{damaged}"

@@ -31,9 +31,9 @@ _INPUT = re.compile(r"(\d+) (?:input|prompt) tokens|(\d+) in the messages|reques
 class Form:
     """How an answer is asked for; looser where a server takes less."""
 
-    format: int = 0  # of the response formats, the strictest first
+    tokens: int  # of the longest answer
     tokens_name: str = "max_tokens"
-    tokens: int = 0  # the longest answer
+    format: int = 0  # number of the response format, the strictest first
     dropped: frozenset[str] = frozenset()  # options that are left out
 
 
@@ -44,7 +44,8 @@ class OpenAICaptioner:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self._settings = settings
-        told = {"before_each": self._count_request, "on_wait": self._tell, "largest": LARGEST}
+        told = {"before_each": self._count_request, "largest": LARGEST}
+        told["on_wait"] = lambda words: self.on_wait(words)  # which the run sets
         self._server = Server(f"captioner {name!r}", settings.timeout, **told)
         self._model = name.removeprefix("openai:")
         self._prompt = make_prompt(settings)
@@ -67,9 +68,6 @@ class OpenAICaptioner:
         self._form = Form(tokens=256 + settings.n * sum(LIMITS.values()) // 3)
         self._proven = False  # the form: an answer came
 
-    def _tell(self, words: str) -> None:
-        self.on_wait(words)
-
     @property
     def notes(self) -> list[str]:
         """What the server does not take, so that requests are less strict."""
@@ -91,8 +89,8 @@ class OpenAICaptioner:
         return [self._describe(question) for question in questions]
 
     def _describe(self, question: Question) -> Reply:
-        """Ask, in looser forms until one is taken; it is then used for all images. Where even the
-        loosest is refused, it is not the form that is wrong, but this image or all of them."""
+        """Ask, in looser forms until one is taken; it is then used for all images. If even the
+        loosest form is refused, the cause is this image, or the server takes no images at all."""
         content = self._content(question)
         form, proven = self._form, self._proven
         while True:

@@ -105,6 +105,14 @@ def parse_line(value: object) -> Record:
     return record
 
 
+def is_record(value: object) -> bool:
+    """Whether :func:`parse_line` can read it."""
+    try:
+        return bool(parse_line(value))
+    except InputError:
+        return False
+
+
 def read_records(path: str | Path) -> tuple[dict[str, Record], list[str]]:
     """Read a captions file.
 

@@ -30,22 +30,20 @@ from trsllava_utils.openai_api import RefusedError, ServerError, redact
 
 GIVE_UP = 3  # runs in which an image alone got no answer; then it is set aside
 NO_ANSWER = "no answer"
-_NO_ANSWER = (ServerError, RefusedError)
+_UNANSWERED = (ServerError, RefusedError)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to caption, ``attempt`` counting from 0; ``alone`` if it must not share a batch,
-    ``last`` if it got no answer once and waits for the others; ``failures``: so in earlier runs."""
+    """One image to caption."""
 
-    image_id: str
     filename: str
     file: ImageFile
     sha256: str
     attempt: int = 0
-    alone: bool = False
-    last: bool = False
-    failures: int = 0
+    alone: bool = False  # it must not share a batch
+    last: bool = False  # it got no answer in this run, and is tried once more at the end
+    failed_runs: int = 0  # earlier runs in which it got no answer
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Report:
             ("set aside now", self.rejected.total(), _counts(self.rejected)),
             ("set aside before", self.aside, ""),
             ("unreadable files", self.unreadable, ""),
-            ("no answer, left for the next run", self.failed, ""),
+            ("no answer in this run", self.failed, ""),
             ("not tried", self.left, str(self.stopped or "")),
         ]
         rows = [row for row in rows if row[1] or row[0].startswith("captioned")]
@@ -127,10 +125,10 @@ def run(
 
     A refused reply is asked for again with another seed, ``captioner.attempts`` times in all; then
     the image is set aside with the reason. An image whose batch fails is tried alone. One that gets
-    no answer is tried again after all others, and then left for the next run; after
-    :data:`GIVE_UP` runs in which others were answered it is set aside too. Where there are no
-    others, ``control``, an image captioned before, is asked about. A server or a model that keeps
-    failing ends the run, and no image is blamed.
+    no answer is tried again after all others, and then left for the next run. Such a run is counted
+    against the image only if the captioner answers afterwards for ``control``, an image that it
+    answered for before; after :data:`GIVE_UP` such runs the image is set aside too. A server or a
+    model that keeps failing ends the run, and no image is blamed.
 
     Returns:
         The run in numbers, and its records by file name.
@@ -140,7 +138,7 @@ def run(
             captions finished before are on disk.
     """
     quality.language_of("", settings.language)  # refuses unknown ones before anything is spent
-    return _Run(jobs, captioner, settings, file, rendering).execute(control)
+    return _Run(jobs, captioner, settings, file, rendering=rendering, control=control).execute()
 
 
 class _Run:
@@ -152,10 +150,12 @@ class _Run:
         captioner: Captioner,
         settings: Settings,
         file: CaptionFile,
+        *,
         rendering: Rendering,
+        control: Job | None,
     ) -> None:
         self.captioner, self.settings, self.file = captioner, settings, file
-        self.rendering = rendering
+        self.rendering, self.control = rendering, control
         self.prompt = make_prompt(settings)
         self.made_with = file.made_with
         self.waiting = deque(jobs)
@@ -163,21 +163,21 @@ class _Run:
         self.unsaved: list[Record] = []  # while the disk is full
         self.set_aside: list[dict] = []
         self.unanswered: list[dict] = []
-        self.control: Job | None = None  # an image that was answered
         self.under_way: dict[Future, list[Job]] = {}
-        self.failures = 0  # images in a row that got no answer
+        self.failed_in_a_row = 0  # requests without an answer
         self.example_kept = False
         self.report = Report()
         self.bar = progress(total=len(jobs), desc=f"captioning ({file.path.stem})", unit="image")
         captioner.on_wait = self.bar.set_postfix_str
 
-    def execute(self, control: Job | None) -> tuple[Report, dict[str, Record]]:
+    def execute(self) -> tuple[Report, dict[str, Record]]:
         """Caption all jobs."""
         report, start = self.report, time.perf_counter()
         pool = ThreadPoolExecutor(self.captioner.concurrency, "captioner")
         try:
             while self.under_way or (self.waiting and not report.stopped):
-                while self.waiting and not report.stopped and self._has_room():
+                room = self.captioner.concurrency
+                while self.waiting and not report.stopped and len(self.under_way) < room:
                     batch = self._next_batch()
                     self.under_way[pool.submit(self._caption, batch)] = batch
                 for future in wait(self.under_way, return_when=FIRST_COMPLETED).done:
@@ -190,8 +190,7 @@ class _Run:
         report.seconds = time.perf_counter() - start
         if report.stopped and not isinstance(report.stopped, BudgetSpentError):
             raise report.stopped
-        control = control or self.control
-        if self.unanswered and control and self._answers(control):  # now, after they failed
+        if self.unanswered and self.control and self._answers(self.control):
             self.file.set_aside(self.unanswered)
         report.usage = Counter(self.captioner.usage)
         report.problems += self.captioner.notes
@@ -204,13 +203,10 @@ class _Run:
         except Exception:  # of any kind: then it is not the images
             return False
 
-    def _has_room(self) -> bool:
-        return len(self.under_way) < self.captioner.concurrency
-
     def _next_batch(self) -> list[Job]:
         waiting = self.waiting
-        # after a failure one from elsewhere: neighbours often have the same fault
-        place = len(waiting) // 2 if self.failures else 0
+        # after a failure from the middle of the queue: neighbours often have the same fault
+        place = len(waiting) // 2 if self.failed_in_a_row else 0
         batch = [waiting[place]]
         del waiting[place]
         while waiting and len(batch) < self.captioner.batch_size:
@@ -244,10 +240,10 @@ class _Run:
         report = self.report
         try:
             outcomes = future.result()
-            self.failures = 0
+            self.failed_in_a_row = 0
             return outcomes
         except Exception as error:
-            if _is_final(error):  # what is under way is still waited for
+            if _is_final(error):  # requests already sent are still finished
                 report.left += len(batch)
                 report.stopped = report.stopped or error
             elif len(batch) > 1:
@@ -257,8 +253,8 @@ class _Run:
         return []
 
     def _count_failure(self, job: Job, error: Exception) -> None:
-        what = error if isinstance(error, _NO_ANSWER) else redact(repr(error))
-        self.failures += 1
+        what = error if isinstance(error, _UNANSWERED) else redact(repr(error))
+        self.failed_in_a_row += 1
         if not job.last:
             self.waiting.append(replace(job, last=True, alone=True))
         else:
@@ -266,12 +262,12 @@ class _Run:
             self.report.problems.append(f"{job.filename}: {what}")
             self.bar.update()
             entry = {"image": job.filename, "reason": NO_ANSWER, "detail": str(what)}
-            entry |= {"attempts": job.failures + 1, "image_sha256": job.sha256}
+            entry |= {"attempts": job.failed_runs + 1, "image_sha256": job.sha256}
             self.unanswered.append({**entry, "settings": self.made_with})
-        if self.failures >= max(4, self.captioner.concurrency) and not self.report.stopped:
+        if self.failed_in_a_row >= max(4, self.captioner.concurrency) and not self.report.stopped:
             self.report.stopped = InputError(
-                f"the last {self.failures} requests in a row got no answer: {what}. What was "
-                "captioned is safe; run again to go on"
+                f"the last {self.failed_in_a_row} requests in a row got no answer: {what}. What "
+                "was captioned is safe; run again to go on"
             )
 
     def _settle(self, outcomes: list[Outcome]) -> None:
@@ -304,8 +300,8 @@ class _Run:
         self.bar.set_postfix(**counts, refresh=False)
 
     def _save(self, answered: Iterable[Outcome] = ()) -> None:
-        """Put records on disk. If it is full the run ends, but what is under way is waited for, and
-        saved if there is room by then."""
+        """Put records on disk. If the disk is full the run ends, but requests already sent are
+        still finished, and saved if there is room by then."""
         try:
             self.file.append(self.unsaved)
             self.records |= {record.image: record for record in self.unsaved}
@@ -347,7 +343,7 @@ def _facts(pictures: Pictures, gsd: str) -> str:
 
 def _is_final(error: Exception) -> bool:
     """Whether the run cannot continue: the budget is spent, the key wrong, the weights missing."""
-    return isinstance(error, InputError | MissingError) and not isinstance(error, _NO_ANSWER)
+    return isinstance(error, InputError | MissingError) and not isinstance(error, _UNANSWERED)
 
 
 def judge(job: Job, reply: Reply, prompt: Prompt, language: str, made_with: str) -> Outcome:

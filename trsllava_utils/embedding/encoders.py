@@ -19,6 +19,7 @@ from trsllava_utils.artefacts import (
     content_fingerprint,
     file_sha256,
     file_stamp,
+    fingerprint,
     not_here,
     reading,
 )
@@ -28,7 +29,7 @@ from trsllava_utils.parameters import MINILM, check
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 CONTROL = "a harbour with twelve white boats"
-SAME = 0.999  # cosine from which two vectors of the control text are by the same model
+SAME = 0.999  # two vectors of the control text with at least this cosine are by one model
 
 
 class Encoder(Protocol):
@@ -69,7 +70,7 @@ class SentenceTransformerEncoder:
         if self._is_minilm:
             return f"{MINILM}@{MINILM_SHA256[:12]} {self.precision}"
         if not revision(self.name):
-            len(self._model)  # downloads it: then its revision is known
+            self._model.eval()  # loads, and so downloads: then the revision is known
         return f"{self.name}{revision(self.name)} {self.precision}"
 
     @cached_property
@@ -159,10 +160,10 @@ class OpenAIEncoder:
 
     precision = "float32"  # of the vectors that arrive; the server computes as it likes
 
-    def __init__(self, name: str, batch_size: int = 255) -> None:
+    def __init__(self, name: str) -> None:
         self._server = Server(f"encoder {name!r}")
         self.name, self._model = name, name.removeprefix("openai:")
-        self._batch_size = batch_size  # less for a server that takes less
+        self._batch_size = 255  # less for a server that takes less
         self._with_control = True  # not for a server that takes one text at a time
         self.identity = f"{name}@{self._server.address}"
 
@@ -236,7 +237,7 @@ def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
 
     Raises:
         InputError: no name, or an unknown precision.
-        MissingError: its key is not there.
+        MissingError: OPENAI_API_KEY is not set.
     """
     check(encoder=encoder, precision=precision)
     if not encoder.strip():
@@ -256,7 +257,8 @@ def kept_encoder(encoder: str, precision: str = "float32") -> Encoder:
     files = Path(encoder).rglob("*") if os.path.isdir(encoder) else ()
     with reading(encoder):  # a file may just be going
         state = tuple((str(file), *file_stamp(file)) for file in sorted(files))
-    return _kept(encoder, precision, state or os.environ.get("OPENAI_BASE_URL"))
+    server = fingerprint(*map(os.environ.get, ("OPENAI_BASE_URL", "OPENAI_API_KEY")))
+    return _kept(encoder, precision, state or server)
 
 
 @lru_cache(maxsize=1)

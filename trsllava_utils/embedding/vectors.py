@@ -114,7 +114,10 @@ def embed_corpus(
         long = stored.manifest.get("too_long", 0)
         return Embeddings(corpus, stored.vectors, path, 0, identity, long)
 
-    keys = [hashlib.sha256(f"{role}\0{text}".encode()).hexdigest() for text in corpus["text"]]
+    keys = [
+        hashlib.sha256(f"{role}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()
+        for text in corpus["text"]
+    ]
     texts = dict(zip(keys, corpus["text"], strict=True))
     others = (_read(p) for p in sorted({*path.parent.glob("*.safetensors")} - {path}))
     known = _known(chain([stored], others), model, texts)

@@ -117,9 +117,10 @@ class Partitions:
         Raises:
             InputError: the file is not what was written.
         """
+        with reading(f"{self.url}/{name}.parquet"):
+            content = Path(self.local(f"{name}.parquet")).read_bytes()
         try:
-            with reading(f"{name}.parquet"):
-                content = Path(self.local(f"{name}.parquet")).read_bytes()
+            with reading(name):
                 table = pd.read_parquet(BytesIO(content))
         except InputError:
             table = pd.DataFrame()
