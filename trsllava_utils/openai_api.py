@@ -2,13 +2,13 @@
 
 Address and key come from the environment only (``OPENAI_BASE_URL``, ``OPENAI_API_KEY``); the key is
 never printed. A server is not trusted: a request has one deadline, an answer a greatest size, and
-pictures go to no other address than the one named (or its proxy). Hence httpx and not OpenAI's SDK,
-which repeats requests unseen, follows redirects, and waits for as long as something drips in.
+pictures go to no other address than the one named (or its proxy). Hence httpcore, and not
+OpenAI's SDK, which repeats requests unseen, follows redirects, and waits as long as something drips
+in.
 """
 
 from __future__ import annotations
 
-import asyncio
 import html
 import json
 import math
@@ -22,7 +22,10 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from itertools import count
 from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import httpcore
 import httpx
 
 from trsllava_utils.artefacts import InputError, MissingError
@@ -88,15 +91,12 @@ class Server:
         if not _key().isascii() or not _key().isprintable():
             raise InputError("OPENAI_API_KEY holds a character that no key can have")
         self._timeout, self._before_each, self._on_wait = timeout, before_each, on_wait
-        headers = {"authorization": f"Bearer {_key()}", "accept-encoding": "identity"}
-        headers["content-type"] = "application/json"
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        verify = self.url.scheme == "https"  # else no certificates are loaded
-        how = {"headers": headers, "limits": limits, "timeout": None, "verify": verify}
-        self._client = httpx.AsyncClient(**how)
-        # in a loop of its own, for only there does one deadline cover all steps of a request
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
+        self._headers = {
+            "authorization": f"Bearer {_key()}",
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+        }
+        self._pool = _connections(self.url)
 
     def post(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request, repeated while the server is busy; may be called from many threads.
@@ -123,37 +123,34 @@ class Server:
                 time.sleep(wait)
 
     def _once(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
-        sent = asyncio.wait_for(self._send(path, request), self._timeout)
+        url = str(self.url.copy_with(path=f"{self.url.path.rstrip('/')}/{path}"))
+        _thread.deadline = time.monotonic() + self._timeout
         try:
-            response, content = asyncio.run_coroutine_threadsafe(sent, self._loop).result()
-        except (TimeoutError, asyncio.TimeoutError):
-            raise _BusyError(f"no whole answer within {self._timeout:g} s") from None
+            sent = {"headers": self._headers, "content": json.dumps(request).encode()}
+            with self._pool.stream("POST", url, **sent) as response:
+                content = bytearray()
+                for chunk in response.iter_stream():
+                    content += chunk
+                    if len(content) > self._largest:
+                        raise ServerError(f"{self.address}: over {self._largest:,} bytes")
         except InputError:
             raise
-        except Exception as error:  # of httpx, or of what it is built on
+        except httpcore.TimeoutException:
+            raise _BusyError(f"no whole answer within {self._timeout:g} s") from None
+        except Exception as error:  # of the connection, or of what it is built on
             reason = str(error) or type(error).__name__
             raise _BusyError(redact(f"{self.address}: {reason}")) from None
-        return self._judge(response, content)
+        return self._judge(response, bytes(content))
 
-    async def _send(self, path: str, request: dict[str, Any]) -> tuple[httpx.Response, bytes]:
-        url = self.url.copy_with(path=f"{self.url.path.rstrip('/')}/{path}")
-        body = json.dumps(request).encode()
-        async with self._client.stream("POST", url, content=body) as response:
-            content = bytearray()
-            async for chunk in response.aiter_raw():
-                content += chunk
-                if len(content) > self._largest:
-                    raise ServerError(f"{self.address}: an answer of over {self._largest:,} bytes")
-            return response, bytes(content)
-
-    def _judge(self, response: httpx.Response, content: bytes) -> dict[str, Any]:
+    def _judge(self, response: httpcore.Response, content: bytes) -> dict[str, Any]:
         """The answer, or the error that fits it. An error counts by its own code, which some
         servers send in an answer of status 200."""
-        status, text = response.status_code, content.decode("utf-8", "replace")
+        status, text = response.status, content.decode("utf-8", "replace")
+        headers = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in response.headers}
         if 300 <= status < 400:
-            to = redact(response.headers.get("location", "nowhere"))
+            to = redact(headers.get("location", "nowhere"))
             raise InputError(f"{self.address} sends on to {to}; set OPENAI_BASE_URL to an address")
-        if response.headers.get("content-encoding", "identity") != "identity":
+        if headers.get("content-encoding", "identity") != "identity":
             raise ServerError(f"{self.address}: a compressed answer, which was not asked for")
         try:
             value = parse_json(text, self.address)
@@ -174,12 +171,59 @@ class Server:
                 "OPENAI_BASE_URL, OPENAI_API_KEY and what is left of your quota."
             )
         if status in _BUSY:
-            raise _BusyError(f"{status}: {words}", _seconds(response.headers.get("retry-after")))
+            raise _BusyError(f"{status}: {words}", _seconds(headers.get("retry-after")))
         if status < 400:
             raise ServerError(
                 f"{self.address} answered with an error: {words}; is OPENAI_BASE_URL right?"
             )
         raise RefusedError(status, words, parameter)
+
+
+_thread = threading.local()  # .deadline: when the request of this thread must be done, monotonic
+
+
+def _left() -> float:
+    """Seconds until the deadline."""
+    if (left := _thread.deadline - time.monotonic()) <= 0:
+        raise httpcore.ReadTimeout
+    return left
+
+
+class _Network(httpcore.SyncBackend):
+    """Connections on which all steps of a request together have one deadline; left to itself,
+    httpcore gives each read the whole time."""
+
+    def connect_tcp(self, host: str, port: int, timeout=None, *args, **options) -> _Stream:
+        return _Stream(super().connect_tcp(host, port, _left(), *args, **options))
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+        self.close, self.get_extra_info = stream.close, stream.get_extra_info
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left())
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, _left())
+
+    def start_tls(self, ssl_context, server_hostname=None, timeout=None) -> _Stream:
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _left()))
+
+
+def _connections(url: httpx.URL) -> httpcore.ConnectionPool:
+    """Connections to a server, by way of the proxy that the environment names for it."""
+    how = {"network_backend": _Network(), "max_connections": None, "max_keepalive_connections": 64}
+    if url.scheme == "https":
+        how["ssl_context"] = httpcore.default_ssl_context()
+    proxy = None if proxy_bypass(url.host) else getproxies().get(url.scheme)
+    if not proxy:
+        return httpcore.ConnectionPool(**how)
+    parts = urlsplit(proxy)
+    who = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+    at = f"{parts.scheme or 'http'}://{parts.hostname}:{parts.port or 80}"
+    return httpcore.HTTPProxy(at, proxy_auth=who, **how)
 
 
 class _BusyError(ServerError):
