@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 import rasterio
 
 from tests.conftest import captions as made_up
 from tests.conftest import draw, scenes
 from tests.faults.conftest import caption, completion, good
-from trsllava_utils import artefacts, storage
+from trsllava_utils import artefacts, figures, storage
+from trsllava_utils.__main__ import main
 from trsllava_utils.artefacts import InputError, MissingError, atomic_path, csv_text, write_text
 from trsllava_utils.captioning import load_captions, merge
 from trsllava_utils.captioning.records import read_records
@@ -365,6 +367,28 @@ def test_writing_fails_with_one_sentence(sources, tmp_path, monkeypatch, writer,
     if writer is not WRITERS["appended"]:
         assert path.read_text() == "old\n" and not list(tmp_path.glob(".old*"))
     writer(path, sources)
+
+
+@DISK
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_is_full_for_papermill(monkeypatch, capsys, tmp_path, code):
+    def full(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(papermill, "execute_notebook", full)
+    assert main(["run", "sample", "--to", "00", "-p", "data_dir", str(tmp_path)]) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+@DISK
+def test_figures_go_where_they_may(tmp_path):
+    (tmp_path / "a_file").write_text("")
+    ds = load_dataset("sample", figures_dir=str(tmp_path / "a_file"))
+    with pytest.raises(InputError, match="figures_dir"):
+        figures.save(figures.dataset_overview(ds), ds, "00")
+    ds = load_dataset("sample", figures_dir=str(tmp_path / "mine"))
+    figures.save(figures.dataset_overview(ds), ds, "00")
+    assert (tmp_path / "mine" / "sample" / "00.png").is_file()
 
 
 # — vectors and rankings —

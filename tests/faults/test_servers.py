@@ -79,6 +79,23 @@ def test_a_busy_server_is_asked_again(chat, status, wait):
 
 
 @CHAT
+@pytest.mark.parametrize("wait", ["1e9", "3600", "59"])
+def test_waits_that_a_server_asks_for_are_told_and_capped(monkeypatch, wait):
+    slept, told = [], []
+    monkeypatch.setattr(openai_api.time, "sleep", slept.append)
+
+    def respond(handler, request, n):
+        good(handler, request) if n else handler.send(ERROR, 429, retry_after=wait)
+
+    with RawServer(respond) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://{server.address}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        openai_api.Server("a test", on_wait=told.append).post("chat/completions", {"seed": 1})
+    assert slept == [min(float(wait), 60.0)]
+    assert told == [f"waiting {slept[0]:.0f} s: 429: the reason"]
+
+
+@CHAT
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 301, 302, 307, 308])
 def test_what_no_patience_mends_stops_the_run_at_once(chat, tmp_path, status):
     with RawServer(good) as other:
