@@ -149,7 +149,10 @@ class Server:
         headers = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in response.headers}
         if 300 <= status < 400:
             to = redact(headers.get("location", "nowhere"))
-            raise InputError(f"{self.address} sends on to {to}; set OPENAI_BASE_URL to an address")
+            raise InputError(
+                f"{self.address} redirects to {to}, which is not followed; set OPENAI_BASE_URL to "
+                "the right address"
+            )
         if headers.get("content-encoding", "identity") != "identity":
             raise ServerError(f"{self.address}: a compressed answer, which was not asked for")
         try:
@@ -179,7 +182,7 @@ class Server:
         raise RefusedError(status, words, parameter)
 
 
-_thread = threading.local()  # .deadline: when the request of this thread must be done, monotonic
+_thread = threading.local()  # .deadline of this thread's request, on the monotonic clock
 
 
 def _left() -> float:

@@ -279,17 +279,27 @@ def _where(metadata: pd.DataFrame, where: str) -> set[str]:
         connection.close()
 
 
-def _within(metadata: pd.DataFrame, bbox: str) -> set[str]:
-    import shapely
+def parse_bbox(bbox: str) -> tuple[float, float, float, float]:
+    """``"west,south,east,north"`` in degrees -> four numbers.
 
+    Raises:
+        InputError: it is anything else.
+    """
     try:
         west, south, east, north = (float(part) for part in bbox.split(","))
         if not (-90 <= south <= north <= 90 and -180 <= west <= 180 and -180 <= east <= 180):
             raise ValueError
+        return west, south, east, north
     except ValueError:
         raise InputError(
             f"bbox={bbox!r}: give west,south,east,north in degrees, such as 11.4,48.0,11.8,48.3"
         ) from None
+
+
+def _within(metadata: pd.DataFrame, bbox: str) -> set[str]:
+    import shapely
+
+    west, south, east, north = parse_bbox(bbox)
     if "geometry" not in metadata:
         raise InputError("bbox: no place is known of these images (see data/README.md#metadata)")
     east += 360 if west > east else 0  # across the date line

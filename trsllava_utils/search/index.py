@@ -18,7 +18,7 @@ import pandas as pd
 from trsllava_utils.artefacts import InputError, check_choice
 from trsllava_utils.captioning.records import text_forms
 from trsllava_utils.datasets.dataset import clean_text, load_dataset
-from trsllava_utils.datasets.metadata import select
+from trsllava_utils.datasets.metadata import parse_bbox, select
 from trsllava_utils.datasets.scenes import TILING
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.retrieval import Method, Sources, sides
@@ -219,6 +219,8 @@ def search(
         check_choice("parameter", name, OPTIONS)
     only = {name: options.pop(name) for name in FILTERS if name in options}
     check(query=query, k=k, **only)
+    if only.get("bbox", "").strip():
+        parse_bbox(only["bbox"])  # before anything is embedded
     tiling = {name: options.pop(name) for name in TILING if name in options}
     loaded = load_dataset(dataset, data_dir, split, **tiling)
     return Index(Sources(loaded, captioner, encoder, **options), method).find(query, k, **only)
