@@ -135,7 +135,6 @@ def test_object_storage(static_encoder):
 
 def test_command_line(static_encoder, tmp_path, capsys):
     made = ["-p", "data_dir", str(tmp_path), "-p", "split", "val"]
-    assert main(["run", "sample", "--from", "01", "--to", "01", *made]) == 0
     url, encoder = f"{tmp_path}/g", ["-p", "encoder", static_encoder]
     assert main(["gallery", url, "--add", "sample", *made, *encoder]) == 0
     assert "315 texts of Sample" in (out := capsys.readouterr().out) and "1 of them embedded" in out
