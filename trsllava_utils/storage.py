@@ -21,17 +21,17 @@ import pandas as pd
 from trsllava_utils.artefacts import (
     InputError,
     atomic_path,
-    cannot_read,
     cannot_write,
     file_sha256,
     fingerprint,
     read_text,
+    reading,
     shown,
     write_text,
 )
 
 
-def parse_json(text: str, where: str = "") -> Any:
+def parse_json(text: str | bytes, where: str = "") -> Any:
     """The value of a JSON text.
 
     Raises:
@@ -78,10 +78,8 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any, str]]:
     Raises:
         InputError: the file cannot be opened.
     """
-    try:
+    with reading(path):
         content = Path(path).read_bytes()
-    except OSError as error:
-        raise cannot_read(path, error) from error
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             text = line.decode()
@@ -159,9 +157,9 @@ def _mend_end(f: BinaryIO) -> None:
     f.seek(max(0, end - _LONGEST_LINE))
     last = f.read().rpartition(b"\n")[2]
     try:
-        json.loads(last)
+        parse_json(last)
         f.write(b"\n")
-    except ValueError:
+    except InputError:
         f.truncate(end - len(last))
 
 

@@ -26,7 +26,7 @@ from trsllava_utils.artefacts import (
 )
 from trsllava_utils.datasets.dataset import KNOWN
 from trsllava_utils.datasets.imagery import read_image
-from trsllava_utils.parameters import SPLITS
+from trsllava_utils.parameters import SPLITS, check
 from trsllava_utils.storage import parse_json
 
 HUB, REVISION = "arampacha/rsicd", "820466c8716e3ccdacde5cb2eb15a2f0f11ccdfe"
@@ -56,7 +56,7 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
         MissingError: no public copy, or no network.
     """
     check_choice("dataset", dataset, KNOWN)
-    check_choice("split", split, (*SPLITS, "all"))
+    check(split=split)
     root = resolve_data_dir(data_dir) / dataset
     if dataset == "sample":
         raise InputError("sample comes with the project, in data/sample")

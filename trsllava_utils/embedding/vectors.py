@@ -35,13 +35,17 @@ CHUNK = 2048  # texts encoded by one call
 @dataclass(frozen=True)
 class Stored:
     """What is on disk of a corpus: vectors by row, the keys of their texts, whether a text was too
-    long, the manifest, and the encoder's vector of the control text when they were made."""
+    long, and the manifest."""
 
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     keys: list[str] = field(default_factory=list)
     too_long: list[bool] = field(default_factory=list)
     manifest: dict = field(default_factory=dict)
-    control: list[float] = field(default_factory=list)
+
+    @property
+    def control(self) -> list[float]:
+        """The encoder's vector of the control text when these vectors were made."""
+        return self.manifest.get("control", [])
 
     def is_by(self, model: Encoder) -> bool:
         """Whether the vectors are by this model, and not by one that had its name before."""
@@ -108,7 +112,7 @@ def embed_corpus(
     rows = fingerprint(corpus.astype(str).values.tolist(), role)
     stored = _read(path)
     if not stored.is_by(model):
-        stored = Stored(control=model.control)
+        stored = Stored(manifest={"control": model.control})
     identity = fingerprint(rows, model.identity, *[stored.control] * bool(stored.control))
     if stored.manifest.get("identity") == identity:
         long = stored.manifest.get("too_long", 0)
@@ -205,9 +209,8 @@ def _read(path: Path) -> Stored:
     if not manifest:
         return Stored()
     rows = pd.read_parquet(io.BytesIO(contents[1]))
-    long = rows.get("too_long", pd.Series(False, rows.index)).tolist()
     vectors = load(contents[0])["vectors"]
-    return Stored(vectors, rows["key"].tolist(), long, manifest, manifest.get("control", []))
+    return Stored(vectors, rows["key"].tolist(), rows["too_long"].tolist(), manifest)
 
 
 def _write(path: Path, rows: pd.DataFrame, vectors: np.ndarray, manifest: dict) -> None:

@@ -167,8 +167,8 @@ class Gallery:
     def _listed(self) -> tuple[list[str], list[str]]:
         """The partitions, and those of them that have no vectors."""
         there = self.store.files
-        names = names_of(there)
-        return names, [name for name in names if self.vectors_name(name) not in there]
+        names, ending = names_of(there), self.vectors_name("")
+        return names, [name for name in names if name + ending not in there]
 
     def _embedded(self) -> list[str]:
         """The partitions.
