@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import captions, draw, questions, write_captions
+from tests.conftest import captions, questions, write_captions
 from trsllava_utils import cluster
 from trsllava_utils.artefacts import InputError
-from trsllava_utils.captioning import Settings, caption_dataset, captions_file
-from trsllava_utils.cluster import connect, spread, threads, workers
+from trsllava_utils.cluster import connect, spread, threads
 from trsllava_utils.datasets import load_dataset
 from trsllava_utils.embedding.vectors import embed_corpus
 from trsllava_utils.retrieval.gallery import Gallery
@@ -52,7 +51,6 @@ def refuse(piece: int) -> None:
 
 def test_spread():
     assert sorted(spread(twice, range(5), "", (1,))) == sorted(spread(twice, range(5), HERE, (1,)))
-    assert workers(HERE) == 2 and workers("") == 1 and workers("local[1]") == 1
     assert connect(HERE) is connect(HERE)
     with pytest.raises(InputError, match="nothing to be done with piece 0"):
         list(spread(refuse, [0], HERE))
@@ -120,32 +118,3 @@ def test_retrieval_on_workers(static_encoder, tmp_path, monkeypatch):
     for method in ("max", "hybrid", "csls", "reference"):
         for mine, theirs in zip(retrieve(method, here), retrieve(method, there), strict=True):
             pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
-
-
-def lines(path: Path) -> list[str]:
-    return sorted(path.read_text(encoding="utf-8").splitlines())
-
-
-def test_captioning_on_workers(tmp_path):
-    for folder in ("here", "there"):
-        for i in range(14):
-            draw(tmp_path / folder / "scenes" / f"scene_{i}.png", i, size=48)
-    sets = {
-        f: load_dataset(str(tmp_path / f / "scenes"), str(tmp_path / f)) for f in ("here", "there")
-    }
-    settings = Settings(variants=2)
-    mine = caption_dataset(sets["here"], "pixels", settings)
-    caption_dataset(sets["there"], "pixels", settings, shard="2/3")  # a run that was cut off
-    theirs = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
-    assert theirs.records == mine.records and not theirs.files[0].shards()
-    assert lines(theirs.files[0].path) == lines(mine.files[0].path)
-    assert 0 < theirs.report.captioned < 14 == theirs.report.captioned + theirs.report.already
-    again = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
-    assert again.report.captioned == 0 and again.report.already == 14
-    draw(tmp_path / "there" / "scenes" / "scene_5.png", 99, size=48)  # another picture
-    changed = caption_dataset(sets["there"], "pixels", settings, scheduler=HERE)
-    assert changed.report.captioned == 1
-    assert changed.records["scene_5"].image_sha256 != mine.records["scene_5"].image_sha256
-    assert len(lines(captions_file(sets["there"], "pixels").path)) == 14
-    with pytest.raises(InputError, match="a scheduler makes its own shards"):
-        caption_dataset(sets["there"], "pixels", settings, shard="1/2", scheduler=HERE)

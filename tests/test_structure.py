@@ -21,6 +21,7 @@ LEVELS = [
     {"retrieval"},
     {"evaluation"},
     {"figures"},
+    {"pages"},
     {"search"},
     {"report"},
     {"__main__"},

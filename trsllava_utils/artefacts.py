@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 PROJECT_ROOT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "notebooks").is_dir() else Path.cwd()
 
+TEXT_BARS = "TRSLLAVA_TEXT_BARS"  # environment variable: progress bars are text
+
 
 class _OneSentence:
     """Mixin: IPython and Jupyter show such an error as its message, without forty frames of
@@ -256,7 +258,11 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def progress(*iterable, **options):
-    """A tqdm bar. TQDM_DISABLE is checked here, because tqdm's bar for notebooks ignores it."""
-    from tqdm.auto import tqdm
+    """A tqdm bar. TQDM_DISABLE is checked here, because tqdm's bar for notebooks ignores it. Under
+    ``run`` it is text, once a second, which is shown in the terminal."""
+    from tqdm import auto, std
 
+    in_terminal = TEXT_BARS in os.environ
+    tqdm = std.tqdm if in_terminal else auto.tqdm
+    options |= {"mininterval": 1.0} if in_terminal else {}
     return tqdm(*iterable, disable=bool(os.environ.get("TQDM_DISABLE")), **options)

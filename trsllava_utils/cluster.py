@@ -109,11 +109,6 @@ def _same(value: Any) -> Any:
     return value
 
 
-def workers(scheduler: str) -> int:
-    """How many workers there are (1 for this machine by itself)."""
-    return max(1, len(connect(scheduler).scheduler_info(-1)["workers"])) if scheduler else 1
-
-
 def connect(scheduler: str) -> Client:
     """The client of a cluster, kept until the process ends.
 

@@ -9,7 +9,7 @@ scores the maximum over its captions. In image-to-text, one free description by 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from reprlib import Repr
 from typing import Annotated, Any, get_origin, get_type_hints
@@ -87,7 +87,6 @@ class Parameters(TypedDict, total=False):
     compare_with: list[Filled]
     prompt: _one_of("prompt", PROMPTS)
     prompt_file: Text
-    style_from: _one_of("style_from", ("train",))
     style_file: Text
     variants: Annotated[int, Field(ge=1, le=MAX_VARIANTS)]
     variant_counts: Numbers
@@ -140,8 +139,22 @@ def check(variables: Mapping[str, object] | None = None, /, **given: object) -> 
     Raises:
         InputError: which parameter, its value, and what it should be.
     """
-    known = {n: v for n, v in (variables or {}).items() if n in Parameters.__annotations__}
+    variables = variables or {}
+    _refuse_unknown(variables.get("In", []))
+    known = {n: v for n, v in variables.items() if n in Parameters.__annotations__}
     _checked({**known, **given}, _MODEL.validate_python)
+
+
+def _refuse_unknown(cells: Sequence[str]) -> None:
+    """papermill sets parameters in a cell of its own, after that of their defaults; a name that
+    appears there for the first time is a slip."""
+    known: set[str] = set()
+    for cell in cells:
+        names = re.findall(r"^(\w+)(?:: [\w\[\], ]+)? = ", cell, re.MULTILINE)
+        if cell.startswith("# Parameters\n"):
+            for name in names:
+                check_choice("parameter", name, sorted(known & Parameters.__annotations__.keys()))
+        known |= set(names)
 
 
 def from_shell(name: str, text: str) -> Any:

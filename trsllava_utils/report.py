@@ -20,9 +20,9 @@ from trsllava_utils.evaluation import (
     recall_table,
     results_path,
 )
+from trsllava_utils.pages import data_uri, query_examples, render
 from trsllava_utils.parameters import TILE
 from trsllava_utils.retrieval import Rankings, Sources, caption_texts, rank_dataset
-from trsllava_utils.search.found import SMALL, data_uri, picture_uri, render
 
 FIGURES = {
     "04_methods": "Mean recall by scoring rule, with 95 % intervals",
@@ -70,7 +70,10 @@ def report(
     given = {"split": ds.split, **ds.tiling, **{name: getattr(sources, name) for name in SETTING}}
     command = _command(chain, {"data_dir": data_dir, **given})
     if not result:
-        raise MissingError(f"no results to report for this setting; make them first: {command}")
+        raise MissingError(
+            f"no results to report for this setting; make them first: {command}"
+            + _others(ds, dataset, data_dir)
+        )
     parameters = result["parameters"]
     sources = replace(sources, clip=parameters["clip"])
     ranking = rank_dataset(parameters["method"], sources)
@@ -78,7 +81,9 @@ def report(
         raise MissingError(
             f"captions or vectors have changed since these results were made; run again: {command}"
         )
-    successes, failures = breakdown.extremes(ranking.ranks, ranking.top, EXAMPLES)
+    successes, failures = breakdown.extremes(
+        ranking.ranks, ranking.top, caption_texts(sources.embed_reference()), EXAMPLES
+    )
     page = render(
         "report.html",
         ds=ds,
@@ -96,6 +101,17 @@ def report(
     )
     target = Path(path) if str(path) else results.with_suffix(".html")
     return write_text(target, page)
+
+
+def _others(ds: Dataset, dataset: str, data_dir: str) -> str:
+    """The commands of the reports that could be written."""
+    chain, commands = ["python -m trsllava_utils report", shlex.quote(dataset)], []
+    for path in sorted((ds.derived / "results").glob("*.json")):
+        if result := read_results(path):
+            how = {n: v for n, v in result["parameters"].items() if n in SETTING}
+            given = {"data_dir": data_dir, "split": result["split"], **ds.tiling, **how}
+            commands.append(_command(chain, given))
+    return "\nThere are results for\n  " + "\n  ".join(commands) if commands else ""
 
 
 def _command(words: list[str], parameters: dict) -> str:
@@ -130,30 +146,5 @@ def _figures(ds: Dataset, claimed: dict[str, str]) -> list[dict]:
     return out
 
 
-def _examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources) -> list[dict]:
-    """Queries with their own image, what was said of it, and the images found."""
-    texts = caption_texts(sources.embed_reference())
-    top = ranking.top[(ranking.top["direction"] == "t2i") & (ranking.top["rank"] <= SHOWN)]
-    first = dict(iter(top.groupby("query_id")))
-    return [
-        {
-            "query": texts[q.query_id],
-            "rank": round(q.rank),
-            "own": _picture(sources, q.image_id),
-            "found": [
-                {**_picture(sources, row.image_id), "score": f"{row.score:.3f}", "hit": row.hit}
-                for row in first[q.query_id].itertuples()
-            ],
-        }
-        for q in queries.itertuples()
-    ]
-
-
-def _picture(sources: Sources, image_id: str) -> dict:
-    """An image with the first thing that the captioner says of it."""
-    first = sources.captions.records[image_id].variants[0]
-    return {
-        "image_id": image_id,
-        "picture": picture_uri(sources, image_id, SMALL),
-        "said": first.one_sentence or first.caption,
-    }
+def _examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources) -> Markup | str:
+    return Markup(query_examples(queries, ranking, sources, SHOWN).data) if len(queries) else ""

@@ -16,14 +16,13 @@ import pytest
 import tifffile
 
 from tests.conftest import draw, write_captions
-from trsllava_utils import figures
+from trsllava_utils import figures, pages
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.datasets import load_dataset, load_metadata
 from trsllava_utils.retrieval.sources import Sources
-from trsllava_utils.search import Found, Index
-from trsllava_utils.search import found as pages
-from trsllava_utils.search import index as search
-from trsllava_utils.search.panel import Panel, search_panel
+from trsllava_utils.search import Found, Index, search, search_panel
+from trsllava_utils.search.found import read_settings, result_page
+from trsllava_utils.search.picture import describe
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def test_every_rule_of_a_single_query_composes_and_the_others_are_refused(source
         found = index.find(query, 10).table
         assert image_id in set(found["image_id"]) and len(found) == 10
         assert found["score"].is_monotonic_decreasing
-        assert len(index.like(image_id).table) == 8
+        assert len(index.find(f"[{image_id}]").table) == 8
     for method in ("csls", "dual_softmax", "reference"):
         with pytest.raises(InputError, match="not one of your own"):
             Index(sources, method)
@@ -73,20 +72,19 @@ def test_pages_are_the_ranking_in_pieces(index):
     whole = index.find("boats in a harbour", 105).table
     pieces = [index.find("boats in a harbour", 20, page).table for page in range(1, 7)]
     pd.testing.assert_frame_equal(pd.concat(pieces, ignore_index=True), whole)
-    harbours = index.find("boats in a harbour", 105, label="harbor")
+    harbours = index.find("boats in a harbour", 105, where="label = 'harbor'")
     assert set(harbours.table["label"]) == {"harbor"} and harbours.total == 5
     for page, k in ((0, 8), (15, 8), (1, 0)):
         with pytest.raises(InputError, match=r"no page|should be greater"):
             index.find("boats", k, page)
-    with pytest.raises(InputError, match="Did you mean 'harbor'"):
-        index.find("boats", label="habror")
+    assert index.find("boats", where="label = 'habror'").total == 0
     with pytest.raises(InputError, match="should not be empty"):
         index.find("  ")
 
 
 def test_more_like_this_leaves_the_image_out_and_stays_near(index, sources):
-    found = index.like("harbor92", 104)
-    assert "harbor92" not in set(found.table["image_id"]) and found.by_image
+    found = index.find("[harbor92]", 104)
+    assert "harbor92" not in set(found.table["image_id"]) and "percentile" not in found.table
     vectors, rows = sources.embed_captions().vectors, sources.embed_captions().rows
     mine = vectors[(rows["image_id"] == "harbor92").to_numpy()]
     best = pd.Series((vectors @ mine.T).max(axis=1)).groupby(rows["image_id"]).max()
@@ -94,11 +92,71 @@ def test_more_like_this_leaves_the_image_out_and_stays_near(index, sources):
         best.drop("harbor92").to_dict(), abs=1e-6
     )
     with pytest.raises(InputError, match="no captions"):
-        index.like("nothing")
-    images = sources.dataset.images.assign(label=lambda t: t["image_id"])  # each its own class
-    alone = Index(replace(sources, dataset=replace(sources.dataset, images=images)))
-    nobody = alone.like("harbor92", label="harbor92")
-    assert nobody.total == 0 and nobody.table.empty and "0 of 0" in nobody._repr_html_()
+        index.find("[nothing]")
+    nobody = index.find("[harbor92]", where="label = 'nothing'")
+    assert nobody.total == 0 and nobody.table.empty and "0 images searched" in nobody._repr_html_()
+
+
+def test_parts_are_a_weighted_mean_for_every_rule(sources):
+    for method in ("max", "centroid", "lexical", "hybrid(weight=0.3)"):
+        index = Index(sources, method)
+        tanks, houses, like = map(index.scores, ("storage tanks", "houses", "[beach90]"))
+        both = index.scores("storage tanks - 0.25 houses + 2*[beach90]")
+        expected = (tanks - 0.25 * houses + 2 * like) / 3.25
+        assert both.to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-6, rel=1e-5)
+        moved = index.scores("houses", right=["beach90", "beach91"], wrong=["river93"])
+        right = (like + index.scores("[beach91]")) / 2
+        expected = houses + 0.75 * right - 0.15 * index.scores("[river93]")
+        assert moved.to_numpy() == pytest.approx(expected.to_numpy() / 1.9, abs=1e-6, rel=1e-5)
+
+
+def test_a_minus_takes_away_and_marks_lead_towards_what_is_right(index):
+    with_houses = index.find("trees + houses", 10).table["image_id"]
+    without = index.find("trees - houses", 10).table["image_id"]
+    assert sum("residential" in i for i in with_houses) > sum("residential" in i for i in without)
+    plain = index.scores("water").rank(ascending=False)
+    moved = index.scores("water", right=["harbor92"], wrong=["beach90"]).rank(ascending=False)
+    assert moved["harbor93"] < plain["harbor93"] and moved["beach91"] > plain["beach91"]
+    found = index.find("water", 105, right=["harbor92"]).table
+    assert found["image_id"].iloc[0] == "harbor92" and "percentile" not in found
+
+
+def test_a_caption_of_the_dataset_is_never_split(sources):
+    captions = sources.dataset.captions.copy()
+    captions.loc[3, "text"] = "a well - built school"
+    index = Index(replace(sources, dataset=replace(sources.dataset, captions=captions)))
+    assert len(index.find("A well - built school .").query.parts) == 1
+    assert len(index.find("a well - built house").query.parts) == 2
+
+
+def test_percentiles_say_when_nothing_fits(index, sources):
+    best = [index.scores(f'"{text}"').max() for text in sources.dataset.captions["text"]]
+    found = index.find("white boats at a pier", 8)
+    share = [100 * np.mean(np.array(best) < score) for score in found.table["score"]]
+    assert found.table["percentile"].tolist() == pytest.approx(share, abs=3)  # of 500 captions
+    assert not found.notes and not found.nothing_fits
+    for query in ("a cat on a sofa", "Flughafen mit Flugzeugen", "a recipe for apple pie"):
+        assert index.find(query).nothing_fits and "nothing here seems to fit" in repr(
+            index.find(query)
+        )
+    assert not index.find("a cat on a sofa", page=2).notes  # said once
+    note = index.find("a field without any water").notes
+    assert len(note) == 1 and "“a field - water”" in note[0]
+    assert not any(
+        hit
+        for piece, hit in index.find("a pond without boats", 1).tiles[0]["words"]
+        if "boat" in piece
+    )
+
+
+def test_percentiles_without_reference_captions(sources):
+    bare = replace(sources.dataset, captions=sources.dataset.captions[:0])
+    index = Index(replace(sources, dataset=bare))
+    own = sources.embed_captions("one_sentence")
+    assert len(index.best_scores) == min(500, len(own.rows))
+    scores = index._by_text(index._described)  # noqa: F841
+    assert index.best_scores.max() < 0.999  # its own image does not count
+    assert index.find("a cat on a sofa").nothing_fits
 
 
 def test_words_of_the_query_are_marked_in_singular_and_plural():
@@ -140,10 +198,16 @@ def test_hostile_captions_and_names_show_as_text(tmp_path):
     dataset = load_dataset(str(folder), str(tmp_path / "data"))
     found = Index(Sources(dataset, f"file:{tmp_path / 'bad.jsonl'}")).find(bad)
     assert len(found.table) == 2
+    sides = {"<b>bad</b>": found.sources.captions.records}
+    first = found.table["image_id"].iloc[0]
+    saved = result_page(found)
+    assert read_settings(saved, "x")["request"]["query"] == bad  # and ends no script
     for page in (
         found._repr_html_(),
-        pages.result_page(found),
-        pages.card(found, found.table["image_id"].iloc[0]),
+        saved[: saved.index('<script type="application/json" id="search">')],
+        found.card(first, with_path=True),
+        pages.captions_beside(dataset, [first], sides).data,
+        pages.table(pd.DataFrame({"text": [bad]})).data,
     ):
         read = Tags(page)
         assert "script" not in read.tags and "alert(1)" in page
@@ -155,6 +219,7 @@ def test_pages_stand_alone(index, tmp_path, sources):
     found = index.find("boats in a harbour", 5)
     page = found.save(tmp_path / "found.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/jpeg') == 10 and "http:" not in page and "https:" not in page
+    assert found.settings == read_settings(page, "found.html")
     assert all(image_id in page for image_id in found.table["image_id"])
     assert "default-src 'none'" in page
     table = pd.read_csv(found.save(tmp_path / "found.csv"))
@@ -203,7 +268,7 @@ def test_geotiffs_know_where_they_are(tmp_path):
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = Index(Sources(dataset, f"file:{tmp_path / 'c.jsonl'}")).find("a field")
     assert found.table["lat"].notna().sum() == 2
-    page = pages.result_page(found)
+    page = result_page(found)
     figures.place_map(found.table, "between $ and $\\x", known).canvas.draw()
     assert "Where they are" in page and "47.8000° N, 11.1000° E" in page
 
@@ -213,55 +278,58 @@ def test_without_a_person_the_panel_shows_the_first_result(sources, monkeypatch)
         monkeypatch.delenv(name, raising=False)
     found = search_panel(sources, "boats", "csls", 4)
     assert isinstance(found, Found) and found._repr_html_().count("<img") == 4
-    assert found.method == "max"  # csls cannot rank a single query
+    assert found.request["method"] == "max"  # csls cannot rank a single query
 
 
-def test_panel(sources, monkeypatch):
-    monkeypatch.setenv("JPY_SESSION_NAME", "03_retrieval.ipynb")
-    panel = search_panel(sources, "boats", k=4)
-    panel.method.options = ["max", "lexical", "fusion"]
-    assert isinstance(panel, Panel) and len(panel.pictures.children) == 4
-    bundle = panel._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle and "<img" in bundle["text/html"]
-    panel.query.value = "a green river"
-    assert panel.found.query == "a green river" and "a green river" in panel.status.value
-    panel.next.click()
-    assert panel.page.value == 2 and panel.found.table["rank"].iloc[0] == 5
-    panel.k.value = 8
-    assert panel.page.value == 1 and len(panel.pictures.children) == 8
-    panel.label.value = "harbor"
-    assert panel.found.total == 5 and panel.next.disabled
-    panel.label.value = ""
-    panel.method.value = "lexical"
-    assert panel.found.method == "lexical"
-    panel.method.value = "fusion"
-    assert "needs a CLIP" in panel.status.value and panel.found.method == "lexical"
-    panel.method.value = "max"
-    opened = panel.found.table["image_id"].iloc[2]
-    panel.pictures.children[2].children[0].click()
-    assert opened in panel.card.value and "<mark>river</mark>" in panel.card.value
-    panel.like.click()
-    assert panel.found.by_image and panel.found.query == opened
-    panel.any_caption.click()
-    assert not panel.found.by_image and panel.found.table["hit"].notna().all()
-    panel.query.value = sources.dataset.captions["text"].iloc[3]
-    own = panel.found.table["hit"].sum()
-    shown = [box.children[1].value for box in panel.pictures.children]
-    assert own and sum("✓ hit" in text for text in shown) == own
-    assert panel._style.value.count("#009E73") == own
-    panel.history.value = ("boats", False)
-    assert panel.found.query == "boats" and panel.query.value == "boats"
-    assert [text for text, _ in panel.history.options][:1] == ["boats"]
-    panel.export.click()
-    assert panel._links.value.count("download=") == 2
-    panel.query.value = "<b>&"
-    assert "<b>&lt;b&gt;&amp;</b>" in panel.status.value
+def test_selections_are_saved_and_read_again(index, sources, tmp_path):
+    picked = index.pick(["harbor92", "beach90", "river93"])
+    assert picked.table["image_id"].tolist() == ["harbor92", "beach90", "river93"]
+    csv = picked.save(tmp_path / "mine.csv")
+    paths = pd.read_csv(csv)["path"]
+    assert all(Path(path).is_absolute() and Path(path).is_file() for path in paths)
+    for name in ("mine.csv", "mine.html"):
+        text = picked.save(tmp_path / name).read_text(encoding="utf-8")
+        assert read_settings(text, name)["request"]["selected"] == [
+            "harbor92",
+            "beach90",
+            "river93",
+        ]
+    folder = picked.save(tmp_path / "mine")
+    files = sorted(folder.iterdir())
+    assert [f.name for f in files] == ["1_harbor92.jpg", "2_beach90.jpg", "3_river93.jpg"]
+    assert files[0].read_bytes() == Path(sources.dataset.file_of("harbor92").path).read_bytes()
+    with pytest.raises(InputError, match="mine is not empty"):
+        picked.save(folder, "folder")
+    with pytest.raises(InputError, match="no place is known"):
+        picked.save(tmp_path / "mine.geojson")
+    for text in ("", "a,b\n1,2", "{}", "<html></html>", "[1]", "\x00", '{"features": [{}]}'):
+        with pytest.raises(InputError, match=r"mine\.txt: (no page|broken JSON)"):
+            read_settings(text, "mine.txt")
+
+
+def test_a_picture_asks(sources, tmp_path):
+    picture = sources.dataset.file_of("beach90").path
+    words = describe(picture, sources)
+    assert "image shows" in words  # pixels: the captions of these sources are only read
+    folder = str(sources.dataset.derived.parent.parent)
+    given = {"captioner": sources.captioner, "data_dir": folder}
+    by_picture = search(image=picture, k=3, **given)
+    assert by_picture.query.text == words
+    assert (
+        by_picture.table["image_id"].tolist()
+        == search(words, k=3, **given).table["image_id"].tolist()
+    )
+    (tmp_path / "no.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"no\.jpg"):
+        search(image=str(tmp_path / "no.jpg"), **given)
+    with pytest.raises(MissingError, match=r"gone\.jpg' not found"):
+        search(image="gone.jpg", **given)
 
 
 def test_one_call_and_the_command(sources, tmp_path, capsys):
     folder = sources.dataset.derived.parent.parent
     given = {"captioner": sources.captioner, "data_dir": str(folder)}
-    found = search.search("two planes", k=3, **given)
+    found = search("two planes", k=3, **given)
     words = ["-m", "trsllava_utils", "search", "sample", "two planes", "--k", "3"]
     for name, value in given.items():
         words += ["-p", name, value]
@@ -271,4 +339,4 @@ def test_one_call_and_the_command(sources, tmp_path, capsys):
     assert pd.read_csv(tmp_path / "a.csv")["image_id"].tolist() == found.table["image_id"].tolist()
     assert found.table["image_id"].iloc[0] in out.stdout and (tmp_path / "a.html").is_file()
     with pytest.raises(MissingError, match="the command is papermill 01_structured"):
-        search.search("two planes", captioner="pixels", split="val", data_dir=str(folder))
+        search("two planes", captioner="pixels", split="val", data_dir=str(folder))

@@ -32,8 +32,8 @@ class Settings:
             image-to-text query).
         prompt_file: a text file that replaces the prompt; ``{n}``, ``{language}`` and
             ``{examples}`` are filled in.
-        style_from: "train": examples of "style" are training captions; style_file: a text file
-            with examples instead, one per line; examples: those, see ``prompts.with_examples``.
+        style_file: a text file with examples for "style", one per line; empty: training captions;
+            examples: those, see ``prompts.with_examples``.
         variants: captions per image, 1 to 5.
         language: two-letter code of the language asked for; the quality gate checks it.
         seed: of the sampling; every image and every retry has its own, derived from it.
@@ -54,7 +54,6 @@ class Settings:
 
     prompt: str = "rsrt"
     prompt_file: str = ""
-    style_from: str = "train"
     style_file: str = ""
     examples: tuple[str, ...] = ()
     variants: int = MAX_VARIANTS

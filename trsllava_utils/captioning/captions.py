@@ -23,6 +23,7 @@ from trsllava_utils.captioning.caption_file import CaptionFile, in_shard
 from trsllava_utils.captioning.captioner import Captioner, Settings
 from trsllava_utils.captioning.imported import WAYS, has_shipped_captions, match_captions
 from trsllava_utils.captioning.names import (
+    beside,
     captioner_id,
     exists,
     names_in,
@@ -32,7 +33,6 @@ from trsllava_utils.captioning.names import (
 from trsllava_utils.captioning.prompts import with_examples
 from trsllava_utils.captioning.records import Record, caption_corpus
 from trsllava_utils.captioning.run import GIVE_UP, NO_ANSWER, Job, Report, run
-from trsllava_utils.cluster import spread, workers
 from trsllava_utils.datasets import Dataset, Rendering
 from trsllava_utils.datasets.scenes import TILING
 from trsllava_utils.parameters import PROMPTS, TILE
@@ -79,7 +79,8 @@ def choose_captioner(dataset: Dataset, captioner: str = "", prompt: str = "rsrt"
     captions that come with these images, else ``pixels``."""
     if not captioner and has_shipped_captions(dataset, prompt):
         return prompt
-    return " + ".join(with_prompt(name, prompt) for name in names_in(captioner or "pixels"))
+    names = [beside(name, dataset.root) for name in names_in(captioner or "pixels")]
+    return " + ".join(with_prompt(name, prompt) for name in names)
 
 
 def captions_file(dataset: Dataset, captioner: str) -> CaptionFile:
@@ -114,7 +115,6 @@ def caption_dataset(
     captioner: str = "",
     settings: Settings | None = None,
     shard: str = "",
-    scheduler: str = "",
 ) -> Captions:
     """Caption every image of the dataset that has no captions yet.
 
@@ -127,7 +127,6 @@ def caption_dataset(
         captioner: its name, or several; empty: see :func:`choose_captioner`.
         settings: how it is asked; the prompt in a captioner's name comes before theirs.
         shard: "i/n" captions only that part of the images, into a file of its own.
-        scheduler: where it runs (see ``cluster.py``): one shard for each worker, merged at the end.
 
     Raises:
         InputError: unknown captioner, another run on the same file, a full disk, or a captions file
@@ -136,14 +135,10 @@ def caption_dataset(
     """
     settings = settings or Settings()
     captioner = choose_captioner(dataset, captioner, settings.prompt)
-    return _together(
-        captioner, lambda name: _caption_by_one(dataset, name, settings, shard, scheduler)
-    )
+    return _together(captioner, lambda name: _caption_by_one(dataset, name, settings, shard))
 
 
-def _caption_by_one(
-    dataset: Dataset, captioner: str, settings: Settings, shard: str, scheduler: str
-) -> Captions:
+def _caption_by_one(dataset: Dataset, captioner: str, settings: Settings, shard: str) -> Captions:
     if exists(captioner):
         if captioner in PROMPTS and settings.prompt not in ("rsrt", captioner):
             raise InputError(f"prompt={settings.prompt!r}: the captions of {captioner} exist")
@@ -155,8 +150,6 @@ def _caption_by_one(
             "nothing can be captioned. Get the images (see data/README.md) or bring captions "
             "(-p captioner file:PATH.jsonl)."
         )
-    if scheduler:
-        return _caption_on_cluster(dataset, captioner, settings, shard, scheduler)
     describer = open_captioner(captioner, settings)
     file = captions_file(dataset, captioner).shard(shard)
     with file.held():
@@ -254,34 +247,6 @@ def _to_do(
     if stale:
         file.drop(stale)
     return sorted(jobs, key=lambda job: job.failed_runs > 0), done, aside, problems
-
-
-def _caption_on_cluster(
-    dataset: Dataset, captioner: str, settings: Settings, shard: str, scheduler: str
-) -> Captions:
-    """One shard for each worker, merged at the end, and at the start if a run was cut off."""
-    if shard:
-        raise InputError(
-            f"shard={shard!r}: a scheduler makes its own shards; give one or the other"
-        )
-    file = captions_file(dataset, captioner)
-    if file.shards():
-        file.merge_shards()
-    n = workers(scheduler)
-    settings = replace(settings, max_requests=-(-settings.max_requests // n))
-    shards = [f"{i}/{n}" for i in range(1, n + 1)]
-    shared = (dataset, captioner, settings)
-    reports = [report for _, report in spread(_caption_shard, shards, scheduler, shared)]
-    report = sum(reports, Report())
-    if file.shards():
-        file.merge_shards()
-    records, problems = file.read()
-    problems = (*problems, *report.problems)
-    return Captions(captioner_id(captioner), _by_image(dataset, records), (file,), problems, report)
-
-
-def _caption_shard(shard: str, dataset: Dataset, captioner: str, settings: Settings) -> Report:
-    return caption_dataset(dataset, captioner, settings, shard).report
 
 
 def seen_by(captioner: str, dataset: Dataset) -> Dataset:

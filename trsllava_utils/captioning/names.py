@@ -10,6 +10,7 @@ behind a server), ``pixels`` (reads the picture, no weights). Captions by anothe
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from trsllava_utils.artefacts import InputError, check_choice, fingerprint, slug, user_path
 from trsllava_utils.parameters import PROMPTS
@@ -30,6 +31,14 @@ def prompt_and_model(captioner: str) -> tuple[str, str]:
     named."""
     prompt, _, model = captioner.partition(":")
     return (prompt, model) if model and prompt in PROMPTS else ("rsrt", captioner)
+
+
+def beside(captioner: str, root: Path) -> str:
+    """``file:NAME`` with its full path, where it is not found from here but in the dataset's
+    folder."""
+    kind, _, name = captioner.partition(":")
+    found = kind == "file" and not user_path(name).is_file() and (root / name).is_file()
+    return f"file:{root / name}" if found else captioner
 
 
 def with_prompt(captioner: str, prompt: str) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from trsllava_utils.captioning.captioner import BudgetSpentError, Question, Reply, Settings
 from trsllava_utils.captioning.prompts import LIMITS, make_prompt
-from trsllava_utils.datasets.dataset import clean_text
+from trsllava_utils.datasets.annotations import clean_text
 from trsllava_utils.openai_api import RefusedError, Server, ServerError, holds_key, redact
 
 LARGEST = 4 << 20  # bytes of an answer

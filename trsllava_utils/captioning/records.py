@@ -21,7 +21,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from trsllava_utils.artefacts import InputError, check_choice
-from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, clean_text
+from trsllava_utils.datasets.annotations import clean_text
+from trsllava_utils.datasets.dataset import CORPUS_COLUMNS
 from trsllava_utils.parameters import MAX_VARIANTS
 from trsllava_utils.storage import read_lines
 

@@ -96,7 +96,7 @@ class Report:
             ("no answer in this run", self.failed, ""),
             ("not tried", self.left, str(self.stopped or "")),
         ]
-        rows = [row for row in rows if row[1] or row[0].startswith("captioned")]
+        rows = [row for row in rows if row[1]]
         if self.captioned and self.seconds > 0:
             rows.append(("images per second", round(self.captioned / self.seconds, 2), ""))
         rows += [(name, n, "") for name, n in self.usage.items()]
@@ -105,7 +105,9 @@ class Report:
         if cost:
             rows.append(("estimated cost (US $)", round(cost / 1e6, 4), ""))
         # object: counts stay whole numbers beside the rate
-        return pd.DataFrame(rows, columns=["what", "number", "why"], dtype=object).set_index("what")
+        columns = ["number", "why"] if any(why for _, _, why in rows) else ["number"]
+        table = pd.DataFrame(rows, columns=["what", "number", "why"], dtype=object)
+        return table.set_index("what")[columns]
 
 
 def _counts(counts: Counter) -> str:

@@ -9,6 +9,7 @@ none of them; it may be metadata (``metadata.py``).
 from __future__ import annotations
 
 import io
+import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -227,3 +228,16 @@ def _describe(value: Any) -> str:
     if isinstance(value, dict):
         return "an object with " + (", ".join(map(repr, list(value)[:6])) or "no keys")
     return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def clean_text(text: object) -> str:
+    """NFC, stripped, without halves of characters, which cannot be written; "" for anything that is
+    not text."""
+    if not isinstance(text, str):
+        return ""
+    return unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode()).strip()
+
+
+def folded(text: str) -> str:
+    """A caption for comparison: case, blanks and the full stop do not count."""
+    return " ".join(clean_text(text).lower().rstrip(" .").split())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -283,7 +282,7 @@ def _tables(
 def _corpus(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     """The captions as a text corpus, without empty ones."""
     corpus = table[["image_id", "captions"]].explode("captions").dropna(subset="captions")
-    texts = corpus["captions"].map(clean_text).astype(str)
+    texts = corpus["captions"].map(annotations.clean_text).astype(str)
     corpus = corpus.assign(text=texts, source="reference", field="caption")[texts != ""]
     corpus["variant"] = corpus.groupby("image_id").cumcount().astype(int)
     repeated = "captions repeat another caption of the same image (kept: the protocol counts them)"
@@ -346,14 +345,6 @@ def check_images(dataset: Dataset) -> tuple[Dataset, pd.DataFrame]:
     return checked, pd.DataFrame(rows, columns=["image_id", "width", "height", "kilobytes"])
 
 
-def clean_text(text: object) -> str:
-    """NFC, stripped, without halves of characters, which cannot be written; "" for anything that is
-    not text."""
-    if not isinstance(text, str):
-        return ""
-    return unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode()).strip()
-
-
 def _labels_on_disk(root: Path) -> dict[str, str]:
     """File name -> class, from RSICD's ``txtclasses*/<Class>.txt``."""
     labels = {}
@@ -391,6 +382,6 @@ def statistics(dataset: Dataset) -> pd.Series:
         "reference captions": len(texts),
         "distinct captions": texts.nunique(),
         "captions shared by several images": int((images_with > 1).sum()),
-        "words per caption (median)": float(words.median()) if len(words) else 0.0,
+        "words per caption (median)": round(words.median()) if len(words) else 0,
     }
-    return pd.Series(numbers, name=f"{dataset.title} · {dataset.split}")
+    return pd.Series(numbers, dtype=int, name=f"{dataset.title} · {dataset.split}")

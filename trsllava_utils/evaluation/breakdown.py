@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from trsllava_utils.datasets.annotations import folded
 from trsllava_utils.evaluation.recall import expected_rank, hit_probability
 
 
@@ -50,9 +51,14 @@ def by_gallery_size(ranks: pd.DataFrame, sizes: list[int], k: int = 10) -> pd.Da
     return pd.DataFrame({"images": sizes, "recall": recalls})
 
 
-def extremes(ranks: pd.DataFrame, top: pd.DataFrame, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def extremes(
+    ranks: pd.DataFrame, top: pd.DataFrame, texts: dict[str, str], n: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Text-to-image successes, found at rank 1 with the greatest margin over the next image, and
-    failures, whose image came last; of every image its most extreme query.
+    failures, whose image came last; of every image, and of equal texts, the most extreme query.
+
+    Args:
+        texts: the text of every query, see ``caption_texts``.
 
     Returns:
         Up to ``n`` of each: ``query_id, image_id, rank, margin``.
@@ -64,4 +70,9 @@ def extremes(ranks: pd.DataFrame, top: pd.DataFrame, n: int) -> tuple[pd.DataFra
     queries = t2i[["query_id", "image_id"]].assign(rank=expected_rank(t2i), margin=margins)
     first = queries[queries["rank"] == 1].sort_values("margin", ascending=False, kind="stable")
     last = queries[queries["rank"] > 1].sort_values("rank", ascending=False, kind="stable")
-    return tuple(t.drop_duplicates("image_id").head(n) for t in (first, last))
+    return tuple(_distinct(table, texts).head(n) for table in (first, last))
+
+
+def _distinct(queries: pd.DataFrame, texts: dict[str, str]) -> pd.DataFrame:
+    words = queries["query_id"].map(texts).map(folded)
+    return queries[~words.duplicated()].drop_duplicates("image_id")

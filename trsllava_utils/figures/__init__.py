@@ -1,8 +1,6 @@
 """Figures of all notebooks: images and tables go in, a matplotlib figure comes out, to be saved."""
 
 from trsllava_utils.figures.pictures import (
-    caption_card,
-    compare_captions,
     dataset_overview,
     image_grid,
     place_map,

@@ -62,7 +62,7 @@ def _project(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 def histograms(samples: dict[str, np.ndarray], label: str, title: str) -> Figure:
     """Two samples as overlaid histograms, their means dashed."""
-    figure, ax = plt.subplots(figsize=(7, 3.2))
+    figure, ax = plt.subplots(figsize=(11, 3.4))
     _densities(ax, samples, label, title)
     return figure
 
@@ -77,7 +77,7 @@ def max_and_centroid(table: pd.DataFrame, own: str, title: str) -> Figure:
     """
     images = table["image_id"].unique()[::-1]
     place = table["image_id"].map({image: y for y, image in enumerate(images)})
-    figure, ax = plt.subplots(figsize=(8.5, 0.5 * len(images) + 1.6))
+    figure, ax = plt.subplots(figsize=(10, 0.5 * len(images) + 1.6))
     ax.plot(table["cosine"], place, "o", color=GREY, markersize=5, label="one text")
     best = table.groupby(place)["cosine"].max()
     ax.plot(best, best.index, "^", color=RED, markersize=9, label="max")
@@ -130,7 +130,7 @@ def grid(table: pd.DataFrame, chosen: dict[str, str], title: str) -> Figure:
         table: columns ``rule, method, mR``; chosen: rule -> method.
     """
     rules = list(dict.fromkeys(table["rule"]))[::-1]
-    figure, ax = plt.subplots(figsize=(8.5, 0.6 * len(rules) + 1.5))
+    figure, ax = plt.subplots(figsize=(11, 0.6 * len(rules) + 1.5))
     for y, rule in enumerate(rules):
         rows = table[table["rule"] == rule]
         ax.plot(rows["mR"], [y] * len(rows), "o", color=BLUE, markerfacecolor="white")
@@ -148,7 +148,7 @@ def methods(results: dict[str, dict], baseline: str, chance: float, title: str) 
     """mR of every method with its 95 % interval, best on top; methods that look at the other test
     queries (marked † or ‡) are hollow."""
     names = sorted(results, key=lambda name: results[name]["mR"])
-    figure, ax = plt.subplots(figsize=(8.5, 0.4 * len(names) + 1.6))
+    figure, ax = plt.subplots(figsize=(9.5, 0.4 * len(names) + 1.6))
     for y, name in enumerate(names):
         value = results[name]["mR"]
         low, high = results[name]["interval"]["mR"]
@@ -169,7 +169,7 @@ def methods(results: dict[str, dict], baseline: str, chance: float, title: str) 
 def lines(table: pd.DataFrame, x: str, label: str, title: str, log: bool = False) -> Figure:
     """Columns of a table against its column ``x``; columns ``<name> low`` and ``<name> high``, if
     there, shade the interval of ``<name>``. Percent."""
-    figure, ax = plt.subplots(figsize=(7, 3.8))
+    figure, ax = plt.subplots(figsize=(10, 4))
     _curves(ax, table[x], table.drop(columns=x))
     ax.set(xlabel=label, ylabel="recall (%)", title=title, ylim=0)
     if log:
@@ -194,7 +194,7 @@ def _curves(ax: Axes, x: np.ndarray | pd.Series, table: pd.DataFrame) -> None:
 
 def label_recall(table: pd.DataFrame, title: str) -> Figure:
     """Recall by class: bars text-to-image, diamonds image-to-text, with the number of images."""
-    figure, ax = plt.subplots(figsize=(8, max(2.5, 0.33 * len(table) + 1.2)))
+    figure, ax = plt.subplots(figsize=(9, max(2.5, 0.33 * len(table) + 1.2)))
     places = np.arange(len(table))[::-1]
     ax.barh(places, table["t2i"], color=BLUE, label=TITLES["t2i"])
     ax.plot(table["i2t"], places, "D", color=ORANGE, markeredgecolor="black", label=TITLES["i2t"])

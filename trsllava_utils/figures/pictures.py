@@ -17,8 +17,7 @@ from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trsllava_utils.artefacts import InputError, atomic_path, shown
-from trsllava_utils.captioning.records import FIELDS, Record
+from trsllava_utils.artefacts import InputError, atomic_path
 from trsllava_utils.datasets import Dataset, read_image
 
 HERE = Path(__file__).parent
@@ -53,7 +52,6 @@ def save(figure: Figure, dataset: Dataset, name: str) -> Picture:
             picture.save(tmp, kind, quality=85)
         else:
             tmp.write_bytes(drawn)
-    print("saved", shown(path))
     size = [round(n * INLINE_SCALE) for n in picture.size]
     picture.resize(size, reducing_gap=3).save(small, kind, optimize=True, quality=80)
     return Picture(data=small.getvalue(), format=kind, alt=describe(figure))
@@ -107,25 +105,28 @@ def show_image(
     ax.set_title(title, fontsize=10.5, color=colour, parse_math=False)
 
 
-def _short(image_id: str) -> str:
-    return image_id if len(image_id) <= 20 else f"…{image_id[-19:]}"
+def _wrapped(image_id: str) -> str:
+    return "\n".join(textwrap.wrap(image_id, 20))
 
 
 def dataset_overview(dataset: Dataset) -> Figure:
-    """Images per class, and words per reference caption."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.4), width_ratios=[1.5, 1])
+    """Images per class and, where there are captions, words per reference caption."""
+    words = dataset.captions["text"].str.split().str.len()
+    n = 2 if len(words) else 1
     counts = dataset.images["label"].replace("", "(no class)").value_counts().sort_values()
+    size, widths = (11, min(5.4, 1.5 + 0.3 * len(counts))), [1.5, 1][:n]
+    figure, axes = plt.subplots(1, n, figsize=size, width_ratios=widths, squeeze=False)
+    left, right = axes[0, 0], axes[0, -1]
     left.barh(counts.index, counts.to_numpy())
     left.set(xlabel="images", title=f"{dataset.title} · {dataset.split}: images per class")
     left.tick_params(axis="y", labelsize=11 if len(counts) <= 20 else 8)
-    words = dataset.captions["text"].str.split().str.len()
-    if len(words):
+    if n == 2:
         right.hist(words, bins=np.arange(0.5, words.max() + 1.5), color=ORANGE)
         label = f"median {words.median():.0f} words"
         right.axvline(words.median(), color="black", linestyle="--", label=label)
         right.legend()
         right.set_ylim(top=1.15 * right.get_ylim()[1])
-    right.set(xlabel="words per caption", ylabel="reference captions", title="Caption length")
+        right.set(xlabel="words per caption", ylabel="reference captions", title="Caption length")
     return figure
 
 
@@ -136,69 +137,8 @@ def image_grid(dataset: Dataset, image_ids: list[str], columns: int = 6) -> Figu
     for ax in axes.flat:
         ax.axis("off")
     for ax, image_id in zip(axes.flat, image_ids, strict=False):
-        show_image(ax, dataset, image_id, title=_short(image_id))
+        show_image(ax, dataset, image_id, title=_wrapped(image_id))
     return figure
-
-
-def caption_card(dataset: Dataset, image_id: str, record: Record) -> Figure:
-    """An image beside its variants."""
-    variants = []
-    for n, v in enumerate(record.variants, 1):
-        lines = [f"{n}  {v.one_sentence or v.caption}"]
-        lines += [f"feature  {v.feature}", f"caption  {v.caption}"] if v.structured else []
-        wrapped = (textwrap.fill(line, 104, subsequent_indent="     ") for line in lines)
-        variants.append("\n".join(wrapped))
-    text = "\n\n".join(variants)
-    height = max(3.2, 0.17 * (text.count("\n") + 4))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, height), width_ratios=[1, 2.7])
-    show_image(left, dataset, image_id, title=image_id)
-    left.set_anchor("N")
-    right.axis("off")
-    right.text(0, 1, text, va="top", fontsize=10.5, parse_math=False, linespacing=1.25)
-    right.set_title(f"RSRT captions by {record.model}", loc="left")
-    return figure
-
-
-def compare_captions(
-    dataset: Dataset, image_ids: list[str], sides: dict[str, dict[str, Record]]
-) -> Figure:
-    """The same images as several captioners put them: a row per image, a column per captioner.
-
-    Args:
-        dataset: whose images.
-        image_ids: which of them.
-        sides: records by image id, by the captioner's name.
-    """
-    width = 124 // len(sides)
-    texts = {
-        (i, name): _wrapped(records[i], width) for i in image_ids for name, records in sides.items()
-    }
-    lines = [max(texts[i, name].count("\n") + 1 for name in sides) for i in image_ids]
-    heights, column = [max(1.9, 0.165 * n + 0.4) for n in lines], 0.088 * width
-    figure, axes = plt.subplots(
-        len(image_ids),
-        1 + len(sides),
-        figsize=(1.6 + column * len(sides), sum(heights)),
-        height_ratios=heights,
-        width_ratios=[1.6] + [column] * len(sides),
-        squeeze=False,
-    )
-    for row, image_id in zip(axes, image_ids, strict=True):
-        show_image(row[0], dataset, image_id, title=image_id)
-        row[0].set_anchor("N")
-        for ax, name in zip(row[1:], sides, strict=True):
-            ax.axis("off")
-            ax.text(0, 1, texts[image_id, name], va="top", fontsize=10, linespacing=1.25)
-            ax.set_title(name if image_id == image_ids[0] else "", fontsize=10, loc="left")
-    return figure
-
-
-def _wrapped(record: Record, width: int) -> str:
-    """The first structured variant, or the plain captions, in lines."""
-    first = record.variants[0]
-    fields = [getattr(first, f) for f in FIELDS] if first.structured else []
-    texts = fields or [variant.caption for variant in record.variants]
-    return "\n".join(line for t in texts for line in textwrap.wrap(f"· {t}", width))
 
 
 def query_results(
@@ -223,7 +163,7 @@ def query_results(
         for ax, item in zip(row[1:], table.itertuples(), strict=False):
             hit = bool(own) and item.image_id == own
             name = (
-                f"{item.rank}. {_short(item.image_id)}\n{item.score:.3f}{' ✓ hit' if hit else ''}"
+                f"{item.rank}. {_wrapped(item.image_id)}\n{item.score:.3f}{' ✓ hit' if hit else ''}"
             )
             colour = GREEN if hit else "black"
             show_image(ax, dataset, item.image_id, title=name, colour=colour)

@@ -1,22 +1,24 @@
-"""What a search found: a table, to be looked at as pictures, or kept as a page or a file.
+"""What a search found: a table, to be looked at as pictures, or kept as a page or files.
 
-Pages are self-contained (pictures inside) and escaped throughout, so that a caption or a file name
-is shown as the text it is. The templates lie in ``templates/``; Jinja escapes what is put into
-them.
+A page is self-contained (pictures inside), needs no network, and carries what was asked, so that
+:func:`trsllava_utils.search.reopen` asks again.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
+import json
 import re
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from itertools import groupby
-from operator import itemgetter
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 from PIL import Image
@@ -24,31 +26,32 @@ from PIL import Image
 from trsllava_utils.artefacts import (
     InputError,
     atomic_path,
+    cannot_write,
     check_choice,
     csv_text,
+    read_text,
     shown,
+    slug,
+    user_path,
     write_text,
 )
 from trsllava_utils.captioning.records import Variant
-from trsllava_utils.datasets.imagery import in_scene, jpeg, read_pictures, thumbnail
-from trsllava_utils.datasets.rasters import RASTER_SUFFIXES, name_as_text
+from trsllava_utils.datasets.imagery import in_scene, jpeg, read_image, read_pictures
+from trsllava_utils.datasets.rasters import name_as_text
 from trsllava_utils.figures import place_map, png
+from trsllava_utils.pages import LARGE, data_uri, marked, picture_uri, render, said
 from trsllava_utils.retrieval import Sources
+from trsllava_utils.search.query import Query
+from trsllava_utils.storage import parse_json
 
 if TYPE_CHECKING:
     import geopandas
 
-KINDS = ("html", "csv", "geojson", "geoparquet")  # of files that a result is written to
-SMALL, LARGE = 192, 512  # sides of a picture on a tile and on a card, in pixels
+KINDS = ("html", "csv", "geojson", "geoparquet", "folder")  # what a result is saved as
 EXCERPT = 180  # characters of a caption under a picture
-_PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "ss": "ss", "s": ""}
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("trsllava_utils.search"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
+FEW = 1.0  # percentile below which nothing seems to fit
+_SETTINGS = ("captioner", "query_captioner", "encoder", "texts", "clip", "precision")
+STATIC = Path(__file__).with_name("static")
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,36 +59,68 @@ class Found:
     """One page of a result. Jupyter shows it as pictures with their captions.
 
     Attributes:
-        query: the sentence, or the id of the query image.
-        by_image: whether the query is an image.
-        method: the scoring rule.
-        table: ``rank, image_id, score, label, variant, text, hit``, then what is known of each
-            image: ``date, gsd, lat, lon`` and columns of tables beside the images. ``variant``
-            (from 1) and ``text`` are the captioner's nearest to the query; ``hit`` says whether the
-            query is a reference caption of this image (NA: it is no reference caption at all).
-        total: images that were ranked.
+        query: what was asked.
+        table: ``rank, image_id, score, percentile, label, variant, text, hit``, then what is known
+            of each image: ``date, gsd, lat, lon`` and columns of tables beside the images.
+            ``percentile`` (of a plain sentence): the share of this split's captions whose first
+            image scores less. ``variant`` (from 1) and ``text`` are the captioner's nearest to the
+            query; ``hit`` says whether the query is a reference caption of this image (NA: it is no
+            reference caption at all).
+        total: images that were searched.
         sources: the images and captions that were searched.
+        request: the arguments of :meth:`Index.find`, and the method.
     """
 
-    query: str
-    by_image: bool
-    method: str
+    query: Query
     table: pd.DataFrame
     total: int
     sources: Sources
+    request: dict[str, Any]
 
     def __repr__(self) -> str:
-        columns = ["rank", "image_id", "score", "label", "date", "lat", "lon"]
+        columns = ["rank", "image_id", "score", "percentile", "label", "date", "lat", "lon"]
         table = self.table[[c for c in columns if c in self.table]]
-        return table.round({"score": 3, "lat": 4, "lon": 4}).to_string(index=False)
+        table = table.round({"score": 3, "percentile": 1, "lat": 4, "lon": 4})
+        return "\n".join([table.to_string(index=False), *(f"· {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        return result_fragment(self)
+        """The images of a result as a fragment, for a notebook."""
+        return render("result.html", found=self, tiles=self.tiles)
+
+    @property
+    def notes(self) -> list[str]:
+        """What should be known of the query and its result, in sentences."""
+        notes = []
+        if self.query.suggestion:
+            notes.append(
+                "an encoder does not read a negation: it looks for what you do not want; search "
+                f"for “{self.query.suggestion}” instead"
+            )
+        elif self.nothing_fits:
+            notes.append(
+                f"nothing here seems to fit: of 100 captions of this split, {100 - FEW:.0f} find a "
+                "better first image. Is it there at all, and does the encoder know your language?"
+            )
+        return notes
+
+    @property
+    def nothing_fits(self) -> bool:
+        """Whether the first image scores less than it does for nearly all captions of the split."""
+        known = "percentile" in self.table and len(self.table) and self.request.get("page") == 1
+        return bool(known and self.table["percentile"].iloc[0] < FEW)
 
     @property
     def has_places(self) -> bool:
         """Whether the place of any of these images is known."""
         return "lat" in self.table and bool(self.table[["lat", "lon"]].notna().all(axis=1).any())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that it takes to search again."""
+        dataset = self.sources.dataset
+        where = {"dataset": dataset.name, "split": dataset.split}
+        chosen = {name: getattr(self.sources, name) for name in _SETTINGS}
+        return {**where, **dataset.tiling, **chosen, "request": self.request}
 
     def save(self, path: str | Path, kind: str = "") -> Path:
         """Write the result.
@@ -93,30 +128,30 @@ class Found:
         Args:
             path: where to.
             kind: "html" (a page with the pictures and all their captions that needs no network),
-                "csv", "geojson" or "geoparquet" (footprints and the table, for QGIS and the like);
-                empty: by the suffix (.parquet is GeoParquet).
+                "csv" (with full paths), "geojson" or "geoparquet" (footprints and the table, for
+                QGIS and the like), "folder" (links to the files; copies where links cannot be made,
+                and of windows the picture); empty: by the suffix (.parquet is GeoParquet).
 
         Raises:
-            InputError: an unknown kind, or one with places where none is known.
+            InputError: an unknown kind, one with places where none is known, or a folder that is
+                not empty.
         """
-        kind = kind or Path(path).suffix.lower().lstrip(".")
+        kind = kind or Path(path).suffix.lower().lstrip(".") or "folder"
         kind = check_choice("kind of file", {"parquet": "geoparquet"}.get(kind, kind), KINDS)
-        if kind == "html":
-            return write_text(path, result_page(self))
-        if kind == "csv":
-            return write_text(path, self.csv())
-        if kind == "geojson":
-            return write_text(path, self.geojson())
+        if kind == "folder":
+            return self._save_files(user_path(path))
+        if kind != "geoparquet":
+            return write_text(path, self.as_text(kind))
         with atomic_path(path) as tmp:
             self.on_map().to_parquet(tmp)
         return Path(path)
 
-    def csv(self) -> str:
-        """The table as CSV, with the query and the files."""
-        return csv_text(self._with_files(), index=False)
-
-    def geojson(self) -> str:
-        """The images of which the place is known as GeoJSON; errors as for :meth:`on_map`."""
+    def as_text(self, kind: str) -> str:
+        """The content of a page, a CSV or a GeoJSON file; errors as for :meth:`save`."""
+        if kind == "html":
+            return result_page(self)
+        if kind == "csv":
+            return csv_text(self._with_files(), index=False)
         return self.on_map().to_json(drop_id=True, na="null")
 
     def on_map(self) -> geopandas.GeoDataFrame:
@@ -137,71 +172,79 @@ class Found:
     def _with_files(self) -> pd.DataFrame:
         dataset = self.sources.dataset
         files = [dataset.file_of(image_id) for image_id in self.table["image_id"]]
-        first = {"query": self.query, "method": self.method}
+        first = {"query": self.query.text, "method": self.request.get("method", "")}
         last = {
-            "path": [name_as_text(shown(file.path)) if file else None for file in files],
+            "path": [name_as_text(file.path) if file else None for file in files],
             "window": [",".join(map(str, file.window or ())) if file else None for file in files],
         }
         return self.table.assign(**first, **last)[[*first, *self.table, *last]]
 
+    def _save_files(self, folder: Path) -> Path:
+        """Links to the files, numbered by rank; nothing that is there is written over."""
+        dataset, width = self.sources.dataset, len(str(len(self.table)))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise InputError(f"{shown(folder)} is not empty; choose another folder")
+            for row in self.table.itertuples():
+                file = dataset.file_of(row.image_id)
+                if not file:
+                    continue
+                suffix = ".jpg" if file.window else Path(file.path).suffix.lower()
+                target = folder / f"{row.rank:0{width}d}_{slug(row.image_id)}{suffix}"
+                if file.window:
+                    picture = Image.fromarray(read_image(file, dataset.rendering))
+                    target.write_bytes(jpeg(picture))
+                    continue
+                with suppress(OSError):  # Windows forbids links, some disks cannot hold them
+                    target.symlink_to(Path(file.path).resolve())
+                if not target.exists():
+                    shutil.copy2(file.path, target)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        return folder
 
-def render(template: str, **values: Any) -> str:
-    """A template filled in; everything but :class:`markupsafe.Markup` is escaped."""
-    return _TEMPLATES.get_template(template).render(marked=marked, **values)
+    @cached_property
+    def tiles(self) -> list[dict]:
+        """What is shown of each image: its picture, score and nearest caption."""
+        return [self._tile(row) for row in self.table.itertuples()]
 
-
-def result_fragment(found: Found) -> str:
-    """The images of a result as a fragment, for a notebook."""
-    return render("result.html", found=found, tiles=tiles(found))
-
-
-def result_page(found: Found) -> str:
-    """The same as a page by itself, with the captions of every image."""
-    where = None
-    if found.has_places:
-        figure = place_map(found.table, f"Where the {len(found.table)} images are")
-        where = data_uri(png(figure), "image/png")
-    cards = [
-        {"rank": row.rank, "html": Markup(card(found, row.image_id))}
-        for row in found.table.itertuples()
-    ]
-    values = {"tiles": tiles(found), "cards": cards, "map": where, "today": date.today()}
-    return render("search.html", found=found, **values)
-
-
-def tiles(found: Found) -> list[dict]:
-    """What is shown of each image: its picture, score and nearest caption."""
-    out = []
-    for row in found.table.itertuples():
-        variants = found.sources.captions.records[row.image_id].variants
-        text = _excerpt(variants[row.variant - 1], row.text, _query_words(found))
+    def _tile(self, row) -> dict:
+        record, words = self.sources.captions.records[row.image_id], self.query.words
+        variant = record.variants[row.variant - 1]
         tile = {name: getattr(row, name) for name in ("rank", "image_id", "label", "variant")}
-        tile |= {"score": f"{row.score:.3f}", "of": len(variants)}
+        tile["score"] = "" if pd.isna(row.score) else f"{row.score:.3f}"
+        percentile = getattr(row, "percentile", None)
+        tile["percentile"] = "" if percentile is None else f"{percentile:.0f}"
+        tile["of"] = len(record.variants)
         tile["verdict"] = "" if row.hit is pd.NA else "hit" if row.hit else "miss"
-        tile["picture"] = picture_uri(found.sources, row.image_id, SMALL)
-        tile["said"] = variants[row.variant - 1].one_sentence or text
-        tile["words"] = marked(text, _query_words(found))
-        out.append(tile)
-    return out
+        tile["picture"] = picture_uri(self.sources.dataset, row.image_id)
+        tile["said"] = variant.one_sentence or said(record)
+        tile["words"] = marked(_excerpt(variant, row.text, words), words)
+        return tile
 
-
-def card(found: Found, image_id: str) -> str:
-    """Everything that is known of one image, as a fragment: its picture, all its captions with the
-    words of the query marked, its reference captions."""
-    sources = found.sources
-    images, captions = sources.dataset.images, sources.dataset.captions
-    row = found.table[found.table["image_id"] == image_id].iloc[0]
-    return render(
-        "card.html",
-        row=row,
-        image=images[images["image_id"] == image_id].iloc[0],
-        record=sources.captions.records[image_id],
-        query=_query_words(found),
-        pictures=_pictures(sources, image_id),
-        known={name: row[name] for name in ("date", "gsd") if not pd.isna(row.get(name))},
-        reference=captions.loc[captions["image_id"] == image_id, "text"].tolist(),
-        place=format_coordinates(row.get("lat"), row.get("lon")),
-    )
+    def card(self, image_id: str, side: int = LARGE, with_path: bool = False) -> str:
+        """Everything that is known of one image, as a fragment: its pictures, all its captions with
+        the words of the query marked, its reference captions; its full path where that is asked."""
+        sources = self.sources
+        images, captions = sources.dataset.images, sources.dataset.captions
+        row = self.table[self.table["image_id"] == image_id].iloc[0]
+        file = sources.dataset.file_of(image_id)
+        pictures, size = _pictures(sources, image_id, side)
+        above = ("rank", "image_id", "score", "percentile", "label", "variant", "text", "hit")
+        known = row.drop([c for c in (*above, "lat", "lon") if c in row]).dropna()
+        return render(
+            "card.html",
+            row=row,
+            image=images[images["image_id"] == image_id].iloc[0],
+            record=sources.captions.records[image_id],
+            query=self.query.words,
+            pictures=pictures,
+            known={"size": size, **known.to_dict()},
+            reference=captions.loc[captions["image_id"] == image_id, "text"].tolist(),
+            place=format_coordinates(row.get("lat"), row.get("lon")),
+            path=name_as_text(file.path) if file and with_path else "",
+        )
 
 
 def format_coordinates(lat: float | None, lon: float | None) -> str:
@@ -209,33 +252,6 @@ def format_coordinates(lat: float | None, lon: float | None) -> str:
     if pd.isna(lat) or pd.isna(lon):
         return ""
     return f"{abs(lat):.4f}° {'S' if lat < 0 else 'N'}, {abs(lon):.4f}° {'W' if lon < 0 else 'E'}"
-
-
-def _query_words(found: Found) -> str:
-    """The words that are marked: those of the sentence; none if the query is an image."""
-    return "" if found.by_image else found.query
-
-
-def marked(text: str, query: str) -> list[tuple[str, bool]]:
-    """A text in pieces, each with whether it is a word of the query (in singular or plural; words
-    such as "the" and "with" do not count)."""
-    wanted = {_stem(word) for word in re.findall(r"\w+", query)} - {""}
-    pieces = ((piece, _stem(piece) in wanted) for piece in re.split(r"(\w+)", text) if piece)
-    runs = groupby(pieces, key=itemgetter(1))
-    return [("".join(piece for piece, _ in run), hit) for hit, run in runs]
-
-
-def _stem(word: str) -> str:
-    """A word in lower case and singular; "" for a stop word."""
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # half a second to import
-
-    word = word.lower()
-    if word in ENGLISH_STOP_WORDS:
-        return ""
-    for ending, singular in _PLURALS.items():
-        if len(word) > 3 and word.endswith(ending):
-            return word.removesuffix(ending) + singular
-    return word
 
 
 def _excerpt(variant: Variant, text: str, query: str) -> str:
@@ -247,33 +263,63 @@ def _excerpt(variant: Variant, text: str, query: str) -> str:
     return text if len(text) <= EXCERPT else text[:EXCERPT].rsplit(" ", 1)[0] + " …"
 
 
-def picture_uri(sources: Sources, image_id: str, side: int) -> str:
-    """The picture of an image as a ``data:`` address; empty where there is no readable file."""
+def _pictures(sources: Sources, image_id: str, side: int) -> tuple[dict[str, str], str]:
+    """All pictures of an image that the captioner saw, and its scene, by what they show; and its
+    size in words."""
     dataset = sources.dataset
     file = dataset.file_of(image_id)
-    if not file:
-        return ""
     try:
-        return data_uri(thumbnail(file, side, dataset.rendering), "image/jpeg")
+        read = read_pictures(file, dataset.rendering, side) if file else None
     except InputError:
-        return ""
+        read = None
+    if not read:
+        return {"": ""}, ""
+    names = ["", *list(read.by_name)[1:]]
+    shown = (data_uri(jpeg(Image.fromarray(p)), "image/jpeg") for p in read.by_name.values())
+    pictures = dict(zip(names, shown, strict=True))
+    height, width = (round(n * read.scale) for n in next(iter(read.by_name.values())).shape[:2])
+    if file.window:
+        scene = jpeg(in_scene(file, side, dataset.rendering))
+        pictures[f"in {Path(file.path).name}"] = data_uri(scene, "image/jpeg")
+        return pictures, f"window of {width:,} × {height:,} pixels"
+    return pictures, f"{width:,} × {height:,} pixels, {Path(file.path).stat().st_size:,} bytes"
 
 
-def _pictures(sources: Sources, image_id: str) -> dict[str, str]:
-    """All pictures of an image that the captioner saw, and its scene, by what they show."""
-    dataset = sources.dataset
-    pictures = {"": picture_uri(sources, image_id, LARGE)}
-    file = dataset.file_of(image_id)
-    if pictures[""] and Path(file.path).suffix.lower() in RASTER_SUFFIXES:
-        further = read_pictures(file, dataset.rendering, LARGE).by_name
-        for name in list(further)[1:]:
-            pictures[name] = data_uri(jpeg(Image.fromarray(further[name])), "image/jpeg")
-        if file.window:
-            scene = jpeg(in_scene(file, LARGE, dataset.rendering))
-            pictures[f"in {Path(file.path).name}"] = data_uri(scene, "image/jpeg")
-    return pictures
+def result_page(found: Found) -> str:
+    """A page by itself: the images, each opens enlarged beside its captions, and all captions."""
+    where = None
+    if found.has_places:
+        figure = place_map(found.table, f"Where the {len(found.table)} images are")
+        where = data_uri(png(figure), "image/png")
+    cards = [
+        {"rank": row.rank, "html": Markup(found.card(row.image_id))}
+        for row in found.table.itertuples()
+    ]
+    settings = json.dumps(found.settings).replace("<", "\\u003c")  # so that it ends no script
+    script = "\n".join(read_text(STATIC / name) for name in ("lightbox.js", "page.js"))
+    digest = hashlib.sha256(script.encode()).digest()  # the only script that the page may run
+    values = {"script": Markup(script), "script_hash": base64.b64encode(digest).decode()}
+    values |= {"map": where, "today": date.today(), "settings": Markup(settings)}
+    return render("search.html", found=found, tiles=found.tiles, cards=cards, **values)
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """Bytes as an address that a page can hold."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def read_settings(text: str, name: str) -> dict[str, Any]:
+    """What a page, a CSV or a GeoJSON file of a result holds: ``settings`` of the page, or
+    ``{"request": {"selected": […]}}``, the ids of the images.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    with suppress(ValueError, KeyError, TypeError, IndexError):
+        if "<html" in text[:1000].lower():
+            inside = text.split('<script type="application/json" id="search">')[1]
+            return parse_json(inside.split("</script>")[0], name)
+        if text.lstrip().startswith("{"):
+            ids = [f["properties"]["image_id"] for f in parse_json(text, name)["features"]]
+        else:
+            table = pd.read_csv(io.StringIO(text), dtype=str, usecols=["image_id"]).dropna()
+            ids = [re.sub(r"^'(?=[=+@\t-])", "", i) for i in table["image_id"]]  # see csv_text
+        return {"request": {"selected": [str(image_id) for image_id in ids]}}
+    raise InputError(
+        f"{name}: no page, CSV (with a column image_id) or GeoJSON file of a search result"
+    )

@@ -1,4 +1,5 @@
-"""Search: a sentence or an image goes in, the images it finds come out.
+"""Search: a sentence, weighted words, a picture or images marked as right go in; the images found
+come out.
 
 What is searched are the captioner's texts; reference captions are not needed. Where the sentence is
 one of the dataset's own captions, its images are known, and marked.
@@ -9,36 +10,30 @@ one of the dataset's own captions, its images are known, and marked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
 
 from trsllava_utils.artefacts import InputError, check_choice
 from trsllava_utils.captioning.records import text_forms
-from trsllava_utils.datasets.dataset import clean_text, load_dataset
+from trsllava_utils.datasets.annotations import clean_text, folded
+from trsllava_utils.datasets.dataset import load_dataset
 from trsllava_utils.datasets.metadata import parse_bbox, select
 from trsllava_utils.datasets.scenes import TILING
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.retrieval import Method, Sources, sides
-from trsllava_utils.retrieval.products import top_items
+from trsllava_utils.retrieval.products import blocks, top_items
 from trsllava_utils.retrieval.scoring import Scorer
 from trsllava_utils.retrieval.side import Side, one_each
 from trsllava_utils.search.found import Found
+from trsllava_utils.search.picture import describe, picture_vector
+from trsllava_utils.search.query import Part, Query, parse_query, with_feedback
 
+PROBES = 500  # captions of the split that a score is compared with
 FILTERS = ("where", "bbox")
-OPTIONS = ("texts", "clip", "precision", *FILTERS, *TILING)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One query against all images."""
-
-    query: str  # the sentence, or the id of an image
-    side: Side  # its texts, with their vectors as the method compares them
-    scores: np.ndarray  # (n_images,)
-    own: set[str] | None  # images that have it as a reference caption; None if it is an image
+OPTIONS = ("texts", "clip", "query_captioner", "precision", *FILTERS, *TILING)
 
 
 class Index:
@@ -55,65 +50,148 @@ class Index:
     """
 
     def __init__(self, sources: Sources, method: str = "max") -> None:
-        self._method = Method(method)
-        if not self._method.ranks_one_query:
+        self.method = Method(method)
+        if not self.method.ranks_one_query:
             raise InputError(
                 f"method {method!r} ranks the queries of a dataset, not one of your own"
             )
         self.sources = sources
         self.image_ids = list(sources.captions.records)
+        self._number = {image_id: n for n, image_id in enumerate(self.image_ids)}
         images = sources.dataset.images.set_index("image_id")
-        self.labels = images["label"].reindex(self.image_ids).to_numpy()
-        both = sides(self._method, sources, self.image_ids)
-        self._described, self._mean = both.images.side, both.captions.side.mean
-        self._by_text = Scorer(self._method, self._described, both.bank)
-        self._forms = text_forms(self._method.texts or sources.texts)
+        self._labels = images["label"].reindex(self.image_ids).to_numpy()
+        both = sides(self.method, sources, self.image_ids)
+        self._described, self._reference = both.images.side, both.captions.side
+        self._mean = self._reference.mean
+        self._by_text = Scorer(self.method, self._described, both.bank)
+        self._forms = text_forms(self.method.texts or sources.texts)
         self._starts = np.searchsorted(self._described.groups, np.arange(len(self.image_ids) + 1))
+        self._listed = lru_cache(16)(self._filter)
 
-    def find(self, query: str, k: int = 8, page: int = 1, label: str = "", **only: str) -> Found:
-        """The images for a sentence.
+    def find(
+        self,
+        query: str,
+        k: int = 8,
+        page: int = 1,
+        *,
+        right: Sequence[str] = (),
+        wrong: Sequence[str] = (),
+        picture: str = "",
+        where: str = "",
+        bbox: str = "",
+    ) -> Found:
+        """The images for a query.
 
         Args:
-            query: the sentence.
+            query: a sentence, or weighted parts and images, see ``query.py``; images that it names
+                are not listed themselves.
             k: images per page.
             page: which page, from 1.
-            label: only images of this class; empty: all.
-            only: filters ``where`` (``"date >= '2023-06-01' and cloud < 20"``) and ``bbox``
-                (``"west,south,east,north"``), see :func:`trsllava_utils.datasets.metadata.select`.
+            right, wrong: ids of images marked in an earlier result (relevance feedback).
+            picture: a file that the first words describe; CLIP compares its pixels instead of them.
+            where, bbox: filters, ``"date >= '2023-06-01' and cloud < 20"`` and
+                ``"west,south,east,north"``, see :func:`trsllava_utils.datasets.metadata.select`.
 
         Raises:
-            InputError: an empty query, there is no such class or page, or a filter that cannot be
+            InputError: an empty query, there is no such image or page, or a filter that cannot be
                 understood.
         """
-        check(query=query, k=k, page=page, label=label)
-        listed = self._listed(label, **only)
-        clip = self.sources.encode_clip(query) if self._method.needs_clip else None
-        side = one_each(np.array([query]), self.sources.encode(query), clip, self._mean)
-        own = self._captioned.get(_folded(query), set())
-        scores = self._by_text(side)(slice(0, 1))[0]
-        answer = _Answer(query, self._by_text.prepare(side), scores, own)
-        return self._page(answer, k, page, listed)
+        check(query=query, k=k, page=page, where=where, bbox=bbox)
+        parsed = self._parse(query)
+        moved = with_feedback(parsed, right, wrong)
+        listed = self._listed(where, bbox)
+        listed = listed[~np.isin(listed, [self._number_of(i) for i in parsed.images])]
+        scores, wanted = self._scores(moved, picture)
+        first = (page - 1) * k
+        if first and first >= len(listed):
+            raise InputError(f"no page {page} of {k} images: {len(listed):,} images are listed")
+        order = top_items(scores[None, listed], min(page * k, len(listed)))[0]
+        table = self._table(listed[order[first:]], scores, wanted, parsed)
+        table.insert(0, "rank", np.arange(first + 1, first + 1 + len(table)))
+        if len(moved.parts) == 1 and not parsed.images and not picture and len(self.best_scores):
+            below = np.searchsorted(self.best_scores, table["score"])
+            table.insert(3, "percentile", 100 * below / len(self.best_scores))
+        request = {"query": query, "k": k, "page": page, "where": where, "bbox": bbox}
+        request |= {"right": [*right], "wrong": [*wrong], "method": self.method.name}
+        return Found(parsed, table, len(listed), self.sources, request)
 
-    def like(self, image_id: str, k: int = 8, page: int = 1, label: str = "", **only: str) -> Found:
-        """The images whose texts are nearest to those of an image (the image itself left out).
+    def scores(
+        self, query: str, *, right: Sequence[str] = (), wrong: Sequence[str] = ()
+    ) -> pd.Series:
+        """The score of every image, by its id; arguments and errors as for :meth:`find`."""
+        check(query=query)
+        parsed = with_feedback(self._parse(query), right, wrong)
+        return pd.Series(self._scores(parsed)[0], self.image_ids, name="score")
+
+    def pick(self, image_ids: Sequence[str], query: str = "my selection") -> Found:
+        """These images as a result, in this order, to be saved like any other.
 
         Raises:
-            InputError: the image has no captions here; else as for :meth:`find`.
+            InputError: one of them is not here.
         """
-        if image_id not in self.image_ids:
-            raise InputError(f"image {image_id!r} has no captions, so it cannot be a query")
-        check(k=k, page=page, label=label)
-        number = self.image_ids.index(image_id)
-        side = self._described.take(slice(number, number + 1))
-        scores = self._by_image(side)(slice(0, 1))[0]
-        answer = _Answer(image_id, self._by_image.prepare(side), scores, None)
-        listed = self._listed(label, **only)
-        return self._page(answer, k, page, listed[listed != number])
+        best = np.array([self._number_of(image_id) for image_id in image_ids], dtype=int)
+        scores = np.full(len(self.image_ids), np.nan)
+        parsed = Query(query, ())
+        table = self._table(best, scores, self._described.vectors[:0], parsed)
+        table.insert(0, "rank", np.arange(1, len(best) + 1))
+        return Found(parsed, table, len(best), self.sources, {"selected": [*image_ids]})
+
+    def _parse(self, query: str) -> Query:
+        """A query in parts; captions of the dataset are sentences, whatever signs they hold."""
+        return parse_query(query, is_sentence=folded(query) in self._captioned)
+
+    def _number_of(self, image_id: str) -> int:
+        if image_id not in self._number:
+            raise InputError(f"image {image_id!r} has no captions here, so it cannot be a query")
+        return self._number[image_id]
+
+    def _scores(self, query: Query, picture: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Scores of all images ``(n_images,)``, the weighted mean of those of the parts; and the
+        vectors of what is wanted ``(n_texts, dim)``, as the method compares them."""
+        scores, wanted = np.zeros(len(self.image_ids), np.float32), []
+        for part in query.parts:
+            side = self._side(part, picture if part is query.parts[0] else "")
+            by = self._by_image if part.image else self._by_text
+            scores += np.float32(part.weight) * by(side)(slice(0, 1))[0]
+            wanted += [by.prepare(side).vectors] if part.weight > 0 else []
+        return scores / sum(abs(part.weight) for part in query.parts), np.concatenate(wanted)
+
+    def _side(self, part: Part, picture: str) -> Side:
+        if part.image:
+            number = self._number_of(part.image)
+            return self._described.take(slice(number, number + 1))
+        clip = None
+        if self.method.needs_clip:
+            by_words = self.sources.encode_clip
+            clip = picture_vector(picture, self.sources) if picture else by_words(part.text)
+        vectors = self.sources.encode(part.text)
+        return one_each(np.array([part.text]), vectors, clip, self._mean)
 
     @cached_property
     def _by_image(self) -> Scorer:
         # a bank of reference captions cannot stand in for queries that are images
-        return Scorer(self._method, self._described)
+        return Scorer(self.method, self._described)
+
+    @cached_property
+    def best_scores(self) -> np.ndarray:
+        """What the first image scores for the captions of this split as queries (for ``PROBES`` of
+        them), ascending; without reference captions, for one text of each image, among the others.
+        Empty where neither can be had."""
+        side, own = self._reference, None
+        if not side.n and not self.method.needs_clip:
+            made = self.sources.embed_captions("one_sentence")
+            side = one_each(made.rows["text"].to_numpy(), made.vectors, None, self._mean)
+            own = made.rows["image_id"].map(self._number).to_numpy()
+        chosen = np.sort(np.random.default_rng(0).permutation(side.n)[:PROBES])
+        clip = None if side.clip_vectors is None else side.clip_vectors[chosen]
+        side = one_each(side.texts[chosen], side.vectors[chosen], clip, side.mean)
+        score, best = self._by_text(side), [np.zeros(0, np.float32)]
+        for block in blocks(side.n, len(self.image_ids)):
+            scores = score(block)
+            if own is not None:
+                scores[np.arange(len(scores)), own[chosen][block]] = -np.inf
+            best.append(scores.max(axis=1))
+        return np.sort(np.concatenate(best))
 
     @cached_property
     def _captioned(self) -> dict[str, set[str]]:
@@ -121,52 +199,44 @@ class Index:
         captions = self.sources.dataset.captions
         images: dict[str, set[str]] = {}
         for image_id, text in zip(captions["image_id"], captions["text"], strict=True):
-            images.setdefault(_folded(text), set()).add(image_id)
+            images.setdefault(folded(text), set()).add(image_id)
         return images
 
-    def _listed(self, label: str, where: str = "", bbox: str = "") -> np.ndarray:
+    def _filter(self, where: str, bbox: str) -> np.ndarray:
         """Numbers of the images that the filters let through."""
-        listed = np.arange(len(self.image_ids))
-        check(where=where, bbox=bbox)
-        if label:
-            check_choice("class", label, sorted(set(self.labels) - {""}))
-            listed = listed[self.labels == label]
-        if where.strip() or bbox.strip():
-            passed = select(self.sources.metadata, where, bbox)
-            listed = listed[[self.image_ids[i] in passed for i in listed]]
-        return listed
+        if not (where.strip() or bbox.strip()):
+            return np.arange(len(self.image_ids))
+        passed = select(self.sources.metadata, where, bbox)
+        return np.flatnonzero([image_id in passed for image_id in self.image_ids])
 
-    def _page(self, answer: _Answer, k: int, page: int, listed: np.ndarray) -> Found:
-        """One page of the ranking of the images listed."""
-        first = (page - 1) * k
-        if first and first >= len(listed):
-            raise InputError(f"no page {page} of {k} images: {len(listed):,} images are listed")
-        order = top_items(answer.scores[None, listed], min(page * k, len(listed)))[0]
-        best = listed[order[first:]]
-        ids = [self.image_ids[i] for i in best]
-        nearest = [self._nearest(i, answer.side) for i in best]
+    def _table(
+        self, numbers: np.ndarray, scores: np.ndarray, wanted: np.ndarray, parsed: Query
+    ) -> pd.DataFrame:
+        """What is known of these images, and the text of each that is nearest to what is wanted."""
+        ids = [self.image_ids[n] for n in numbers]
+        nearest = [self._nearest(n, wanted) for n in numbers]
+        own = self._captioned.get(folded(parsed.text), set())
         table = pd.DataFrame(
             {
-                "rank": np.arange(first + 1, first + 1 + len(best)),
                 "image_id": ids,
-                "score": answer.scores[best].astype(float),
-                "label": self.labels[best],
+                "score": scores[numbers].astype(float),
+                "label": self._labels[numbers],
                 "variant": [self._variant(i, t) for i, t in zip(ids, nearest, strict=True)],
                 "text": nearest,
-                "hit": pd.array([i in answer.own if answer.own else None for i in ids], "boolean"),
+                "hit": pd.array([i in own if own else None for i in ids], "boolean"),
             }
         )
         known = self.sources.metadata
         columns = [c for c in known if c not in (*table, "split", "geometry")]
-        table = table.join(known[columns], on="image_id")
-        by_image = answer.own is None
-        return Found(answer.query, by_image, self._method.name, table, len(listed), self.sources)
+        return table.join(known[columns], on="image_id")
 
-    def _nearest(self, image: int, query: Side) -> str:
-        """The text of an image with the greatest cosine to any text of the query."""
+    def _nearest(self, image: int, wanted: np.ndarray) -> str:
+        """The text of an image with the greatest cosine to any vector of what is wanted."""
         items = self._by_text.texts
         texts = slice(self._starts[image], self._starts[image + 1])
-        cosine = (items.vectors[texts] @ query.vectors.T).max(axis=1)
+        if not len(wanted):
+            return items.texts[texts][0]
+        cosine = (items.vectors[texts] @ wanted.T).max(axis=1)
         return items.texts[texts][int(np.argmax(cosine))]
 
     def _variant(self, image_id: str, text: str) -> int:
@@ -179,16 +249,12 @@ class Index:
         )
 
 
-def _folded(text: str) -> str:
-    """A caption for comparison: case, blanks and the full stop do not count."""
-    return " ".join(clean_text(text).lower().rstrip(" .").split())
-
-
 def search(
-    query: str,
+    query: str = "",
     dataset: str = "sample",
     k: int = 8,
     *,
+    image: str = "",
     method: str = "max",
     captioner: str = "",
     encoder: str = MINILM,
@@ -203,10 +269,11 @@ def search(
         query: what the images should show.
         dataset, split, data_dir: see :func:`trsllava_utils.datasets.load_dataset`.
         k: number of images.
+        image: a picture to search with: a captioner describes it, unless a query does.
         method: the scoring rule.
         captioner, encoder, options: see :class:`trsllava_utils.retrieval.Sources`; options are
-            ``texts, clip, precision``, ``tile`` and ``overlap`` of the windows of scenes, and the
-            filters of :meth:`Index.find`.
+            ``texts, clip, query_captioner, precision``, ``tile`` and ``overlap`` of the windows of
+            scenes, and the filters of :meth:`Index.find`. ``query_captioner`` describes the image.
 
     Returns:
         The first ``k`` images. Jupyter shows them as pictures; ``.table`` holds them.
@@ -218,9 +285,13 @@ def search(
     for name in options:
         check_choice("parameter", name, OPTIONS)
     only = {name: options.pop(name) for name in FILTERS if name in options}
-    check(query=query, k=k, **only)
+    check(k=k, **({} if image else {"query": query}), **only)
     if only.get("bbox", "").strip():
         parse_bbox(only["bbox"])  # before anything is embedded
     tiling = {name: options.pop(name) for name in TILING if name in options}
     loaded = load_dataset(dataset, data_dir, split, **tiling)
-    return Index(Sources(loaded, captioner, encoder, **options), method).find(query, k, **only)
+    describer = options.pop("query_captioner", "")
+    sources = Sources(loaded, captioner, encoder, **options)
+    if image and not query.strip():
+        query = describe(image, sources, str(describer))
+    return Index(sources, method).find(query, k, picture=image, **only)

@@ -1,35 +1,40 @@
-"""The search panel of notebook 03: type a query, see the images found, click one.
+"""The search panel of notebook 03: ask by words, a picture or marks, look, select, save.
 
-Built of plain ipywidgets. Where there is nobody to click (papermill, nbconvert, nbval), or no
-widgets, the first result is shown without widgets.
+The browser draws (``static/panel.js``, an anywidget), Python searches. Where there is nobody to
+click (papermill, nbconvert, nbval) the first result is shown without widgets.
 """
 
 from __future__ import annotations
 
+import io
+import mimetypes
 import os
+import tempfile
 import time
-from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from markupsafe import escape
+import anywidget
+import traitlets
+from PIL import Image
 
-from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.figures import place_map, png
+from trsllava_utils.artefacts import InputError, MissingError, check_choice, shown, slug, user_path
+from trsllava_utils.datasets import load_dataset, read_image
+from trsllava_utils.datasets.dataset import KNOWN
+from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES, jpeg
+from trsllava_utils.pages import data_uri
 from trsllava_utils.retrieval import Method, Sources
-from trsllava_utils.search import world
-from trsllava_utils.search.found import (
-    Found,
-    card,
-    data_uri,
-    render,
-    result_fragment,
-    result_page,
-    tiles,
-)
+from trsllava_utils.search.found import STATIC, Found, read_settings
 from trsllava_utils.search.index import Index
+from trsllava_utils.search.picture import describe, describer_of
+from trsllava_utils.search.world import WorldMap
 
 METHODS = ("max", "centroid", "texts(fields)", "lexical", "hybrid")
 PAGE_SIZES = (4, 8, 12, 24, 48)
+MOST = 200  # images on a saved page
+ENLARGED = 1024  # side of a picture in the lightbox, in pixels
+_ASKED = ("query", "k", "page", "right", "wrong", "picture", "where", "bbox", "label", "method")
 
 
 def search_panel(sources: Sources, query: str, method: str = "max", k: int = 8) -> Panel | Found:
@@ -41,259 +46,262 @@ def search_panel(sources: Sources, query: str, method: str = "max", k: int = 8) 
         method: the rule used first, if it can rank a single query; others can be chosen.
         k: images per page.
     """
-    methods = [m for m in dict.fromkeys((method, *METHODS)) if Method(m).ranks_one_query]
-    return (Panel if interactive() else _static)(sources, query, methods, k)
+    method = next(m for m in (method, *METHODS) if Method(m).ranks_one_query)
+    if interactive():
+        return Panel(sources, {"query": query, "method": method, "k": k})
+    return Index(sources, method).find(query, k)
 
 
-def _static(sources: Sources, query: str, methods: list[str], k: int) -> Found:
-    return Index(sources, methods[0]).find(query, k)
+def reopen(page: str | Path, dataset: str = "", data_dir: str = "") -> Panel | Found:
+    """A saved page as a panel again: its query, filters, marks, rule and captions.
+
+    Args:
+        page: an HTML file that a result was saved as.
+        dataset: where its images are; empty: where the page says, which a folder of your own has
+            to be told.
+        data_dir: see :func:`trsllava_utils.datasets.load_dataset`.
+
+    Raises:
+        InputError: it is no such page.
+        MissingError: the images or captions are not there.
+    """
+    path = user_path(page)
+    settings = read_settings(path.read_text(encoding="utf-8"), path.name)
+    request = settings.pop("request")
+    name, split = dataset or str(settings.pop("dataset", "")), str(settings.pop("split", "test"))
+    settings.pop("dataset", "")
+    if not dataset and name not in KNOWN:
+        raise InputError(f"{path.name} searched {name!r}; say where: reopen(page, '/path/to/it')")
+    tiling = {n: settings.pop(n) for n in ("tile", "overlap") if n in settings}
+    sources = Sources(load_dataset(name, data_dir, split, **tiling), **settings)
+    if interactive():
+        return Panel(sources, request)
+    index = Index(sources, str(request.pop("method", "max")))
+    return index.find(**{n: v for n, v in request.items() if n in _ASKED})
 
 
 def interactive() -> bool:
-    """Whether there are widgets and a person before them: Jupyter servers, VS Code and Colab say so
-    in the environment; papermill, nbconvert and nbval do not."""
+    """Whether there is a person before the widgets: Jupyter servers, VS Code and Colab say so in
+    the environment; papermill, nbconvert and nbval do not."""
     attended = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
-    return any(name in os.environ for name in attended) and bool(find_spec("ipywidgets"))
+    return any(name in os.environ for name in attended)
+
+
+class Screen(anywidget.AnyWidget):
+    """What the browser and Python share."""
+
+    _esm = "\n".join((STATIC / n).read_text("utf-8") for n in ("lightbox.js", "panel.js"))
+    _css = (STATIC / "panel.css").read_text("utf-8")
+    choices = traitlets.Dict().tag(sync=True)  # what can be chosen, once
+    request = traitlets.Dict().tag(sync=True)  # what is asked; "asked" counts up to ask again
+    shown = traitlets.Dict().tag(sync=True)  # the result
+    selected = traitlets.List().tag(sync=True)  # ids of images, across queries and pages
+    history = traitlets.List().tag(sync=True)  # queries, the last first
 
 
 class Panel:
-    """Query, pictures and card, wired together; ``found`` is what is shown.
+    """The panel at work; ``found`` is the result that is shown.
 
     Args:
-        sources, query, k: see :func:`search_panel`.
-        methods: the rules to choose from; the first is used at once.
+        sources: what is searched.
+        request: what is asked first: arguments of :meth:`Index.find`, a ``method``, ``selected``.
     """
 
-    def __init__(self, sources: Sources, query: str, methods: list[str], k: int) -> None:
-        import ipywidgets as w
-
-        self._sources, self._w = sources, w
+    def __init__(self, sources: Sources, request: dict[str, Any]) -> None:
+        self.sources, self.found = sources, None
         self._indices: dict[str, Index] = {}
-        self._tiles: list = []
-        self._busy = False
-        self._world: world.WorldMap | None = None
-        self.found: Found | None = None
-        self._make_controls(query, methods, k)
-        self._make_result()
-        row = w.Layout(flex_flow="row wrap", align_items="center")
-        buttons = [self.previous, self.page, self.next, self.export, self._links]
-        self.view = w.VBox(
-            [
-                self._style,
-                w.HBox([self.query, self.any_caption], layout=row),
-                w.HBox([self.method, self.label, self.k, self.history], layout=row),
-                w.HBox([self.where, self.bbox], layout=row),
-                self.status,
-                self.pictures,
-                w.HBox(buttons, layout=row),
-                self._detail,
-                self.map,
-            ]
-        )
-        self.view.add_class(self._name)
-        self._wire()
-        self._show(query)
+        self._folder = tempfile.TemporaryDirectory(prefix="trsllava")  # for pictures dropped here
+        self._asks: dict[str, str] = {}  # of the picture that is asked with
+        self._seen = 0
+        self._map: WorldMap | None = None
+        self.screen = self.view = Screen(choices=self._choices(request))
+        if "geometry" in sources.metadata and find_spec("ipyleaflet"):
+            import ipywidgets
 
-    def _make_controls(self, query: str, methods: list[str], k: int) -> None:
-        """What the user types and chooses."""
-        w = self._w
-        long, short = w.Layout(flex="1 1 320px"), w.Layout(width="160px")
-        labels = sorted(set(self._sources.dataset.images["label"]) - {""})
-        hint = "what the image should show, then Enter"
-        self.query = w.Text(
-            query, placeholder=hint, description="query", continuous_update=False, layout=long
-        )
-        tip = "take a reference caption as the query, so that hits can be told from misses"
-        self.any_caption = self._button("a caption of the dataset", tooltip=tip)
-        self.method = w.Dropdown(options=methods, description="method")
-        classes = [("all", ""), *((label, label) for label in labels)]
-        self.label = w.Dropdown(options=classes, description="class")
-        sizes = sorted({*PAGE_SIZES, k})
-        self.k = w.Dropdown(options=sizes, value=k, description="images", layout=short)
-        self.history = w.Dropdown(options=[], description="history", layout=long)
-        known = self._sources.metadata
-        hint = "as in SQL, on " + ", ".join(c for c in known if c != "geometry")
-        self.where = self._filter("where", hint, len(known.columns) > 0)
-        hint = "west,south,east,north in degrees, or click the map"
-        self.bbox = self._filter("box", hint, "geometry" in known)
-        self.previous = self._button("‹ previous", disabled=True)
-        self.next = self._button("next ›", disabled=True)
-        self.page = w.BoundedIntText(1, min=1, description="page", layout=short)
-        self.export = self._button("export", tooltip="this page of the result as CSV and HTML")
+            self._map = WorldMap(sources.metadata, lambda box: self.ask(bbox=box, page=1))
+            self.view = ipywidgets.VBox([self.screen, self._map.view])
+        self.screen.on_msg(self._on_message)
+        self.screen.observe(self._on_request, "request")
+        self.load(request)
 
-    def _filter(self, name: str, hint: str, is_shown: bool):
-        layout = self._w.Layout(flex="1 1 320px", display="" if is_shown else "none")
-        how = {"continuous_update": False, "layout": layout}
-        return self._w.Text(placeholder=hint, description=name, **how)
+    def _choices(self, request: dict[str, Any]) -> dict[str, Any]:
+        known = self.sources.metadata
+        columns = ", ".join(column for column in known if column != "geometry")
+        methods = [str(request.get("method", "max")), *METHODS]
+        methods += ["clip", "fusion"] if self.sources.clip else []
+        return {
+            "methods": list(dict.fromkeys(methods)),
+            "labels": sorted(set(self.sources.dataset.images["label"]) - {""}),
+            "sizes": sorted({*PAGE_SIZES, int(request.get("k", 8))}),
+            "where_hint": f"as in SQL, on {columns}" if columns else "no column is known",
+            "has_places": "geometry" in known,
+            "has_captions": len(self.sources.dataset.captions) > 0,
+        }
 
-    def _make_result(self) -> None:
-        """What is shown: tiles, the card of one image, a map."""
-        w = self._w
-        self.status, self.card, self.map, self._style, self._links = (w.HTML() for _ in range(5))
-        if "geometry" in self._sources.metadata and find_spec("ipyleaflet"):
-            near = partial(setattr, self.bbox, "value")  # a click: the same query, near there
-            self._world = world.WorldMap(self._sources.metadata, near)
-            self.map = self._world.view
-        self.pictures = w.Box(layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
-        self.like, self.close = self._button("more like this"), self._button("close")
-        self._detail = w.VBox([w.HBox([self.like, self.close]), self.card])
-        self._detail.layout.display = "none"
-
-    def _button(self, description: str, **options):
-        layout = self._w.Layout(width="auto")
-        return self._w.Button(description=description, layout=layout, **options)
-
-    @property
-    def _name(self) -> str:
-        """A CSS class of this panel alone, for several may be open."""
-        return f"trsllava-{id(self):x}"
-
-    def _repr_mimebundle_(self, **kwargs) -> dict:
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = self.view._repr_mimebundle_(**kwargs)
-        if self.found:  # for frontends without widgets, and for the saved notebook
-            bundle["text/html"] = result_fragment(self.found)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        if self.found and data:  # for frontends without widgets, and for the saved notebook
+            data["text/html"] = self.found._repr_html_()
         return bundle
 
-    def _wire(self) -> None:
-        """Connect the widgets with what they do."""
-        self.query.observe(lambda change: self._show(change.new), "value")
-        for choice in (self.method, self.label, self.k, self.where, self.bbox):
-            choice.observe(lambda _: self._again(), "value")
-        self.page.observe(lambda change: self._again(change.new), "value")
-        self.previous.on_click(lambda _: setattr(self.page, "value", self.page.value - 1))
-        self.next.on_click(lambda _: setattr(self.page, "value", self.page.value + 1))
-        self.history.observe(lambda change: change.new and self._show(*change.new), "value")
-        self.any_caption.on_click(lambda _: self._take_caption())
-        self.export.on_click(lambda _: self._export())
-        self.like.on_click(lambda _: self._show(self._opened, True))
-        self.close.on_click(lambda _: setattr(self._detail.layout, "display", "none"))
+    def ask(self, **changes: Any) -> None:
+        """Search with these changes to what was asked before; an error is shown."""
+        request = {**self.screen.request, **changes}
+        self.screen.request = {**request, "asked": int(request.get("asked", 0)) + 1}
 
-    def _take_caption(self) -> None:
-        captions = self._sources.dataset.captions
-        captions = captions[captions["image_id"].isin(list(self._sources.captions.records))]
-        if captions.empty:
-            self._say("these images have no reference captions")
+    def load(self, request: dict[str, Any]) -> None:
+        """Ask what a page asked, and select what it had selected."""
+        wanted = {name: request[name] for name in _ASKED if name in request and name != "picture"}
+        if selected := [str(name) for name in request.get("selected", ())]:
+            self.screen.selected = selected
+        if "query" in wanted:
+            start = {"k": 8, "page": 1, "method": "max", "right": [], "wrong": [], "where": ""}
+            self.ask(**{**start, "bbox": "", "label": "", "picture": "", **wanted})
         else:
-            self.query.value = captions["text"].sample(1).iloc[0]
+            self._select()
 
-    def _again(self, page: int = 1) -> None:
-        """The query shown, with other settings or another page."""
-        if self.found and not self._busy:
-            self._show(self.found.query, self.found.by_image, page)
+    # — what the browser says —
 
-    def _show(self, query: str, by_image: bool = False, page: int = 1) -> None:
-        """Search and show the result; an error is shown in its place."""
-        if self._busy:
-            return
-        self._busy = True  # setting the widgets below must not search again
-        start = time.perf_counter()
+    def _on_request(self, change: dict) -> None:
+        if change["new"].get("asked", 0) != self._seen:  # marks alone wait for the next search
+            self._seen = change["new"].get("asked", 0)
+            self._try(self._search)
+
+    def _on_message(self, _: Any, message: dict, buffers: list) -> None:
+        command = check_choice("command", message.pop("command", ""), _COMMANDS)
+        if command == "load":
+            message["content"] = bytes(buffers[0])
+        self._try(lambda: getattr(self, f"_{command}")(**message))
+
+    def _try(self, action: Any) -> None:
         try:
-            index = self._index(self.method.value)
-            find = index.like if by_image else index.find
-            only = {"where": self.where.value, "bbox": self.bbox.value}
-            self.found = find(query, self.k.value, page, self.label.value, **only)
-            self._fill()
-            self._remember(query, by_image)
-            last = max(1, -(-self.found.total // self.k.value))
-            self.page.max, self.page.value = last, page
-            self.previous.disabled, self.next.disabled = page == 1, page == last
-            self._describe(1000 * (time.perf_counter() - start), last)
-            self._draw_map()
+            action()
         except (InputError, MissingError) as error:
-            self._say(str(error), error=True)
-        finally:
-            self._busy = False
+            self._tell(**{**self.screen.shown, "error": str(error)})
+
+    def _search(self) -> None:
+        request = {n: v for n, v in self.screen.request.items() if n in _ASKED}
+        start, query = time.perf_counter(), request["query"]
+        index = self._index(str(request.pop("method")))
+        if label := request.pop("label", ""):
+            label = f"label = '{label.replace(chr(39), 2 * chr(39))}'"
+            where = request["where"].strip()
+            request["where"] = f"{label} and ({where})" if where else label
+        self._asks = self._asks if request.get("picture") else {}
+        self.found = index.find(**request)
+        self._show(1000 * (time.perf_counter() - start))
+        self.screen.history = [query, *(q for q in self.screen.history if q != query)][:50]
 
     def _index(self, method: str) -> Index:
         if method not in self._indices:
-            self._say(f"preparing {method} …")
-            self._indices[method] = Index(self._sources, method)
+            self._indices[method] = Index(self.sources, method)
         return self._indices[method]
 
-    def _fill(self) -> None:
-        """The tiles of a page; an image is the background of a button, so that it can be clicked
-        and reached by keyboard."""
-        images = tiles(self.found)
-        while len(self._tiles) < len(images):
-            self._tiles.append(self._tile(len(self._tiles)))
-        rules = [_RULES.replace("PANEL", self._name)]
-        for number, (tile, box) in enumerate(zip(images, self._tiles, strict=False)):
-            button, text = box.children
-            button.tooltip = f"{tile['image_id']}: {tile['said']}"
-            button.description = "" if tile["picture"] else "no pixels on disk"
-            colour = "#009E73" if tile["verdict"] == "hit" else "transparent"
-            rules.append(
-                f".{self._name} .tile-{number} {{ background-image: url('{tile['picture']}'); "
-                f"border: 3px solid {colour}; }}"
-            )
-            text.value = render("caption.html", tile=tile)
-        self._style.value = f"<style>{' '.join(rules)}</style>"
-        self.pictures.children = self._tiles[: len(images)]
-        self._detail.layout.display = "none"
-        self._links.value = ""
-
-    def _tile(self, number: int):
-        """An image and what is said of it, to be filled again and again."""
-        button, text = self._w.Button(), self._w.HTML()
-        button.add_class("tile").add_class(f"tile-{number}")
-        button.on_click(lambda _: self.open(self.found.table["image_id"].iloc[number]))
-        layout = self._w.Layout(width="180px", margin="4px")
-        return self._w.VBox([button, text], layout=layout)
-
-    def open(self, image_id: str) -> None:
-        """Show the card of an image of the page."""
-        self._opened = image_id
-        self.card.value = card(self.found, image_id)
-        self._detail.layout.display = ""
-
-    def _remember(self, query: str, by_image: bool) -> None:
-        entry = (f"like {query}" if by_image else query, (query, by_image))
-        self.history.options = [entry, *(o for o in self.history.options if o != entry)][:50]
-        self.history.value = entry[1]
-        if not by_image:
-            self.query.value = query
-
-    def _describe(self, milliseconds: float, last: int) -> None:
+    def _show(self, milliseconds: float = 0.0) -> None:
         found = self.found
-        what = f"images like {found.query}" if found.by_image else found.query
-        text = f"<b>{escape(what)}</b> · {found.total:,} images, {last:,} pages · "
-        text += f"{milliseconds:.0f} ms"
-        if found.table["hit"].notna().any():
-            text += " · a reference caption of this dataset: its own images are framed in green"
-        self._say(text, html=True)
+        last = max(1, -(-found.total // found.request.get("k", max(found.total, 1))))
+        values = {"tiles": found.tiles, "query": found.query.text, "total": found.total}
+        values |= {"notes": found.notes, "suggestion": found.query.suggestion, "last": last}
+        self._tell(**values, picture=self._asks, milliseconds=round(milliseconds))
+        if self._map:
+            self._map.show(found, str(found.request.get("bbox", "")))
 
-    def _say(self, text: str, error: bool = False, html: bool = False) -> None:
-        colour = "color:#D55E00" if error else ""
-        self.status.value = f'<div style="{colour}">{text if html else escape(text)}</div>'
+    def _tell(self, **values: Any) -> None:
+        self.screen.shown = {"error": "", **values, "at": time.time()}  # so that it differs
 
-    def _draw_map(self) -> None:
-        places = self._sources.metadata
-        if self._world:
-            self._world.show(self.found, self.bbox.value)
+    def _open(self, number: int) -> None:
+        card = self.found.card(self._name(number), ENLARGED, with_path=True)
+        self.screen.send({"card": card, "number": number})
+
+    def _name(self, number: int) -> str:
+        return self.found.table["image_id"].iloc[number]
+
+    def _original(self, number: int) -> Path:
+        file = self.sources.dataset.file_of(self._name(number))
+        if not file:
+            raise MissingError(f"{self._name(number)}: no pixels on disk")
+        return Path(file.path)
+
+    def _path(self, number: int) -> None:
+        self.screen.send({"path": str(self._original(number))})
+
+    def _file(self, number: int, open: bool = False) -> None:
+        path = self._original(number)
+        if open:
+            file = self.sources.dataset.file_of(self._name(number))
+            picture = Image.fromarray(read_image(file, self.sources.dataset.rendering))
+            self._give(f"{path.stem}.jpg", "image/jpeg", jpeg(picture), open=True)
+        else:
+            kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            self._give(path.name, kind, path.read_bytes())
+
+    def _give(self, name: str, kind: str, content: bytes, open: bool = False) -> None:
+        """Send a file to the browser, wherever it runs."""
+        self.screen.send({"file": name, "type": kind, "open": open}, buffers=[content])
+
+    def _caption(self) -> None:
+        captions = self.sources.dataset.captions
+        captions = captions[captions["image_id"].isin(list(self.sources.captions.records))]
+        self.ask(query=captions["text"].sample(1).iloc[0], page=1, right=[], wrong=[], picture="")
+
+    def _select(self) -> None:
+        """Show the selection."""
+        if not self.screen.selected:
+            raise InputError("nothing is selected")
+        self.found = self._index("max").pick(self.screen.selected)
+        self._show()
+
+    def _save(self, kind: str, selection: bool) -> None:
+        """The selection or the whole ranking (as a page, its first images) as a file."""
+        found = self._chosen(self.found.total if kind in ("csv", "geojson") else MOST, selection)
+        name = slug(found.query.text)[:40] or "search"
+        if kind == "folder":
+            stamp = time.strftime("%Y%m%d_%H%M%S")
+            folder = self.sources.dataset.derived / "selections" / f"{name}_{stamp}"
+            note = f"{len(found.table):,} images are in {shown(found.save(folder, kind))}"
+            self._tell(**{**self.screen.shown, "notes": [note]})
             return
-        if "geometry" not in places:
-            return
-        title = f"Where they are: {self.found.query}"
-        figure = place_map(self.found.table, title, places)
-        address = data_uri(png(figure), "image/png")
-        self.map.value = f'<img src="{address}" alt="map of the images found" width="640">'
+        types = {"csv": "text/csv", "html": "text/html", "geojson": "application/geo+json"}
+        check_choice("kind of file", kind, types)
+        self._give(f"{name}.{kind}", types[kind], found.as_text(kind).encode())
 
-    def _export(self) -> None:
-        """Links that hold the files: they can be saved wherever the browser runs."""
-        files = {
-            "csv": data_uri(self.found.csv().encode(), "text/csv"),
-            "html": data_uri(result_page(self.found).encode(), "text/html"),
+    def _chosen(self, most: int, selection: bool) -> Found:
+        """The selection, or the result shown from its first image on."""
+        request = dict(self.found.request)
+        index = self._index(str(request.pop("method", "max")))
+        if selection or "query" not in request:
+            if not self.screen.selected:
+                raise InputError("nothing is selected")
+            return index.pick(self.screen.selected)
+        found = index.find(**{**request, "k": min(most, self.found.total), "page": 1})
+        found.request.update(k=request["k"], selected=self.screen.selected)
+        return found
+
+    def _load(self, name: str, content: bytes) -> None:
+        """A file dropped on the panel: a picture to search with, a saved page or selection."""
+        suffix = Path(name).suffix.lower()
+        if suffix not in IMAGE_SUFFIXES:
+            try:
+                self.load(read_settings(content.decode("utf-8-sig"), name)["request"])
+            except UnicodeDecodeError:
+                raise InputError(f"{name}: neither a picture nor a page, CSV or GeoJSON") from None
+            return
+        path = Path(self._folder.name) / f"picture{suffix}"
+        path.write_bytes(content)
+        query, who = describe(str(path), self.sources), describer_of(self.sources)
+        small = io.BytesIO()
+        picture = Image.fromarray(read_image(path, self.sources.dataset.rendering, 192))
+        picture.save(small, "JPEG")
+        text = f"{name}, described by {who}: the words above can be edited"
+        if who == "pixels":
+            text += " (pixels is often wrong; name a model as query_captioner)"
+        self._asks = {
+            "picture": data_uri(small.getvalue(), "image/jpeg"),
+            "name": name,
+            "text": text,
         }
-        if self.found.has_places:
-            files["geojson"] = data_uri(self.found.geojson().encode(), "application/geo+json")
-        self._links.value = " · ".join(
-            f'<a download="search.{kind}" href="{address}"><u>save as {kind.upper()}</u></a>'
-            for kind, address in files.items()
-        )
+        self.ask(query=query, picture=str(path), page=1, right=[], wrong=[])
 
 
-_RULES = """
-.PANEL .tile { width: 180px; height: 180px; margin: 0; background-size: cover;
-  background-position: center; background-color: #ddd; cursor: pointer; }
-.PANEL .tile:focus-visible { outline: 3px solid #0072B2; }
-"""
+_COMMANDS = ("open", "path", "file", "caption", "select", "save", "load")

@@ -1,0 +1,230 @@
+// The search panel: draws what Python found, tells Python what is asked. Texts are set as text;
+// the only HTML is that of a card, which Python escapes.
+
+const el = (tag, options = {}, ...children) => {
+  const { text, attributes = {}, ...rest } = options;
+  const made = Object.assign(document.createElement(tag), rest);
+  if (text !== undefined) made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+};
+const button = (text, title, onclick, more = {}) =>
+  el("button", { type: "button", text, title, onclick, ...more });
+
+function render({ model, el: host }) {
+  const choices = model.get("choices");
+  const shown = () => model.get("shown");
+  const request = () => model.get("request");
+  const tiles = () => shown().tiles || [];
+
+  function ask(changes) {
+    list.classList.add("busy");
+    const page = "page" in changes ? {} : { page: 1 };
+    const again = { asked: (request().asked || 0) + 1 };
+    model.set("request", { ...request(), ...page, ...changes, ...again });
+    model.save_changes();
+  }
+  const newQuery = (query) => ask({ query, right: [], wrong: [] });
+  const toggled = (names, name) =>
+    names.includes(name) ? names.filter((other) => other !== name) : [...names, name];
+  const send = (command, values = {}, buffers = []) =>
+    model.send({ command, ...values }, undefined, buffers);
+  function loadFiles(files) {
+    for (const file of files)
+      file.arrayBuffer().then((content) => send("load", { name: file.name }, [content]));
+  }
+
+  // — asking —
+  const past = el("datalist", { id: `past-${Math.random().toString(36).slice(2)}` });
+  const query = el("input", {
+    type: "search",
+    placeholder: "what the image should show, then Enter",
+    attributes: { "aria-label": "query", list: past.id },
+    title: "a sentence, or parts: storage tanks + 0.5 river - houses, [image id] + umbrellas",
+    onkeydown: (event) => event.key === "Enter" && form.requestSubmit(), // JupyterLab keeps Enter
+  });
+  const file = el("input", {
+    type: "file",
+    hidden: true,
+    multiple: true,
+    onchange: () => (loadFiles(file.files), (file.value = "")),
+  });
+  const form = el(
+    "form",
+    { onsubmit: (event) => (event.preventDefault(), newQuery(query.value)) },
+    query,
+    past,
+    el("button", { type: "submit", text: "search" }),
+    button("by picture …", "an image, described in words; a saved page or a saved selection", () => file.click()),
+    choices.has_captions ? button("a caption of the dataset", "take a reference caption as the query, so that hits can be told from misses", () => send("caption")) : "",
+    file,
+  );
+  form.setAttribute("role", "search");
+  const picture = el("div", { className: "asked", hidden: true });
+  const notes = el("div");
+
+  // — filters —
+  const filters = {};
+  const field = (name, label, control) => {
+    filters[name] = control;
+    control.onchange = () => ask({ [name]: control.type === "number" || name === "k" ? Number(control.value) : control.value });
+    return el("label", { className: control.tagName === "INPUT" ? "wide" : "" }, label, control);
+  };
+  const select = (values) =>
+    el("select", {}, ...values.map((value) => el("option", { value, text: value === "" ? "all" : value })));
+  const row = el("div", { className: "row" },
+    field("method", "rule", select(choices.methods)),
+    choices.labels.length ? field("label", "class", select(["", ...choices.labels])) : "",
+    field("k", "images", select(choices.sizes)),
+    field("where", "where", el("input", { placeholder: choices.where_hint })),
+    choices.has_places ? field("bbox", "box", el("input", { placeholder: "west,south,east,north in degrees, or click the map" })) : "",
+  );
+
+  // — result —
+  const status = el("div", { className: "status", attributes: { role: "status" } });
+  const list = el("ol", { className: "tiles", attributes: { "aria-label": "images found" } });
+  const previous = button("‹ previous", "previous page", () => ask({ page: request().page - 1 }));
+  const next = button("next ›", "next page", () => ask({ page: request().page + 1 }));
+  const page = el("input", { type: "number", min: 1, attributes: { "aria-label": "page" }, onchange: () => ask({ page: Number(page.value) }) });
+  const pages = el("span");
+  const again = button("search again with these marks", "relevance feedback: towards ✓, away from ✗", () => ask({}));
+  const clear = button("clear marks", "forget ✓ and ✗", () => ask({ right: [], wrong: [] }));
+  const paging = el("div", { className: "row" }, previous, page, pages, next, again, clear);
+  const what = el("select", { attributes: { "aria-label": "what is saved" } });
+  const kinds = ["csv", "html", ...(choices.has_places ? ["geojson"] : []), "folder"];
+  const saving = el("div", { className: "row" }, "save", what,
+    ...kinds.map((kind) => button(kind === "html" ? "page" : kind === "csv" || kind === "folder" ? kind : "GeoJSON", { csv: "CSV with full paths", html: "a page that needs no network", geojson: "places, for QGIS and the like", folder: "links to the files, on the machine that searches" }[kind], () => send("save", { kind, selection: what.value === "selection" }))),
+    button("show selection", "the selected images", () => send("select")),
+    button("clear selection", "select none", () => choose([])),
+  );
+  const box = makeLightbox(host, () => tiles().length, (number, body) => {
+    const { image_id, picture: address } = tiles()[number];
+    body.replaceChildren(el("img", { src: address, alt: image_id }));
+    send("open", { number });
+    drawMarks(box.more, tiles()[number]);
+    box.more.append(
+      button("more like this", "search by the captions of this image", () => (box.close(), newQuery(`[${image_id}]`))),
+      button("copy path", "of the original file", () => send("path", { number })),
+      button("open", "the whole image in a new tab", () => send("file", { number, open: true })),
+      button("download", "the original file", () => send("file", { number })),
+    );
+  });
+
+  function choose(names) {
+    model.set("selected", names);
+    model.save_changes();
+  }
+  function drawMarks(where, tile) {
+    const { right = [], wrong = [] } = request();
+    const mark = (text, title, on, action) =>
+      button(text, `${title}: ${tile.image_id}`, () => (action(), redraw()), { attributes: { "aria-pressed": on, "aria-label": `${title}: ${tile.image_id}` } });
+    const redraw = () => {
+      drawTiles();
+      if (where === box.more) box.open(box.current());
+    };
+    const name = tile.image_id;
+    const set = (changes) => model.set("request", { ...request(), ...changes });
+    where.replaceChildren(
+      mark("✓", "right", right.includes(name), () => set({ right: toggled(right, name), wrong: wrong.filter((n) => n !== name) })),
+      mark("✗", "wrong", wrong.includes(name), () => set({ wrong: toggled(wrong, name), right: right.filter((n) => n !== name) })),
+      mark("select", "select", model.get("selected").includes(name), () => choose(toggled(model.get("selected"), name))),
+    );
+  }
+  function drawTile(tile, number) {
+    const picture = tile.picture ? el("img", { src: tile.picture, alt: `${tile.image_id}: ${tile.said}` }) : "no pixels on disk";
+    const score = [tile.score, tile.percentile && `percentile ${tile.percentile}`, tile.label, tile.of > 1 && tile.score && `variant ${tile.variant} of ${tile.of}`];
+    const verdict = { hit: " ✓ hit", miss: " ✗ miss", "": "" }[tile.verdict];
+    const marks = el("div", { className: "marks" });
+    drawMarks(marks, tile);
+    const words = tile.words.map(([text, hit]) => el(hit ? "mark" : "span", { text }));
+    const open = el("button", { type: "button", className: "tile", title: `${tile.image_id}: ${tile.said}`, onclick: () => box.open(number) }, picture);
+    const item = el("li", { className: [tile.verdict, model.get("selected").includes(tile.image_id) && "selected"].filter(Boolean).join(" ") },
+      open, marks, el("b", { text: `${tile.rank}. ${tile.image_id}${verdict}` }), el("br"), score.filter(Boolean).join(" · "), el("br"), ...words);
+    item.addEventListener("keydown", (event) => {
+      const to = { ArrowRight: number + 1, ArrowLeft: number - 1 }[event.key];
+      const key = { "+": 0, "-": 1, s: 2 }[event.key];
+      if (to === undefined && key === undefined) return;
+      event.preventDefault();
+      if (to !== undefined) list.children[to]?.querySelector(".tile").focus();
+      else {
+        marks.children[key].click();
+        list.children[number].querySelector(".tile").focus();
+      }
+    });
+    return item;
+  }
+  function drawTiles() {
+    const focused = [...list.children].findIndex((item) => item.contains(document.activeElement));
+    const nth = focused < 0 ? -1 : [...list.children[focused].querySelectorAll("button")].indexOf(document.activeElement);
+    list.replaceChildren(...tiles().map(drawTile));
+    list.children[focused]?.querySelectorAll("button")[nth]?.focus();
+    const { right = [], wrong = [] } = request();
+    again.hidden = clear.hidden = !(right.length + wrong.length);
+    again.textContent = `search again: ${right.length} right, ${wrong.length} wrong`;
+    const selected = model.get("selected");
+    const chosen = what.value;
+    what.replaceChildren(
+      el("option", { value: "result", text: `all ${(shown().total || 0).toLocaleString("en")} images, ranked` }),
+      el("option", { value: "selection", text: `${selected.length} selected` }),
+    );
+    what.value = chosen || "result";
+  }
+  function draw() {
+    const { query: asked, error, notes: told = [], suggestion, total, milliseconds, last, picture: by } = shown();
+    list.classList.remove("busy");
+    if (!error) query.value = request().query;
+    past.replaceChildren(...model.get("history").map((value) => el("option", { value })));
+    for (const [name, control] of Object.entries(filters)) control.value = request()[name] ?? "";
+    status.className = error ? "status error" : "status";
+    const single = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+    if (error) status.textContent = error;
+    else if (asked !== undefined) status.replaceChildren(el("b", { text: asked }), ` · ${single(total, "image", "images")} searched, ${single(last, "page", "pages")}`, milliseconds ? ` · ${milliseconds} ms` : "");
+    notes.replaceChildren(...told.map((text) => el("p", { className: "note", text })));
+    if (suggestion) notes.append(button(`search “${suggestion}”`, "the same with a minus", () => newQuery(suggestion)));
+    picture.hidden = !by?.picture;
+    if (by?.picture) picture.replaceChildren(el("img", { src: by.picture, alt: by.name }), el("span", { text: by.text }), button("✕", "search by words alone", () => ask({ picture: "" })));
+    previous.disabled = request().page <= 1;
+    next.disabled = request().page >= last;
+    page.value = request().page;
+    page.max = last;
+    pages.textContent = `of ${last || 1}`;
+    drawTiles();
+  }
+
+  const root = el("section", { className: "trsllava", attributes: { "aria-label": "image search", "data-lm-suppress-shortcuts": "true" } },
+    form, picture, row, status, notes, list, paging, saving);
+  root.addEventListener("dragover", (event) => (event.preventDefault(), root.classList.add("dropping")));
+  root.addEventListener("dragleave", () => root.classList.remove("dropping"));
+  root.addEventListener("drop", (event) => {
+    event.preventDefault();
+    event.stopPropagation();
+    root.classList.remove("dropping");
+    loadFiles(event.dataTransfer.files);
+  });
+  host.append(root);
+
+  const onMessage = (message, buffers) => {
+    if (message.card !== undefined && message.number === box.current()) box.body.innerHTML = message.card;
+    if (message.path !== undefined) {
+      if (navigator.clipboard) navigator.clipboard.writeText(message.path);
+      else window.prompt("path of the original file", message.path);
+    }
+    if (message.file === undefined) return;
+    const address = URL.createObjectURL(new Blob([buffers[0]], { type: message.type }));
+    if (message.open) window.open(address, "_blank");
+    else el("a", { href: address, download: message.file }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 60000);
+  };
+  model.on("msg:custom", onMessage);
+  model.on("change:shown", draw);
+  model.on("change:selected", drawTiles);
+  draw();
+  return () => {
+    model.off("msg:custom", onMessage);
+    model.off("change:shown", draw);
+    model.off("change:selected", drawTiles);
+  };
+}
+
+export default { render };
