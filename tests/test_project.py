@@ -16,8 +16,8 @@ from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 from tests.conftest import draw
-from trsllava_utils import __main__ as command_line
-from trsllava_utils import figures
+from trsllava_utils import chain, figures
+from trsllava_utils.__main__ import main
 from trsllava_utils.artefacts import PROJECT_ROOT, InputError
 from trsllava_utils.captioning import caption_dataset, load_captions
 from trsllava_utils.datasets import load_dataset
@@ -121,9 +121,9 @@ def test_every_parameter_is_typed_and_commented():
 
 def test_unknown_parameter_and_order_are_refused():
     with pytest.raises(InputError, match="Did you mean 'method'"):
-        command_line.run_chain(["sample"], {"metod": "max"})
+        chain.run_chain(["sample"], {"metod": "max"})
     with pytest.raises(InputError, match="comes after"):
-        command_line.run_chain(["sample"], {}, "03", "01")
+        chain.run_chain(["sample"], {}, "03", "01")
 
 
 def run(*words: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess:
@@ -154,7 +154,7 @@ def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
     assert report.stat().st_size < 5_000_000 and 'src="http' not in page
     for part in ("95 % interval", "Successes", "rsitmd -p split test -p captioner pixels", "csls†"):
         assert part in page
-    again = command_line.main(["report", "rsitmd", "-p", "data_dir", str(data_dir)])
+    again = main(["report", "rsitmd", "-p", "data_dir", str(data_dir)])
     assert again == 0 and report.read_text(encoding="utf-8") == page
     for table in ("*.csv", "*.tex", "*.ablation.csv", "summary.tex"):
         assert list((data_dir / "rsitmd" / "derived" / "results").glob(table)), table
@@ -175,7 +175,7 @@ def test_own_folder_searches_without_captions_and_says_what_evaluation_needs(
     out = run("-m", "trsllava_utils", "run", mine, *how, "--from", "03")
     assert out.returncode == 1 and "03_retrieval" in out.stdout
     assert "no reference captions" in out.stderr and "04_evaluation_visualisation" in out.stderr
-    assert command_line.main(["search", mine, "a field", *how]) == 0
+    assert main(["search", mine, "a field", *how]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 

@@ -24,6 +24,7 @@ LEVELS = [
     {"pages"},
     {"search"},
     {"report"},
+    {"chain"},
     {"__main__"},
 ]
 

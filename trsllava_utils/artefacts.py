@@ -264,5 +264,5 @@ def progress(*iterable, **options):
 
     in_terminal = TEXT_BARS in os.environ
     tqdm = std.tqdm if in_terminal else auto.tqdm
-    options |= {"mininterval": 1.0} if in_terminal else {}
+    options |= {"mininterval": 1.0, "ncols": 100, "nrows": 20} if in_terminal else {}
     return tqdm(*iterable, disable=bool(os.environ.get("TQDM_DISABLE")), **options)

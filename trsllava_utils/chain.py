@@ -117,7 +117,9 @@ def run_chain(
     notebooks = [PROJECT_ROOT / "notebooks" / f"{stem}.ipynb" for stem in stems]
     known = {path: set(papermill.inspect_notebook(str(path))) for path in notebooks}
     for name in parameters:
-        check_choice("parameter", name, sorted(set().union(*known.values()) - {"dataset"}))
+        check_choice("parameter", name, sorted(set().union(*known.values())))
+    if "dataset" in parameters:
+        raise InputError("datasets are named after the command: run rsicd, not -p dataset rsicd")
     executed = []
     for dataset in datasets:
         values = _of_chain(dataset, parameters)  # a missing dataset stops here, at once
@@ -160,6 +162,7 @@ def _run_one(path: Path, output: Path, parameters: Parameters, dataset: str) -> 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ[TEXT_BARS] = "1"
     options = {"progress_bar": False, "cwd": str(Path.cwd()), "stderr_file": line}
+    options["shutdown_kernel"] = "immediate"  # Ctrl-C: no traceback of the kernel's own
     try:
         papermill.execute_notebook(
             str(path), str(output), parameters, extra_arguments=["--log-level=ERROR"], **options

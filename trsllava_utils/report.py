@@ -70,10 +70,8 @@ def report(
     given = {"split": ds.split, **ds.tiling, **{name: getattr(sources, name) for name in SETTING}}
     command = _command(chain, {"data_dir": data_dir, **given})
     if not result:
-        raise MissingError(
-            f"no results to report for this setting; make them first: {command}"
-            + _others(ds, dataset, data_dir)
-        )
+        others = _others(ds, dataset, data_dir)
+        raise MissingError(f"no results to report for this setting; make them: {command}{others}")
     parameters = result["parameters"]
     sources = replace(sources, clip=parameters["clip"])
     ranking = rank_dataset(parameters["method"], sources)
@@ -81,9 +79,9 @@ def report(
         raise MissingError(
             f"captions or vectors have changed since these results were made; run again: {command}"
         )
-    successes, failures = breakdown.extremes(
-        ranking.ranks, ranking.top, caption_texts(sources.embed_reference()), EXAMPLES
-    )
+    texts = caption_texts(sources.embed_reference())
+    examples = breakdown.extremes(ranking.ranks, ranking.top, texts, EXAMPLES)
+    successes, failures = (_examples(queries, ranking, sources) for queries in examples)
     page = render(
         "report.html",
         ds=ds,
@@ -95,12 +93,11 @@ def report(
         compared=_table(pd.DataFrame.from_dict(result["compared"], orient="index")),
         published=_published(ds, result),
         figures=_figures(ds, result["figures"]),
-        successes=_examples(successes, ranking, sources),
-        failures=_examples(failures, ranking, sources),
+        successes=successes,
+        failures=failures,
         command=_command(chain, given | {n: v for n, v in parameters.items() if n not in SETTING}),
     )
-    target = Path(path) if str(path) else results.with_suffix(".html")
-    return write_text(target, page)
+    return write_text(path or results.with_suffix(".html"), page)
 
 
 def _others(ds: Dataset, dataset: str, data_dir: str) -> str:

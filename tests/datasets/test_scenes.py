@@ -201,7 +201,7 @@ def test_results_leave_with_their_places(archive, static_encoder):
     assert chip.table["image_id"].tolist() == ["chip"]
     with pytest.raises(InputError, match="no place is known"):
         chip.save(archive / "b.geojson")
-    like = index.like("chip", 20, bbox="10.34,47.84,10.35,47.85").table["image_id"]
+    like = index.find("[chip]", 20, bbox="10.34,47.84,10.35,47.85").table["image_id"]
     assert 0 < len(like) < 6 and "chip" not in set(like)
     assert index.find("a field", where="gsd > 99").table.empty
 
@@ -337,26 +337,30 @@ def test_names_of_windows_are_their_own(archive):
 
 
 def test_a_click_on_the_map_asks_for_what_is_near(archive, static_encoder):
-    pytest.importorskip("ipyleaflet")
     ds = load(archive)
     caption_dataset(ds, "pixels")
-    panel = Panel(Sources(ds, "pixels", static_encoder), "a field", ["max"], 8)
-    assert panel.found.total == 7 and len(panel._world._shown.layers) == 12  # pins and outlines
+    panel = Panel(Sources(ds, "pixels", static_encoder), {"query": "a field"})
+    assert panel.found.total == 7 and len(panel._map._shown.layers) == 12  # pins and outlines
     places = panel.found.sources.metadata.loc["scene_20230601@86_0"]
-    panel._world._half = 1e-4
-    panel._world._on_interaction(type="click", coordinates=[places["lat"], places["lon"]])
+    panel._map._half = 1e-4
+    panel._map._on_interaction(type="click", coordinates=[places["lat"], places["lon"]])
     assert "scene_20230601@86_0" in set(panel.found.table["image_id"]) and panel.found.total < 7
-    panel.bbox.value = ""
-    assert panel.found.total == 7 and not panel._world._box.layers
-    panel.where.value = "nonsense <"
-    assert "The columns are" in panel.status.value
-    panel.where.value = "gsd is null"
+    panel.ask(bbox="")
+    assert panel.found.total == 7 and not panel._map._box.layers
+    panel.ask(where="nonsense <")
+    assert "The columns are" in panel.screen.shown["error"]
+    sent = []
+    panel.screen.send = lambda content, buffers=(): sent.append((content, *buffers))
+    panel.ask(where="gsd is null")
     assert panel.found.table["image_id"].tolist() == ["chip"]
-    panel._export()
-    assert "GEOJSON" not in panel._links.value and "CSV" in panel._links.value
-    panel.where.value = ""
-    panel._export()
-    assert "GEOJSON" in panel._links.value
+    panel._on_message(None, {"command": "save", "kind": "geojson", "selection": False}, [])
+    assert "no place is known" in panel.screen.shown["error"] and not sent
+    panel.ask(where="")
+    panel._on_message(None, {"command": "save", "kind": "geojson", "selection": False}, [])
+    assert len(json.loads(sent[-1][1])["features"]) == 6
+    number = panel.found.table["image_id"].str.startswith("scene").to_numpy().argmax()
+    panel._on_message(None, {"command": "open", "number": int(number)}, [])
+    assert "in scene_20230601.tif" in sent[-1][0]["card"]  # a window beside its scene
 
 
 def test_reference_captions_of_windows_are_evaluated_and_reported(archive, static_encoder):

@@ -249,7 +249,7 @@ def test_clip_of_real_architecture(kind, sources, models):
     top = done["clip"].top
     assert top["score"].iloc[0] == pytest.approx(cosine.max(), abs=1e-6)
     assert len(Index(seen, "fusion").find("a river", 2).table) == 2
-    assert len(Index(seen, "fusion").like(seen.gallery[0], 2).table) == 2
+    assert len(Index(seen, "fusion").find(f"[{seen.gallery[0]}]", 2).table) == 2
 
 
 def test_clip_needs_pixels_and_a_model_with_image_features(sources, models, tmp_path):
@@ -299,7 +299,10 @@ def test_published_results_are_sourced_and_add_up():
 
 def test_extremes_are_the_clearest_hits_and_the_farthest_misses(sources):
     ranks, top = retrieval.retrieve("max", sources, 5)
-    successes, failures = breakdown.extremes(ranks, top, 4)
+    texts = retrieval.caption_texts(sources.embed_reference())
+    successes, failures = breakdown.extremes(ranks, top, texts, 4)
+    same = dict.fromkeys(texts, "one text")
+    assert [len(table) for table in breakdown.extremes(ranks, top, same, 4)] == [1, 1]
     assert (successes["rank"] == 1).all() and successes["margin"].is_monotonic_decreasing
     assert failures["rank"].is_monotonic_decreasing and (failures["rank"] > 1).all()
     t2i = ranks[ranks["direction"] == "t2i"]

@@ -1,10 +1,11 @@
-"""A real JupyterLab in a real browser: notebook 03's panel is typed into and clicked.
+"""A real JupyterLab in a real browser: the search panel is typed into, clicked, and dropped on.
 
 Runs where Chromium and Playwright are; skipped elsewhere. ``SCREENSHOTS=FOLDER`` keeps pictures.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from trsllava_utils.artefacts import PROJECT_ROOT
@@ -81,54 +83,234 @@ def shoot(what, name: str) -> None:
         what.screenshot(path=str(Path(folder) / f"{name}.jpg"), type="jpeg", quality=80)
 
 
-def test_search_panel_in_jupyterlab(browser, lab):
-    page = browser.new_page(viewport={"width": 1400, "height": 2000})
+@pytest.fixture(scope="module")
+def page(browser, lab):
+    """Notebook 03, run in JupyterLab, with the panel in view."""
+    context = browser.new_context(viewport={"width": 1400, "height": 2000})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
     page.goto(f"{lab}/lab/tree/03_retrieval.ipynb?token=secret", timeout=2 * MINUTE)
     page.get_by_text(re.compile(r"\| Idle")).wait_for(timeout=2 * MINUTE)  # the kernel is there
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    query = page.get_by_placeholder("what the image should show")
-    query.wait_for(timeout=4 * MINUTE)
-    query.scroll_into_view_if_needed()
-    status = page.locator(".widget-html", has_text="images,").first
-    tiles = page.locator("button.tile:visible")
-    assert tiles.count() == 8
-    shoot(page, "panel")
+    page.get_by_placeholder("what the image should show").wait_for(timeout=4 * MINUTE)
+    page.get_by_placeholder("what the image should show").scroll_into_view_if_needed()
+    page.get_by_text(re.compile(r"\| Idle")).wait_for(timeout=4 * MINUTE)  # all cells are done
+    yield page
+    context.close()
 
-    for words in ("a plane", "white planes parked side by side"):  # the first loads the encoder
-        query.fill(words)
-        query.press("Enter")
-        status.filter(has_text=words).wait_for(timeout=MINUTE)
-    sync_api.expect(tiles.first).to_have_attribute("title", re.compile("^airplane"))
-    assert "url(" in tiles.first.evaluate("tile => getComputedStyle(tile).backgroundImage")
-    assert page.locator("mark", has_text=re.compile("planes|parked")).count()
-    shoot(page.locator(".jp-OutputArea-output", has=query), "search_panel")
 
-    name = tiles.first.get_attribute("title").split(":")[0]
-    tiles.first.click()
-    card = page.locator(".widget-html", has_text="captions by").first
-    card.wait_for(timeout=MINUTE)
-    assert name in card.inner_text() and "one_sentence" in card.inner_text()
-    shoot(page, "panel_card")
+@pytest.fixture
+def panel(page):
+    return Driver(page)
 
-    page.get_by_role("button", name="more like this").click()
-    status.filter(has_text=f"images like {name}").wait_for(timeout=MINUTE)
-    assert name not in [tile.get_attribute("title").split(":")[0] for tile in tiles.all()]
 
-    page.get_by_role("button", name="a caption of the dataset").click()
-    status.filter(has_text="framed in green").wait_for(timeout=MINUTE)
-    page.get_by_role("button", name="next ›").click()
-    page.locator("figcaption, .widget-html", has_text="9. ").first.wait_for(timeout=MINUTE)
-    page.get_by_role("button", name="export").click()
-    link = page.get_by_role("link", name="save as HTML", exact=True)
-    with page.expect_download() as download:
-        link.click()
-    text = Path(download.value.path()).read_text(encoding="utf-8")
-    assert "<h1>" in text and text.count("data:image/jpeg") == 16
-    query.fill(" ")
-    query.press("Enter")
-    page.locator(".widget-html", has_text="should not be empty").first.wait_for(timeout=MINUTE)
-    shoot(page, "panel_end")
+class Driver:
+    """What a person does at the panel."""
+
+    def __init__(self, page) -> None:
+        self.page, self.root = page, page.locator(".trsllava")
+        self.query = page.get_by_placeholder("what the image should show")
+        self.tiles = self.root.locator(".tiles li")
+        self.status = self.root.get_by_role("status")
+        self.box = page.locator("dialog.lightbox[open]")
+
+    @property
+    def ids(self) -> list[str]:
+        return [t.split(". ")[1].split(" ")[0] for t in self.root.locator("li b").all_inner_texts()]
+
+    def ask(self, words: str) -> None:
+        self.query.fill(words)
+        self.query.press("Enter")
+        self.status.filter(has_text=words).wait_for(timeout=MINUTE)
+
+    def mark(self, number: int, name: str) -> None:
+        self.tiles.nth(number).get_by_role("button", name=name).click()
+
+    def button(self, name: str):
+        return self.root.get_by_role("button", name=name, exact=name in ("page", "csv"))
+
+    def download(self, name: str) -> Path:
+        with self.page.expect_download(timeout=MINUTE) as download:
+            self.button(name).click()
+        path = Path(download.value.path())
+        return path.rename(path.with_name(download.value.suggested_filename))
+
+    def drop(self, path: Path, kind: str) -> None:
+        """A file dropped on the panel."""
+        content = base64.b64encode(path.read_bytes()).decode()
+        self.root.evaluate(
+            """(root, [content, name, type]) => {
+              const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+              const data = new DataTransfer();
+              data.items.add(new File([bytes], name, { type }));
+              root.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+            }""",
+            [content, path.name, kind],
+        )
+
+
+def test_words_weights_and_wrong_input(page, panel):
+    assert panel.tiles.count() == 8
+    panel.ask("white planes parked side by side")
+    assert panel.ids[0].startswith("airplane") and "percentile" in panel.tiles.first.inner_text()
+    assert panel.root.locator("mark", has_text=re.compile("planes|parked")).count()
+    assert panel.tiles.first.locator("img").evaluate("i => i.naturalWidth > 0 && i.alt.length > 9")
+    shoot(panel.root, "search_panel")
+    panel.ask("storage tanks + 0.5 grass - houses")
+    assert panel.ids[0].startswith("storagetanks")
+    panel.ask("a field with no water")
+    assert not panel.root.locator("mark", has_text="water").count()
+    panel.button("search “a field - water”").click()
+    panel.status.filter(has_text="a field - water").wait_for(timeout=MINUTE)
+    panel.ask("a cat on a sofa")
+    panel.root.get_by_text("nothing here seems to fit").wait_for(timeout=MINUTE)
+    before = panel.ids
+    panel.query.fill(" ")
+    panel.query.press("Enter")
+    panel.status.filter(has_text="should not be empty").wait_for(timeout=MINUTE)
+    assert panel.ids == before
+    panel.button("a caption of the dataset").click()
+    panel.root.locator("li.hit, li.miss").first.wait_for(timeout=MINUTE)
+
+
+def test_lightbox_by_keyboard(page, panel):
+    panel.ask("a plane")
+    ids = panel.ids
+    panel.tiles.first.locator(".tile").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    panel.box.get_by_text("captions by").wait_for(timeout=MINUTE)
+    assert ids[1] in panel.box.inner_text() and "256 × 256 pixels" in panel.box.inner_text()
+    assert "one_sentence" in panel.box.inner_text() and panel.box.locator("mark").count()
+    height = page.viewport_size["height"]
+    frame = panel.box.bounding_box()
+    assert frame["y"] >= 0 and frame["y"] + frame["height"] <= height  # never below the fold
+    shoot(page, "lightbox")
+    for name in (ids[2], ids[3]):
+        page.keyboard.press("ArrowRight")
+        panel.box.get_by_text(name).first.wait_for(timeout=MINUTE)
+    page.keyboard.press("ArrowLeft")
+    panel.box.get_by_text(ids[2]).first.wait_for(timeout=MINUTE)
+    panel.box.get_by_role("button", name="copy path").click()
+    page.wait_for_timeout(500)
+    assert page.evaluate("navigator.clipboard.readText()").endswith(f"{ids[2]}.jpg")
+    page.keyboard.press("Escape")
+    assert (
+        not panel.box.count() and page.locator(".jp-Notebook .jp-Cell").count() > 20
+    )  # no cell made
+    panel.tiles.nth(2).locator(".tile").click()
+    panel.box.get_by_role("button", name="more like this").click()
+    panel.status.filter(has_text=f"[{ids[2]}]").wait_for(timeout=MINUTE)
+    assert ids[2] not in panel.ids and panel.query.input_value() == f"[{ids[2]}]"
+    before = panel.ids
+    panel.ask(f"[{ids[2]}] + a beach")
+    assert panel.ids != before
+    panel.query.press("Enter")  # and again
+    panel.status.filter(has_text="a beach").wait_for(timeout=MINUTE)
+
+
+def test_feedback_over_two_rounds(page, panel):
+    panel.ask("houses")
+    dense = lambda: sum(name.startswith("denseresidential") for name in panel.ids)  # noqa: E731
+    counts = [dense()]
+    for _ in range(2):
+        for number, name in enumerate(panel.ids):
+            right = name.startswith("denseresidential")
+            panel.tiles.nth(number).locator(".tile").focus()
+            pressed = panel.tiles.nth(number).get_by_role(
+                "button", name="right" if right else "wrong"
+            )
+            if pressed.get_attribute("aria-pressed") == "false":
+                page.keyboard.press("+" if right else "-")
+        panel.button("search again").click()
+        panel.root.locator(".tiles:not(.busy)").wait_for(timeout=MINUTE)
+        page.wait_for_timeout(1000)
+        counts.append(dense())
+    assert counts[0] < counts[1] <= counts[2]
+    shoot(page, "feedback")
+    panel.button("clear marks").click()
+    page.wait_for_timeout(500)
+    assert dense() == counts[0]
+
+
+def test_selection_saved_and_loaded(page, panel):
+    panel.ask("boats")
+    first = panel.ids
+    panel.mark(0, "select")
+    panel.mark(2, "select")
+    panel.button("next ›").click()
+    panel.root.locator("li b", has_text="9. ").wait_for(timeout=MINUTE)
+    page.keyboard.press("Escape")
+    panel.tiles.first.locator(".tile").focus()
+    page.keyboard.press("s")
+    chosen = [first[0], first[2], panel.ids[0]]
+    panel.root.get_by_label("what is saved").select_option("selection")
+    csv, saved = panel.download("csv"), panel.download("page")
+    table = pd.read_csv(csv)
+    assert table["image_id"].tolist() == chosen and all(Path(p).is_file() for p in table["path"])
+    panel.button("clear selection").click()
+    panel.ask("a river")
+    panel.drop(csv, "text/csv")
+    panel.status.filter(has_text="my selection").wait_for(timeout=MINUTE)
+    assert panel.ids == chosen
+    panel.root.get_by_label("what is saved").select_option("result")
+    panel.ask("boats - pier")
+    expected = panel.ids
+    whole, table = panel.download("page"), pd.read_csv(panel.download("csv"))
+    assert len(table) == 105 and table["image_id"].tolist()[:8] == expected  # not one page
+    panel.ask("a river")
+    panel.drop(whole, "text/html")
+    panel.status.filter(has_text="boats - pier").wait_for(timeout=MINUTE)
+    assert panel.ids == expected
+    other = page.context.new_page()  # the saved pages stand alone
+    other.goto(saved.as_uri())
+    other.locator(".tiles a").nth(1).click()
+    assert chosen[1] in other.locator("dialog.lightbox[open]").inner_text()
+    other.keyboard.press("ArrowRight")
+    assert chosen[2] in other.locator("dialog.lightbox[open]").inner_text()
+    shoot(other, "saved_page")
+    other.keyboard.press("Escape")
+    assert not other.locator("dialog.lightbox[open]").count()
+    other.close()
+
+
+def test_a_picture_is_dropped(page, panel, tmp_path):
+    dataset = load_dataset("sample")
+    panel.drop(Path(dataset.file_of("beach90").path), "image/jpeg")
+    panel.root.get_by_text("described by pixels").wait_for(timeout=MINUTE)
+    assert (
+        "image shows" in panel.query.input_value() and panel.root.locator(".asked img").is_visible()
+    )
+    panel.ask("a beach with umbrellas")
+    assert panel.ids[0].startswith("beach")
+    shoot(page, "by_picture")
+    panel.button("search by words alone").click()
+    panel.root.locator(".asked").wait_for(state="hidden", timeout=MINUTE)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    panel.drop(tmp_path / "broken.jpg", "image/jpeg")
+    panel.status.filter(has_text="broken.jpg").wait_for(timeout=MINUTE)
+
+
+def test_names_for_screen_readers_and_a_phone(page, panel):
+    panel.ask("a beach")
+    unnamed = panel.root.locator("button, input, select, img").evaluate_all(
+        """all => all.filter(e => !(e.hidden || e.textContent.trim() || e.alt || e.title || e.placeholder
+           || e.getAttribute("aria-label") || e.closest("label")?.textContent.trim())).map(e => e.outerHTML)"""
+    )
+    assert unnamed == []
+    page.get_by_role("tab", name=re.compile("File Browser")).click()  # it makes room
+    page.set_viewport_size({"width": 390, "height": 844})
+    panel.query.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    width = panel.root.evaluate("root => [root.scrollWidth, root.clientWidth]")
+    assert width[0] <= width[1] + 1
+    shoot(page, "panel_phone")
+    panel.tiles.first.locator(".tile").click()
+    panel.box.get_by_text("captions by").wait_for(timeout=MINUTE)
+    assert panel.box.evaluate("box => box.scrollWidth <= innerWidth")
+    shoot(page, "lightbox_phone")
+    page.keyboard.press("Escape")
 
 
 def test_report_on_a_phone(browser, data_dir, static_encoder):

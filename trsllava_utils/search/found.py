@@ -300,6 +300,7 @@ def result_page(found: Found) -> str:
     digest = hashlib.sha256(script.encode()).digest()  # the only script that the page may run
     values = {"script": Markup(script), "script_hash": base64.b64encode(digest).decode()}
     values |= {"map": where, "today": date.today(), "settings": Markup(settings)}
+    values["style"] = Markup(read_text(STATIC / "lightbox.css"))
     return render("search.html", found=found, tiles=found.tiles, cards=cards, **values)
 
 

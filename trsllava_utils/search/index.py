@@ -31,7 +31,7 @@ from trsllava_utils.search.found import Found
 from trsllava_utils.search.picture import describe, picture_vector
 from trsllava_utils.search.query import Part, Query, parse_query, with_feedback
 
-PROBES = 500  # captions of the split that a score is compared with
+PROBES, FEWEST = 500, 50  # captions of the split that a score is compared with
 FILTERS = ("where", "bbox")
 OPTIONS = ("texts", "clip", "query_captioner", "precision", *FILTERS, *TILING)
 
@@ -108,7 +108,8 @@ class Index:
         order = top_items(scores[None, listed], min(page * k, len(listed)))[0]
         table = self._table(listed[order[first:]], scores, wanted, parsed)
         table.insert(0, "rank", np.arange(first + 1, first + 1 + len(table)))
-        if len(moved.parts) == 1 and not parsed.images and not picture and len(self.best_scores):
+        is_sentence = len(moved.parts) == 1 and not parsed.images and not picture
+        if is_sentence and len(self.best_scores) >= FEWEST:
             below = np.searchsorted(self.best_scores, table["score"])
             table.insert(3, "percentile", 100 * below / len(self.best_scores))
         request = {"query": query, "k": k, "page": page, "where": where, "bbox": bbox}

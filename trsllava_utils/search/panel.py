@@ -11,11 +11,11 @@ import mimetypes
 import os
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets
 import traitlets
 from PIL import Image
 
@@ -91,7 +91,7 @@ class Screen(anywidget.AnyWidget):
     """What the browser and Python share."""
 
     _esm = "\n".join((STATIC / n).read_text("utf-8") for n in ("lightbox.js", "panel.js"))
-    _css = (STATIC / "panel.css").read_text("utf-8")
+    _css = "\n".join((STATIC / n).read_text("utf-8") for n in ("lightbox.css", "panel.css"))
     choices = traitlets.Dict().tag(sync=True)  # what can be chosen, once
     request = traitlets.Dict().tag(sync=True)  # what is asked; "asked" counts up to ask again
     shown = traitlets.Dict().tag(sync=True)  # the result
@@ -115,9 +115,7 @@ class Panel:
         self._seen = 0
         self._map: WorldMap | None = None
         self.screen = self.view = Screen(choices=self._choices(request))
-        if "geometry" in sources.metadata and find_spec("ipyleaflet"):
-            import ipywidgets
-
+        if "geometry" in sources.metadata:
             self._map = WorldMap(sources.metadata, lambda box: self.ask(bbox=box, page=1))
             self.view = ipywidgets.VBox([self.screen, self._map.view])
         self.screen.on_msg(self._on_message)
@@ -287,7 +285,7 @@ class Panel:
             except UnicodeDecodeError:
                 raise InputError(f"{name}: neither a picture nor a page, CSV or GeoJSON") from None
             return
-        path = Path(self._folder.name) / f"picture{suffix}"
+        path = Path(self._folder.name) / f"{slug(Path(name).stem)}{suffix}"
         path.write_bytes(content)
         query, who = describe(str(path), self.sources), describer_of(self.sources)
         small = io.BytesIO()

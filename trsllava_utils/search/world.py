@@ -1,6 +1,4 @@
-"""A map that can be panned, zoomed and clicked, by ipyleaflet (``pip install ipyleaflet``); without
-it, the panel shows the static map of ``figures``.
-"""
+"""A map that can be panned, zoomed and clicked, by ipyleaflet."""
 
 from __future__ import annotations
 

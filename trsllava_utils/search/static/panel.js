@@ -183,7 +183,7 @@ function render({ model, el: host }) {
     notes.replaceChildren(...told.map((text) => el("p", { className: "note", text })));
     if (suggestion) notes.append(button(`search “${suggestion}”`, "the same with a minus", () => newQuery(suggestion)));
     picture.hidden = !by?.picture;
-    if (by?.picture) picture.replaceChildren(el("img", { src: by.picture, alt: by.name }), el("span", { text: by.text }), button("✕", "search by words alone", () => ask({ picture: "" })));
+    if (by?.picture) picture.replaceChildren(el("img", { src: by.picture, alt: by.name }), el("span", { text: by.text }), button("✕", "search by words alone", () => ask({ picture: "" }), { ariaLabel: "search by words alone" }));
     previous.disabled = request().page <= 1;
     next.disabled = request().page >= last;
     page.value = request().page;
