@@ -9,24 +9,24 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: demo test lab lint notebooks faults clean
 
 demo: $(VENV)/.installed
-	TQDM_DISABLE=1 $(BIN)/python -m trsllava_utils run sample
+	$(BIN)/python -m trsllava_utils run sample
 
-test: $(VENV)/.installed
+test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest tests
 	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax notebooks -p no:cacheprovider
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --notebook-dir . notebooks/index.ipynb
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-notebooks: $(VENV)/.installed
+notebooks: $(VENV)/.test-installed
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/ruff format notebooks
 
-faults: $(VENV)/.installed
+faults: $(VENV)/.test-installed
 	FAULT_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/faults -m ""
 
 # Made once, and again only when the pins or the package's metadata change.
@@ -35,6 +35,10 @@ $(VENV)/.installed: requirements.txt requirements-no-deps.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-no-deps.txt --editable .
+	touch $@
+
+$(VENV)/.test-installed: $(VENV)/.installed requirements-test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-test.txt
 	touch $@
 
 clean:

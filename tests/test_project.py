@@ -26,7 +26,7 @@ NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 
 
 def pins() -> dict[str, str]:
-    files = (PROJECT_ROOT / f"requirements{part}.txt" for part in ("", "-no-deps"))
+    files = (PROJECT_ROOT / f"requirements{part}.txt" for part in ("", "-test", "-no-deps"))
     lines = [line for file in files for line in file.read_text().splitlines()]
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
@@ -46,8 +46,12 @@ def test_pins_pyproject_and_environment_agree():
     for name in versions:  # the pins hold for the oldest Python that pyproject.toml admits
         assert "3.10" in SpecifierSet(metadata.metadata(name).get("Requires-Python", "")), name
     environment = (PROJECT_ROOT / "environment.yml").read_text()
-    for what in ("--requirement requirements.txt", "requirements-no-deps.txt", "--editable ."):
+    for what in ("--requirement requirements.txt", "--editable ."):
         assert what in environment
+    for conda, name in {"pytorch-cpu": "torch", "xgrammar": "xgrammar"}.items():
+        assert f"- {conda}={versions[name].rpartition('.')[0]}\n" in environment
+    users = (PROJECT_ROOT / "requirements.txt").read_text()
+    assert not any(f"\n{tool}==" in users for tool in ("playwright", "pytest", "ruff"))
     assert not any(name.startswith("nvidia") for name in versions)  # no CUDA by way of a pin
 
 

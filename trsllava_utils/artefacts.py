@@ -218,7 +218,7 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 
 def csv_text(table: pd.DataFrame, index: bool = True) -> str:
     """A table as CSV. A text that a spreadsheet would take for a formula gets a quotation mark in
-    front."""
+    front, and so does one that begins with such a mark."""
 
     def plain(value: Any) -> Any:
         return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULAS else value
@@ -227,7 +227,7 @@ def csv_text(table: pd.DataFrame, index: bool = True) -> str:
     return table.to_csv(index=index)
 
 
-_FORMULAS = tuple("=+-@\t\r")
+_FORMULAS = tuple("=+-@\t\r'")
 
 
 # — reading —

@@ -25,7 +25,7 @@ from trsllava_utils.datasets import Dataset
 from trsllava_utils.datasets.imagery import thumbnail
 from trsllava_utils.retrieval import Rankings, Sources, caption_texts
 
-SMALL, LARGE = 192, 512  # sides of a picture on a tile and on a card, in pixels
+SMALL, LARGE = 240, 512  # sides of a picture on a tile and on a card, in pixels
 _PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "ss": "ss", "s": ""}
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("trsllava_utils"),

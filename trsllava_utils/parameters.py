@@ -123,6 +123,10 @@ class Arguments(Parameters, total=False):
     label: Text
     where: Text
     bbox: Text
+    picture: Text
+    right: list[Filled]
+    wrong: list[Filled]
+    selected: list[Filled]
 
 
 _TYPES = get_type_hints(Arguments)

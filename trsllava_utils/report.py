@@ -31,7 +31,7 @@ FIGURES = {
     "04_class_recall": "Recall at 10 by class",
 }
 SETTING = ("captioner", "texts", "query_captioner", "encoder", "precision")
-EXAMPLES, SHOWN = 10, 3  # successes and failures each; images found for each
+EXAMPLES, SHOWN = 6, 4  # successes and failures each; images found for each
 
 
 def report(

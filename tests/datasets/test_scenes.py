@@ -345,17 +345,17 @@ def test_a_click_on_the_map_asks_for_what_is_near(archive, static_encoder):
     panel._map._half = 1e-4
     panel._map._on_interaction(type="click", coordinates=[places["lat"], places["lon"]])
     assert "scene_20230601@86_0" in set(panel.found.table["image_id"]) and panel.found.total < 7
-    panel.ask(bbox="")
+    panel.search(bbox="")
     assert panel.found.total == 7 and not panel._map._box.layers
-    panel.ask(where="nonsense <")
-    assert "The columns are" in panel.screen.shown["error"]
+    panel.search(where="nonsense <")
+    assert "The columns are" in panel.screen.result["error"]
     sent = []
     panel.screen.send = lambda content, buffers=(): sent.append((content, *buffers))
-    panel.ask(where="gsd is null")
+    panel.search(where="gsd is null")
     assert panel.found.table["image_id"].tolist() == ["chip"]
     panel._on_message(None, {"command": "save", "kind": "geojson", "selection": False}, [])
-    assert "no place is known" in panel.screen.shown["error"] and not sent
-    panel.ask(where="")
+    assert "no place is known" in panel.screen.result["error"] and not sent
+    panel.search(where="")
     panel._on_message(None, {"command": "save", "kind": "geojson", "selection": False}, [])
     assert len(json.loads(sent[-1][1])["features"]) == 6
     number = panel.found.table["image_id"].str.startswith("scene").to_numpy().argmax()

@@ -9,23 +9,18 @@ import base64
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tests.jupyterlab import CHROMIUM, FLAGS, jupyterlab
 from trsllava_utils.artefacts import PROJECT_ROOT
 from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.datasets import load_dataset
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 sync_api = pytest.importorskip("playwright.sync_api")
 if not CHROMIUM:
     pytest.skip("no Chromium on this machine", allow_module_level=True)
@@ -35,8 +30,7 @@ MINUTE = 60_000
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
 
@@ -46,34 +40,8 @@ def lab(tmp_path_factory):
     """JupyterLab on a copy of the notebooks; its address."""
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(PROJECT_ROOT / "notebooks", home / "notebooks")
-    news = home / "s" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    news.parent.mkdir(parents=True)
-    news.write_text('{"fetchNews": "false"}')  # no question over the pictures
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {"JUPYTER_CONFIG_DIR": home / "c", "JUPYTER_DATA_DIR": home / "d", "TQDM_DISABLE": 1}
-    settings |= {"JUPYTERLAB_SETTINGS_DIR": home / "s", "JUPYTERLAB_WORKSPACES_DIR": home / "w"}
-    words = f"-m jupyter lab --no-browser --allow-root --port {port} --ServerApp.port_retries=0"
-    words += f" --IdentityProvider.token=secret --ServerApp.root_dir={home / 'notebooks'}"
-    server = subprocess.Popen(
-        [sys.executable, *words.split()],
-        env={**os.environ, **{k: str(v) for k, v in settings.items()}},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{address}/api?token=secret", timeout=5).read()
-                break
-            except OSError:
-                time.sleep(0.5)
+    with jupyterlab(home) as address:
         yield address
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def shoot(what, name: str) -> None:

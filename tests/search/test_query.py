@@ -23,6 +23,13 @@ READ = {
     "0.5 metre pixels": [(1, "0.5 metre pixels")],
     '"a well - built school"': [(1, "a well - built school")],
     "a river – and a road": [(1, "a river – and a road")],
+    '"trees" - "houses"': [(1, "trees"), (-0.5, "houses")],
+    '"red-roofed houses" + trees': [(1, "red-roofed houses"), (1, "trees")],
+    'a "b - c" d': [(1, 'a "b - c" d')],
+    "[photo + [1]] + sand": [(1, "[photo + [1]]"), (1, "sand")],
+    "[x[1]]": [(1, "[x[1]]")],
+    "temperature of -5 degrees": [(1, "temperature of -5 degrees")],
+    "from 5 - 10 cars": [(1, "from 5 - 10 cars")],
 }
 
 
@@ -46,7 +53,28 @@ SUGGESTED = {
     "a notable road": "",
     "a northern road": "",
     "a field - water": "",
+    "an airport not far from the sea": "",
+    "a building no more than three storeys high": "",
+    "not only trees but also houses": "",
+    "a harbour with few or no boats": "",
+    "there is no doubt this is a harbour": "",
+    "a runway with no planes and a terminal": "a runway and a terminal - planes",
+    "a road with no cars and no trees": "a road - cars - trees",
+    "not a beach, but a harbour": "a harbour - beach",
+    '"A - B without C"': "",
 }
+
+
+@pytest.mark.parametrize("text", ["a + []", "boats + 99999999999999999999.0 river", "a + !"])
+def test_parts_that_are_none(text):
+    with pytest.raises(InputError, match=r"is empty|its weight is"):
+        parse_query(text)
+
+
+def test_a_query_of_parts_says_how_it_was_read():
+    note = parse_query("a city at night - seen from above").notes[0]
+    assert note.startswith("read as + 1 × a city at night − 0.5 × seen from above; put a sentence")
+    assert not parse_query("a city at night").notes
 
 
 @pytest.mark.parametrize("text", SUGGESTED)

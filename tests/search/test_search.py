@@ -78,6 +78,10 @@ def test_pages_are_the_ranking_in_pieces(index):
         with pytest.raises(InputError, match=r"no page|should be greater"):
             index.find("boats", k, page)
     assert index.find("boats", where="label = 'habror'").total == 0
+    with pytest.raises(InputError, match="Did you mean 'harbor'"):
+        index.find("boats", label="habror")
+    inside = index.find("boats", label="harbor", where="1=1) or (1=1")
+    assert inside.total == 5  # a condition does not lead out of the class
     with pytest.raises(InputError, match="should not be empty"):
         index.find("  ")
 
@@ -154,9 +158,15 @@ def test_percentiles_without_reference_captions(sources):
     index = Index(replace(sources, dataset=bare))
     own = sources.embed_captions("one_sentence")
     assert len(index.best_scores) == min(500, len(own.rows))
-    scores = index._by_text(index._described)  # noqa: F841
     assert index.best_scores.max() < 0.999  # its own image does not count
     assert index.find("a cat on a sofa").nothing_fits
+    few = replace(bare, images=bare.images[:6])
+    assert (
+        "percentile"
+        not in Index(replace(index.sources, dataset=few, captioner=index.sources.captioner))
+        .find("x")
+        .table
+    )
 
 
 def test_words_of_the_query_are_marked_in_singular_and_plural():
@@ -305,6 +315,33 @@ def test_selections_are_saved_and_read_again(index, sources, tmp_path):
     for text in ("", "a,b\n1,2", "{}", "<html></html>", "[1]", "\x00", '{"features": [{}]}'):
         with pytest.raises(InputError, match=r"mine\.txt: (no page|broken JSON)"):
             read_settings(text, "mine.txt")
+
+
+def test_a_saved_result_among_the_images_does_no_harm(tmp_path):
+    folder = tmp_path / "mine"
+    for name in ("null", "NA", "'+q", "=x", "a [1] + b"):
+        draw(folder / f"{name}.png", len(name))
+    (folder / "metadata.csv").write_text(
+        "image,rank,query,method,path,window\nnull.png,1,2,3,4,5\n"
+    )
+    lines = [{"image": p.name, "caption": f"a picture {p.stem}"} for p in folder.glob("*.png")]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def sources() -> Sources:
+        dataset = load_dataset(str(folder), str(tmp_path))
+        return Sources(dataset, f"file:{tmp_path / 'c.jsonl'}")
+
+    found = Index(sources()).find("a picture", 5)
+    ids = found.table["image_id"].tolist()
+    text = found.save(folder / "result.csv").read_text()
+    assert read_settings(text, "result.csv")["request"]["selected"] == ids
+    again = Index(sources())
+    assert again.find("a picture", 5).table["image_id"].tolist() == ids
+    assert again.find("[a [1] + b]").total == 4
+    Path(sources().dataset.file_of("NA").path).unlink()
+    with pytest.raises(InputError, match="no files on disk of NA; nothing was saved"):
+        found.save(tmp_path / "links")
+    assert not (tmp_path / "links").exists()
 
 
 def test_a_picture_asks(sources, tmp_path):

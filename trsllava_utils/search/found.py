@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 import json
-import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,10 +35,12 @@ from trsllava_utils.artefacts import (
     write_text,
 )
 from trsllava_utils.captioning.records import Variant
+from trsllava_utils.datasets.files import first_few
 from trsllava_utils.datasets.imagery import in_scene, jpeg, read_image, read_pictures
 from trsllava_utils.datasets.rasters import name_as_text
 from trsllava_utils.figures import place_map, png
 from trsllava_utils.pages import LARGE, data_uri, marked, picture_uri, render, said
+from trsllava_utils.parameters import check
 from trsllava_utils.retrieval import Sources
 from trsllava_utils.search.query import Query
 from trsllava_utils.storage import parse_json
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 KINDS = ("html", "csv", "geojson", "geoparquet", "folder")  # what a result is saved as
 EXCERPT = 180  # characters of a caption under a picture
 FEW = 1.0  # percentile below which nothing seems to fit
-_SETTINGS = ("captioner", "query_captioner", "encoder", "texts", "clip", "precision")
+SETTINGS = ("captioner", "query_captioner", "encoder", "texts", "clip", "precision")
 STATIC = Path(__file__).with_name("static")
 
 
@@ -90,17 +91,12 @@ class Found:
     @property
     def notes(self) -> list[str]:
         """What should be known of the query and its result, in sentences."""
-        notes = []
-        if self.query.suggestion:
-            notes.append(
-                "an encoder does not read a negation: it looks for what you do not want; search "
-                f"for “{self.query.suggestion}” instead"
-            )
-        elif self.nothing_fits:
-            notes.append(
+        notes = self.query.notes
+        if self.nothing_fits and not notes:
+            notes = [
                 f"nothing here seems to fit: of 100 captions of this split, {100 - FEW:.0f} find a "
                 "better first image. Is it there at all, and does the encoder know your language?"
-            )
+            ]
         return notes
 
     @property
@@ -119,8 +115,11 @@ class Found:
         """All that it takes to search again."""
         dataset = self.sources.dataset
         where = {"dataset": dataset.name, "split": dataset.split}
-        chosen = {name: getattr(self.sources, name) for name in _SETTINGS}
-        return {**where, **dataset.tiling, **chosen, "request": self.request}
+        chosen = {name: getattr(self.sources, name) for name in SETTINGS}
+        request = {
+            n: v for n, v in self.request.items() if n != "picture"
+        }  # a path of this machine
+        return {**where, **dataset.tiling, **chosen, "request": request}
 
     def save(self, path: str | Path, kind: str = "") -> Path:
         """Write the result.
@@ -133,18 +132,18 @@ class Found:
                 and of windows the picture); empty: by the suffix (.parquet is GeoParquet).
 
         Raises:
-            InputError: an unknown kind, one with places where none is known, or a folder that is
-                not empty.
+            InputError: an unknown kind, one with places where none is known, a folder that is not
+                empty, or images that are gone from the disk.
         """
         kind = kind or Path(path).suffix.lower().lstrip(".") or "folder"
         kind = check_choice("kind of file", {"parquet": "geoparquet"}.get(kind, kind), KINDS)
         if kind == "folder":
             return self._save_files(user_path(path))
         if kind != "geoparquet":
-            return write_text(path, self.as_text(kind))
-        with atomic_path(path) as tmp:
+            return write_text(user_path(path), self.as_text(kind))
+        with atomic_path(user_path(path)) as tmp:
             self.on_map().to_parquet(tmp)
-        return Path(path)
+        return user_path(path)
 
     def as_text(self, kind: str) -> str:
         """The content of a page, a CSV or a GeoJSON file; errors as for :meth:`save`."""
@@ -182,16 +181,17 @@ class Found:
     def _save_files(self, folder: Path) -> Path:
         """Links to the files, numbered by rank; nothing that is there is written over."""
         dataset, width = self.sources.dataset, len(str(len(self.table)))
+        files = {image_id: dataset.file_of(image_id) for image_id in self.table["image_id"]}
+        gone = [i for i, file in files.items() if not file or not Path(file.path).is_file()]
+        if gone:
+            raise InputError(f"no files on disk of {first_few(gone)}; nothing was saved")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise InputError(f"{shown(folder)} is not empty; choose another folder")
-            for row in self.table.itertuples():
-                file = dataset.file_of(row.image_id)
-                if not file:
-                    continue
+            for rank, (image_id, file) in zip(self.table["rank"], files.items(), strict=True):
                 suffix = ".jpg" if file.window else Path(file.path).suffix.lower()
-                target = folder / f"{row.rank:0{width}d}_{slug(row.image_id)}{suffix}"
+                target = folder / f"{rank:0{width}d}_{slug(image_id)}{suffix}"
                 if file.window:
                     picture = Image.fromarray(read_image(file, dataset.rendering))
                     target.write_bytes(jpeg(picture))
@@ -305,22 +305,31 @@ def result_page(found: Found) -> str:
 
 
 def read_settings(text: str, name: str) -> dict[str, Any]:
-    """What a page, a CSV or a GeoJSON file of a result holds: ``settings`` of the page, or
-    ``{"request": {"selected": […]}}``, the ids of the images.
+    """What a file of a result holds: of a page, what :attr:`Found.settings` gave it; of CSV and
+    GeoJSON, ``{"request": {"selected": […]}}``, the ids of the images.
 
     Raises:
-        InputError: it is none of them.
+        InputError: it is none of them, or holds something else than was saved.
     """
+    settings: Any = None
     with suppress(ValueError, KeyError, TypeError, IndexError):
-        if "<html" in text[:1000].lower():
+        if text.lstrip()[:15].lower().startswith("<!doctype html"):
             inside = text.split('<script type="application/json" id="search">')[1]
-            return parse_json(inside.split("</script>")[0], name)
-        if text.lstrip().startswith("{"):
+            settings = parse_json(inside.split("</script>")[0], name)
+        elif text.lstrip().startswith("{"):
             ids = [f["properties"]["image_id"] for f in parse_json(text, name)["features"]]
+            settings = {"request": {"selected": list(dict.fromkeys(ids))}}
         else:
-            table = pd.read_csv(io.StringIO(text), dtype=str, usecols=["image_id"]).dropna()
-            ids = [re.sub(r"^'(?=[=+@\t-])", "", i) for i in table["image_id"]]  # see csv_text
-        return {"request": {"selected": [str(image_id) for image_id in ids]}}
-    raise InputError(
-        f"{name}: no page, CSV (with a column image_id) or GeoJSON file of a search result"
-    )
+            given = {"dtype": str, "keep_default_na": False, "usecols": ["image_id"]}
+            ids = pd.read_csv(io.StringIO(text), **given)["image_id"].unique()
+            settings = {"request": {"selected": [i.removeprefix("'") for i in ids]}}  # csv_text
+    try:
+        request = settings["request"]
+        check(**{n: v for n, v in settings.items() if n != "request"}, **request)
+        if not (request.get("query") or request.get("selected")):
+            raise KeyError
+        return settings
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{name}: no page, CSV (with a column image_id) or GeoJSON file of a search result"
+        ) from None

@@ -20,6 +20,7 @@ from trsllava_utils.artefacts import InputError, check_choice
 from trsllava_utils.captioning.records import text_forms
 from trsllava_utils.datasets.annotations import clean_text, folded
 from trsllava_utils.datasets.dataset import load_dataset
+from trsllava_utils.datasets.files import first_few
 from trsllava_utils.datasets.metadata import parse_bbox, select
 from trsllava_utils.datasets.scenes import TILING
 from trsllava_utils.parameters import MINILM, check
@@ -32,7 +33,8 @@ from trsllava_utils.search.picture import describe, picture_vector
 from trsllava_utils.search.query import Part, Query, parse_query, with_feedback
 
 PROBES, FEWEST = 500, 50  # captions of the split that a score is compared with
-FILTERS = ("where", "bbox")
+RESERVED = ("rank", "percentile", "query", "method", "path", "window", "split", "geometry")
+FILTERS = ("label", "where", "bbox")
 OPTIONS = ("texts", "clip", "query_captioner", "precision", *FILTERS, *TILING)
 
 
@@ -77,8 +79,7 @@ class Index:
         right: Sequence[str] = (),
         wrong: Sequence[str] = (),
         picture: str = "",
-        where: str = "",
-        bbox: str = "",
+        **only: str,
     ) -> Found:
         """The images for a query.
 
@@ -88,18 +89,22 @@ class Index:
             k: images per page.
             page: which page, from 1.
             right, wrong: ids of images marked in an earlier result (relevance feedback).
-            picture: a file that the first words describe; CLIP compares its pixels instead of them.
-            where, bbox: filters, ``"date >= '2023-06-01' and cloud < 20"`` and
-                ``"west,south,east,north"``, see :func:`trsllava_utils.datasets.metadata.select`.
+            picture: an image file; the first part of the query is its description. Rules with CLIP
+                compare its pixels instead of these words.
+            only: filters ``label`` (a class), ``where`` (``"date >= '2023-06-01' and cloud < 20"``)
+                and ``bbox`` (``"west,south,east,north"``), see
+                :func:`trsllava_utils.datasets.metadata.select`.
 
         Raises:
             InputError: an empty query, there is no such image or page, or a filter that cannot be
                 understood.
         """
-        check(query=query, k=k, page=page, where=where, bbox=bbox)
+        request = {"query": query, "k": k, "page": page, "right": [*right], "wrong": [*wrong]}
+        request |= {"picture": picture, **dict.fromkeys(FILTERS, ""), **only}
+        check(**request)
         parsed = self._parse(query)
         moved = with_feedback(parsed, right, wrong)
-        listed = self._listed(where, bbox)
+        listed = self._listed(*(request[name] for name in FILTERS))
         listed = listed[~np.isin(listed, [self._number_of(i) for i in parsed.images])]
         scores, wanted = self._scores(moved, picture)
         first = (page - 1) * k
@@ -108,12 +113,11 @@ class Index:
         order = top_items(scores[None, listed], min(page * k, len(listed)))[0]
         table = self._table(listed[order[first:]], scores, wanted, parsed)
         table.insert(0, "rank", np.arange(first + 1, first + 1 + len(table)))
-        is_sentence = len(moved.parts) == 1 and not parsed.images and not picture
+        is_sentence = bool(moved.sentence) and not picture
         if is_sentence and len(self.best_scores) >= FEWEST:
             below = np.searchsorted(self.best_scores, table["score"])
             table.insert(3, "percentile", 100 * below / len(self.best_scores))
-        request = {"query": query, "k": k, "page": page, "where": where, "bbox": bbox}
-        request |= {"right": [*right], "wrong": [*wrong], "method": self.method.name}
+        request["method"] = self.method.name
         return Found(parsed, table, len(listed), self.sources, request)
 
     def scores(
@@ -130,7 +134,10 @@ class Index:
         Raises:
             InputError: one of them is not here.
         """
-        best = np.array([self._number_of(image_id) for image_id in image_ids], dtype=int)
+        unknown = [image_id for image_id in image_ids if image_id not in self._number]
+        if unknown or not image_ids:
+            raise InputError(f"not among the images here: {first_few(unknown) or '(none given)'}")
+        best = np.array([self._number[image_id] for image_id in image_ids], dtype=int)
         scores = np.full(len(self.image_ids), np.nan)
         parsed = Query(query, ())
         table = self._table(best, scores, self._described.vectors[:0], parsed)
@@ -203,12 +210,16 @@ class Index:
             images.setdefault(folded(text), set()).add(image_id)
         return images
 
-    def _filter(self, where: str, bbox: str) -> np.ndarray:
+    def _filter(self, label: str, where: str, bbox: str) -> np.ndarray:
         """Numbers of the images that the filters let through."""
-        if not (where.strip() or bbox.strip()):
-            return np.arange(len(self.image_ids))
-        passed = select(self.sources.metadata, where, bbox)
-        return np.flatnonzero([image_id in passed for image_id in self.image_ids])
+        listed = np.arange(len(self.image_ids))
+        if label:
+            check_choice("class", label, sorted(set(self._labels) - {""}))
+            listed = listed[self._labels == label]
+        if where.strip() or bbox.strip():
+            passed = select(self.sources.metadata, where, bbox)
+            listed = listed[[self.image_ids[n] in passed for n in listed]]
+        return listed
 
     def _table(
         self, numbers: np.ndarray, scores: np.ndarray, wanted: np.ndarray, parsed: Query
@@ -216,7 +227,7 @@ class Index:
         """What is known of these images, and the text of each that is nearest to what is wanted."""
         ids = [self.image_ids[n] for n in numbers]
         nearest = [self._nearest(n, wanted) for n in numbers]
-        own = self._captioned.get(folded(parsed.text), set())
+        own = self._captioned.get(folded(parsed.sentence), set())
         table = pd.DataFrame(
             {
                 "image_id": ids,
@@ -228,7 +239,7 @@ class Index:
             }
         )
         known = self.sources.metadata
-        columns = [c for c in known if c not in (*table, "split", "geometry")]
+        columns = [c for c in known if c not in (*table, *RESERVED)]
         return table.join(known[columns], on="image_id")
 
     def _nearest(self, image: int, wanted: np.ndarray) -> str:

@@ -6,11 +6,12 @@ click (papermill, nbconvert, nbval) the first result is shown without widgets.
 
 from __future__ import annotations
 
-import io
 import mimetypes
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,22 @@ import ipywidgets
 import traitlets
 from PIL import Image
 
-from trsllava_utils.artefacts import InputError, MissingError, check_choice, shown, slug, user_path
-from trsllava_utils.datasets import load_dataset, read_image
+from trsllava_utils.artefacts import (
+    InputError,
+    MissingError,
+    check_choice,
+    read_text,
+    shown,
+    slug,
+    user_path,
+)
+from trsllava_utils.datasets import ImageFile, load_dataset, read_image
 from trsllava_utils.datasets.dataset import KNOWN
-from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES, jpeg
-from trsllava_utils.pages import data_uri
+from trsllava_utils.datasets.imagery import IMAGE_SUFFIXES, jpeg, thumbnail
+from trsllava_utils.datasets.scenes import TILING
+from trsllava_utils.pages import SMALL, data_uri
 from trsllava_utils.retrieval import Method, Sources
-from trsllava_utils.search.found import STATIC, Found, read_settings
+from trsllava_utils.search.found import SETTINGS, STATIC, Found, read_settings
 from trsllava_utils.search.index import Index
 from trsllava_utils.search.picture import describe, describer_of
 from trsllava_utils.search.world import WorldMap
@@ -34,7 +44,9 @@ METHODS = ("max", "centroid", "texts(fields)", "lexical", "hybrid")
 PAGE_SIZES = (4, 8, 12, 24, 48)
 MOST = 200  # images on a saved page
 ENLARGED = 1024  # side of a picture in the lightbox, in pixels
-_ASKED = ("query", "k", "page", "right", "wrong", "picture", "where", "bbox", "label", "method")
+LARGEST = 100_000_000  # bytes of a file that is sent to the browser
+START = {"query": "", "k": 8, "page": 1, "right": [], "wrong": [], "picture": ""}
+START |= {"label": "", "where": "", "bbox": "", "method": "max"}
 
 
 def search_panel(sources: Sources, query: str, method: str = "max", k: int = 8) -> Panel | Found:
@@ -47,37 +59,42 @@ def search_panel(sources: Sources, query: str, method: str = "max", k: int = 8) 
         k: images per page.
     """
     method = next(m for m in (method, *METHODS) if Method(m).ranks_one_query)
-    if interactive():
-        return Panel(sources, {"query": query, "method": method, "k": k})
-    return Index(sources, method).find(query, k)
+    return _open(sources, {"query": query, "method": method, "k": k})
 
 
 def reopen(page: str | Path, dataset: str = "", data_dir: str = "") -> Panel | Found:
-    """A saved page as a panel again: its query, filters, marks, rule and captions.
+    """A saved page as a panel again: its query, filters, marks, rule and captions, or its
+    selection.
 
     Args:
-        page: an HTML file that a result was saved as.
-        dataset: where its images are; empty: where the page says, which a folder of your own has
-            to be told.
+        page: an HTML file that a result was saved as (or, with a dataset, CSV or GeoJSON).
+        dataset: where its images are; empty: the one that the page names, but a folder of your own
+            has to be told.
         data_dir: see :func:`trsllava_utils.datasets.load_dataset`.
 
     Raises:
         InputError: it is no such page.
-        MissingError: the images or captions are not there.
+        MissingError: the page, the images or the captions are not there.
     """
     path = user_path(page)
-    settings = read_settings(path.read_text(encoding="utf-8"), path.name)
-    request = settings.pop("request")
-    name, split = dataset or str(settings.pop("dataset", "")), str(settings.pop("split", "test"))
-    settings.pop("dataset", "")
+    if not path.is_file():
+        raise MissingError(f"{path} not found; give a page that a result was saved as")
+    settings = read_settings(read_text(path), path.name)
+    name = dataset or settings.get("dataset", "")
     if not dataset and name not in KNOWN:
         raise InputError(f"{path.name} searched {name!r}; say where: reopen(page, '/path/to/it')")
-    tiling = {n: settings.pop(n) for n in ("tile", "overlap") if n in settings}
-    sources = Sources(load_dataset(name, data_dir, split, **tiling), **settings)
+    where = {n: settings[n] for n in ("split", *TILING) if n in settings}
+    how = {n: settings[n] for n in SETTINGS if n in settings}
+    return _open(Sources(load_dataset(name, data_dir, **where), **how), settings["request"])
+
+
+def _open(sources: Sources, request: dict[str, Any]) -> Panel | Found:
     if interactive():
         return Panel(sources, request)
-    index = Index(sources, str(request.pop("method", "max")))
-    return index.find(**{n: v for n, v in request.items() if n in _ASKED})
+    index = Index(sources, request.get("method", "max"))
+    if not request.get("query"):
+        return index.pick(request["selected"])
+    return index.find(**{n: v for n, v in request.items() if n in START and n != "method"})
 
 
 def interactive() -> bool:
@@ -93,10 +110,11 @@ class Screen(anywidget.AnyWidget):
     _esm = "\n".join((STATIC / n).read_text("utf-8") for n in ("lightbox.js", "panel.js"))
     _css = "\n".join((STATIC / n).read_text("utf-8") for n in ("lightbox.css", "panel.css"))
     choices = traitlets.Dict().tag(sync=True)  # what can be chosen, once
-    request = traitlets.Dict().tag(sync=True)  # what is asked; "asked" counts up to ask again
-    shown = traitlets.Dict().tag(sync=True)  # the result
+    request = traitlets.Dict().tag(sync=True)  # arguments of find; "count" goes up with each search
+    marks = traitlets.Dict().tag(sync=True)  # {"right": ids, "wrong": ids} for the next search
     selected = traitlets.List().tag(sync=True)  # ids of images, across queries and pages
     history = traitlets.List().tag(sync=True)  # queries, the last first
+    result = traitlets.Dict().tag(sync=True)  # what is shown
 
 
 class Panel:
@@ -104,36 +122,37 @@ class Panel:
 
     Args:
         sources: what is searched.
-        request: what is asked first: arguments of :meth:`Index.find`, a ``method``, ``selected``.
+        request: what is searched first: arguments of :meth:`Index.find`, a ``method``, and
+            ``selected``, ids of images; see ``START``.
     """
 
     def __init__(self, sources: Sources, request: dict[str, Any]) -> None:
         self.sources, self.found = sources, None
         self._indices: dict[str, Index] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="trsllava")  # for pictures dropped here
-        self._asks: dict[str, str] = {}  # of the picture that is asked with
-        self._seen = 0
+        self._picture: dict[str, str] = {}  # that is searched with: its thumbnail and a sentence
+        self._count = 0
         self._map: WorldMap | None = None
-        self.screen = self.view = Screen(choices=self._choices(request))
+        self.screen = self.view = Screen(choices=self._choices(request), request=START)
         if "geometry" in sources.metadata:
-            self._map = WorldMap(sources.metadata, lambda box: self.ask(bbox=box, page=1))
+            self._map = WorldMap(sources.metadata, lambda box: self.search(bbox=box, page=1))
             self.view = ipywidgets.VBox([self.screen, self._map.view])
         self.screen.on_msg(self._on_message)
         self.screen.observe(self._on_request, "request")
-        self.load(request)
+        self.load({"request": request})
 
     def _choices(self, request: dict[str, Any]) -> dict[str, Any]:
-        known = self.sources.metadata
+        known, captions = self.sources.metadata, self.sources.dataset.captions
         columns = ", ".join(column for column in known if column != "geometry")
-        methods = [str(request.get("method", "max")), *METHODS]
+        methods = [request.get("method", "max"), *METHODS]
         methods += ["clip", "fusion"] if self.sources.clip else []
         return {
             "methods": list(dict.fromkeys(methods)),
             "labels": sorted(set(self.sources.dataset.images["label"]) - {""}),
-            "sizes": sorted({*PAGE_SIZES, int(request.get("k", 8))}),
+            "sizes": sorted({*PAGE_SIZES, request.get("k", 8)}),
             "where_hint": f"as in SQL, on {columns}" if columns else "no column is known",
             "has_places": "geometry" in known,
-            "has_captions": len(self.sources.dataset.captions) > 0,
+            "has_captions": bool(captions["image_id"].isin(self.sources.captions.records).any()),
         }
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -143,52 +162,67 @@ class Panel:
             data["text/html"] = self.found._repr_html_()
         return bundle
 
-    def ask(self, **changes: Any) -> None:
-        """Search with these changes to what was asked before; an error is shown."""
+    def search(self, **changes: Any) -> None:
+        """Search with these changes to the last request; an error is shown."""
         request = {**self.screen.request, **changes}
-        self.screen.request = {**request, "asked": int(request.get("asked", 0)) + 1}
+        self.screen.request = {**request, "count": request.get("count", 0) + 1}
 
-    def load(self, request: dict[str, Any]) -> None:
-        """Ask what a page asked, and select what it had selected."""
-        wanted = {name: request[name] for name in _ASKED if name in request and name != "picture"}
-        if selected := [str(name) for name in request.get("selected", ())]:
-            self.screen.selected = selected
-        if "query" in wanted:
-            start = {"k": 8, "page": 1, "method": "max", "right": [], "wrong": [], "where": ""}
-            self.ask(**{**start, "bbox": "", "label": "", "picture": "", **wanted})
-        else:
-            self._select()
+    def load(self, settings: dict[str, Any]) -> None:
+        """Search what a page searched, or show the selection that a file holds; see
+        ``read_settings``.
+
+        Raises:
+            InputError: the page is of other images, or a selected one is not here.
+        """
+        dataset, request = self.sources.dataset, settings["request"]
+        theirs = (settings.get("dataset", dataset.name), settings.get("split", dataset.split))
+        if theirs != (dataset.name, dataset.split):
+            raise InputError(
+                f"this page searched {theirs[0]} ({theirs[1]}), and here is {dataset.name} "
+                f"({dataset.split}); trsllava_utils.search.reopen opens it"
+            )
+        index = self._index("max")
+        picked = index.pick(request["selected"]) if request.get("selected") else None
+        if picked:
+            self.screen.selected = picked.table["image_id"].tolist()
+        if request.get("query"):
+            wanted = {n: v for n, v in request.items() if n in START and n != "picture"}
+            self.screen.marks = {n: wanted.get(n, []) for n in ("right", "wrong")}
+            self.search(**{**START, **wanted})
+        elif picked:
+            self._show(picked)
 
     # — what the browser says —
 
     def _on_request(self, change: dict) -> None:
-        if change["new"].get("asked", 0) != self._seen:  # marks alone wait for the next search
-            self._seen = change["new"].get("asked", 0)
-            self._try(self._search)
+        if change["new"].get("count", 0) != self._count:
+            self._count = change["new"]["count"]
+            self._or_tell(self._search)
 
     def _on_message(self, _: Any, message: dict, buffers: list) -> None:
         command = check_choice("command", message.pop("command", ""), _COMMANDS)
         if command == "load":
             message["content"] = bytes(buffers[0])
-        self._try(lambda: getattr(self, f"_{command}")(**message))
+        self._or_tell(lambda: getattr(self, f"_{command}")(**message))
 
-    def _try(self, action: Any) -> None:
+    def _or_tell(self, action: Callable[[], None]) -> None:
         try:
             action()
         except (InputError, MissingError) as error:
-            self._tell(**{**self.screen.shown, "error": str(error)})
+            self._tell(error=str(error))
+
+    def _tell(self, **changes: Any) -> None:
+        """Show these changes; without an error among them, the last error goes."""
+        now = {"at": time.time()}  # so that it differs, and is drawn
+        self.screen.result = {**self.screen.result, "error": "", **changes, **now}
 
     def _search(self) -> None:
-        request = {n: v for n, v in self.screen.request.items() if n in _ASKED}
-        start, query = time.perf_counter(), request["query"]
-        index = self._index(str(request.pop("method")))
-        if label := request.pop("label", ""):
-            label = f"label = '{label.replace(chr(39), 2 * chr(39))}'"
-            where = request["where"].strip()
-            request["where"] = f"{label} and ({where})" if where else label
-        self._asks = self._asks if request.get("picture") else {}
-        self.found = index.find(**request)
-        self._show(1000 * (time.perf_counter() - start))
+        request = {n: v for n, v in self.screen.request.items() if n in START}
+        start = time.perf_counter()
+        found = self._index(request.pop("method")).find(**request)
+        self._picture = self._picture if request["picture"] else {}
+        self._show(found, milliseconds=round(1000 * (time.perf_counter() - start)))
+        query = request["query"]
         self.screen.history = [query, *(q for q in self.screen.history if q != query)][:50]
 
     def _index(self, method: str) -> Index:
@@ -196,110 +230,113 @@ class Panel:
             self._indices[method] = Index(self.sources, method)
         return self._indices[method]
 
-    def _show(self, milliseconds: float = 0.0) -> None:
-        found = self.found
-        last = max(1, -(-found.total // found.request.get("k", max(found.total, 1))))
-        values = {"tiles": found.tiles, "query": found.query.text, "total": found.total}
-        values |= {"notes": found.notes, "suggestion": found.query.suggestion, "last": last}
-        self._tell(**values, picture=self._asks, milliseconds=round(milliseconds))
+    def _show(self, found: Found, milliseconds: int = 0) -> None:
+        self.found = found
+        page, k = found.request.get("page", 1), found.request.get("k", max(found.total, 1))
+        pages = {"page": page, "pages": max(1, -(-found.total // k)), "total": found.total}
+        words = {"query": found.query.text, "suggestion": found.query.suggestion}
+        about = {**pages, **words, "notes": found.notes, "milliseconds": milliseconds}
+        self._tell(tiles=found.tiles, picture=self._picture, **about)
         if self._map:
-            self._map.show(found, str(found.request.get("bbox", "")))
-
-    def _tell(self, **values: Any) -> None:
-        self.screen.shown = {"error": "", **values, "at": time.time()}  # so that it differs
+            self._map.show(found, found.request.get("bbox", ""))
 
     def _open(self, number: int) -> None:
-        card = self.found.card(self._name(number), ENLARGED, with_path=True)
+        card = self.found.card(self._image(number), ENLARGED, with_path=True)
         self.screen.send({"card": card, "number": number})
 
-    def _name(self, number: int) -> str:
+    def _image(self, number: int) -> str:
+        if not 0 <= number < len(self.found.table):
+            raise InputError(f"there is no image {number + 1} on this page")
         return self.found.table["image_id"].iloc[number]
 
-    def _original(self, number: int) -> Path:
-        file = self.sources.dataset.file_of(self._name(number))
-        if not file:
-            raise MissingError(f"{self._name(number)}: no pixels on disk")
-        return Path(file.path)
+    def _original(self, number: int) -> ImageFile:
+        file = self.sources.dataset.file_of(self._image(number))
+        if not file or not Path(file.path).is_file():
+            raise MissingError(f"{self._image(number)}: its file is not on the disk")
+        return file
 
     def _path(self, number: int) -> None:
-        self.screen.send({"path": str(self._original(number))})
+        self.screen.send({"path": self._original(number).path})
 
-    def _file(self, number: int, open: bool = False) -> None:
-        path = self._original(number)
-        if open:
-            file = self.sources.dataset.file_of(self._name(number))
-            picture = Image.fromarray(read_image(file, self.sources.dataset.rendering))
-            self._give(f"{path.stem}.jpg", "image/jpeg", jpeg(picture), open=True)
-        else:
-            kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-            self._give(path.name, kind, path.read_bytes())
+    def _picture_of(self, number: int) -> None:
+        """The whole image, for a new tab."""
+        picture = read_image(self._original(number), self.sources.dataset.rendering)
+        content, name = jpeg(Image.fromarray(picture)), slug(self._image(number))
+        self._send(f"{name}.jpg", "image/jpeg", content, in_tab=True)
 
-    def _give(self, name: str, kind: str, content: bytes, open: bool = False) -> None:
+    def _download(self, number: int) -> None:
+        path = Path(self._original(number).path)
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path} is too large to be sent to a browser; copy it from there")
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        self._send(path.name, kind, path.read_bytes())
+
+    def _send(self, name: str, kind: str, content: bytes, in_tab: bool = False) -> None:
         """Send a file to the browser, wherever it runs."""
-        self.screen.send({"file": name, "type": kind, "open": open}, buffers=[content])
+        self.screen.send({"file": name, "type": kind, "in_tab": in_tab}, buffers=[content])
 
     def _caption(self) -> None:
         captions = self.sources.dataset.captions
-        captions = captions[captions["image_id"].isin(list(self.sources.captions.records))]
-        self.ask(query=captions["text"].sample(1).iloc[0], page=1, right=[], wrong=[], picture="")
+        captions = captions[captions["image_id"].isin(self.sources.captions.records)]
+        if captions.empty:
+            raise InputError("these images have no reference captions")
+        self.search(**{**START, "query": captions["text"].sample(1).iloc[0]})
 
     def _select(self) -> None:
         """Show the selection."""
         if not self.screen.selected:
             raise InputError("nothing is selected")
-        self.found = self._index("max").pick(self.screen.selected)
-        self._show()
+        self._show(self._index("max").pick(self.screen.selected))
 
     def _save(self, kind: str, selection: bool) -> None:
         """The selection or the whole ranking (as a page, its first images) as a file."""
-        found = self._chosen(self.found.total if kind in ("csv", "geojson") else MOST, selection)
+        found = self._chosen(MOST if kind == "html" else self.found.total, selection)
         name = slug(found.query.text)[:40] or "search"
         if kind == "folder":
-            stamp = time.strftime("%Y%m%d_%H%M%S")
-            folder = self.sources.dataset.derived / "selections" / f"{name}_{stamp}"
-            note = f"{len(found.table):,} images are in {shown(found.save(folder, kind))}"
-            self._tell(**{**self.screen.shown, "notes": [note]})
+            parent = self.sources.dataset.derived / "selections"
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = found.save(tempfile.mkdtemp(prefix=f"{name}_", dir=parent), kind)
+            self._tell(notes=[f"{len(found.table):,} images are in {shown(folder)}"])
             return
         types = {"csv": "text/csv", "html": "text/html", "geojson": "application/geo+json"}
         check_choice("kind of file", kind, types)
-        self._give(f"{name}.{kind}", types[kind], found.as_text(kind).encode())
+        self._send(f"{name}.{kind}", types[kind], found.as_text(kind).encode())
+        self._tell(notes=[f"saved {len(found.table):,} of {found.total:,} images"])
 
     def _chosen(self, most: int, selection: bool) -> Found:
         """The selection, or the result shown from its first image on."""
-        request = dict(self.found.request)
-        index = self._index(str(request.pop("method", "max")))
+        request = {n: v for n, v in self.found.request.items() if n in START}
+        index = self._index(request.pop("method", "max"))
         if selection or "query" not in request:
             if not self.screen.selected:
                 raise InputError("nothing is selected")
             return index.pick(self.screen.selected)
-        found = index.find(**{**request, "k": min(most, self.found.total), "page": 1})
-        found.request.update(k=request["k"], selected=self.screen.selected)
-        return found
+        found = index.find(**{**request, "k": max(1, min(most, self.found.total)), "page": 1})
+        asked_again = {"k": request["k"], "selected": self.screen.selected}
+        return replace(found, request={**found.request, **asked_again})
 
     def _load(self, name: str, content: bytes) -> None:
         """A file dropped on the panel: a picture to search with, a saved page or selection."""
         suffix = Path(name).suffix.lower()
-        if suffix not in IMAGE_SUFFIXES:
-            try:
-                self.load(read_settings(content.decode("utf-8-sig"), name)["request"])
-            except UnicodeDecodeError:
-                raise InputError(f"{name}: neither a picture nor a page, CSV or GeoJSON") from None
+        if suffix in IMAGE_SUFFIXES:
+            self._search_by_picture(name, content)
             return
-        path = Path(self._folder.name) / f"{slug(Path(name).stem)}{suffix}"
+        try:
+            self.load(read_settings(content.decode("utf-8-sig"), name))
+        except UnicodeDecodeError:
+            raise InputError(f"{name}: neither a picture nor a page, CSV or GeoJSON") from None
+
+    def _search_by_picture(self, name: str, content: bytes) -> None:
+        path = Path(self._folder.name) / f"{slug(Path(name).stem)}{Path(name).suffix.lower()}"
         path.write_bytes(content)
         query, who = describe(str(path), self.sources), describer_of(self.sources)
-        small = io.BytesIO()
-        picture = Image.fromarray(read_image(path, self.sources.dataset.rendering, 192))
-        picture.save(small, "JPEG")
+        picture = thumbnail(ImageFile(str(path)), SMALL, self.sources.dataset.rendering)
         text = f"{name}, described by {who}: the words above can be edited"
         if who == "pixels":
             text += " (pixels is often wrong; name a model as query_captioner)"
-        self._asks = {
-            "picture": data_uri(small.getvalue(), "image/jpeg"),
-            "name": name,
-            "text": text,
-        }
-        self.ask(query=query, picture=str(path), page=1, right=[], wrong=[])
+        self._picture = {"address": data_uri(picture, "image/jpeg"), "name": name, "text": text}
+        kept = {n: self.screen.request[n] for n in ("k", "method")}
+        self.search(**{**START, **kept, "query": query, "picture": str(path)})
 
 
-_COMMANDS = ("open", "path", "file", "caption", "select", "save", "load")
+_COMMANDS = ("open", "path", "picture_of", "download", "caption", "select", "save", "load")

@@ -58,7 +58,7 @@ class WorldMap:
         layers = []
         for row in table.itertuples():
             middle = row.geometry.centroid
-            title = f"{row.rank}. {row.image_id} · {row.score:.3f}"
+            title = f"{row.rank}. {row.image_id}"
             layers.append(w.Marker(location=(middle.y, middle.x), title=title, draggable=False))
             if row.geometry.area > 0:
                 outline = [(lat, lon) for lon, lat in row.geometry.convex_hull.exterior.coords]
@@ -69,7 +69,7 @@ class WorldMap:
         if event.get("type") != "click":
             return
         lat, lon = event["coordinates"]
-        south, north = max(lat - self._half, -90), min(lat + self._half, 90)
+        south, north = (min(max(lat + d, -90), 90) for d in (-self._half, self._half))
         west, east = lon - self._half, lon + self._half
         box = self._leaflet.Rectangle(bounds=((south, west), (north, east)), **CHOSEN)
         self._box.layers = (box,)

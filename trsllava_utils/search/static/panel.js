@@ -1,6 +1,8 @@
 // The search panel: draws what Python found, tells Python what is asked. Texts are set as text;
 // the only HTML is that of a card, which Python escapes.
 
+const LARGEST = 8e6; // bytes; Jupyter's connection takes messages of 10 MB
+
 const el = (tag, options = {}, ...children) => {
   const { text, attributes = {}, ...rest } = options;
   const made = Object.assign(document.createElement(tag), rest);
@@ -14,25 +16,37 @@ const button = (text, title, onclick, more = {}) =>
 
 function render({ model, el: host }) {
   const choices = model.get("choices");
-  const shown = () => model.get("shown");
+  const result = () => model.get("result");
   const request = () => model.get("request");
-  const tiles = () => shown().tiles || [];
+  const tiles = () => result().tiles || [];
 
   function ask(changes) {
     list.classList.add("busy");
     const page = "page" in changes ? {} : { page: 1 };
-    const again = { asked: (request().asked || 0) + 1 };
-    model.set("request", { ...request(), ...page, ...changes, ...again });
+    const count = (request().count || 0) + 1;
+    model.set("request", { ...request(), ...page, ...changes, count });
     model.save_changes();
   }
-  const newQuery = (query) => ask({ query, right: [], wrong: [] });
+  function mark(changes) {
+    model.set("marks", { ...model.get("marks"), ...changes });
+    model.save_changes();
+  }
+  function newQuery(query, changes = {}) {
+    mark({ right: [], wrong: [] });
+    ask({ query, right: [], wrong: [], ...changes });
+  }
+  const otherQuery = (query) => newQuery(query, { picture: "" });
   const toggled = (names, name) =>
     names.includes(name) ? names.filter((other) => other !== name) : [...names, name];
   const send = (command, values = {}, buffers = []) =>
     model.send({ command, ...values }, undefined, buffers);
   function loadFiles(files) {
-    for (const file of files)
-      file.arrayBuffer().then((content) => send("load", { name: file.name }, [content]));
+    for (const file of files) {
+      if (file.size > LARGEST) {
+        status.className = "status error";
+        status.textContent = `${file.name} is too large for the browser; in Python: search(image="path/to/it")`;
+      } else file.arrayBuffer().then((content) => send("load", { name: file.name }, [content]));
+    }
   }
 
   // — asking —
@@ -42,7 +56,11 @@ function render({ model, el: host }) {
     placeholder: "what the image should show, then Enter",
     attributes: { "aria-label": "query", list: past.id },
     title: "a sentence, or parts: storage tanks + 0.5 river - houses, [image id] + umbrellas",
-    onkeydown: (event) => event.key === "Enter" && form.requestSubmit(), // JupyterLab keeps Enter
+    onkeydown: (event) => {
+      if (event.key !== "Enter" || event.isComposing) return;
+      event.preventDefault(); // JupyterLab would keep it, and other pages submit twice
+      form.requestSubmit();
+    },
   });
   const file = el("input", {
     type: "file",
@@ -88,13 +106,16 @@ function render({ model, el: host }) {
   const next = button("next ›", "next page", () => ask({ page: request().page + 1 }));
   const page = el("input", { type: "number", min: 1, attributes: { "aria-label": "page" }, onchange: () => ask({ page: Number(page.value) }) });
   const pages = el("span");
-  const again = button("search again with these marks", "relevance feedback: towards ✓, away from ✗", () => ask({}));
-  const clear = button("clear marks", "forget ✓ and ✗", () => ask({ right: [], wrong: [] }));
+  const again = button("search again", "relevance feedback: towards ✓, away from ✗", () => ask(model.get("marks")));
+  const clear = button("clear marks", "forget ✓ and ✗", () => {
+    mark({ right: [], wrong: [] });
+    ask({ right: [], wrong: [] });
+  });
   const paging = el("div", { className: "row" }, previous, page, pages, next, again, clear);
   const what = el("select", { attributes: { "aria-label": "what is saved" } });
   const kinds = ["csv", "html", ...(choices.has_places ? ["geojson"] : []), "folder"];
   const saving = el("div", { className: "row" }, "save", what,
-    ...kinds.map((kind) => button(kind === "html" ? "page" : kind === "csv" || kind === "folder" ? kind : "GeoJSON", { csv: "CSV with full paths", html: "a page that needs no network", geojson: "places, for QGIS and the like", folder: "links to the files, on the machine that searches" }[kind], () => send("save", { kind, selection: what.value === "selection" }))),
+    ...kinds.map((kind) => button(kind === "html" ? "page" : kind === "csv" || kind === "folder" ? kind : "GeoJSON", { csv: "CSV with full paths", html: "a page that needs no network, of 200 images at most", geojson: "places, for QGIS and the like", folder: "links to the files, on the machine that searches" }[kind], () => send("save", { kind, selection: what.value === "selection" }))),
     button("show selection", "the selected images", () => send("select")),
     button("clear selection", "select none", () => choose([])),
   );
@@ -102,12 +123,12 @@ function render({ model, el: host }) {
     const { image_id, picture: address } = tiles()[number];
     body.replaceChildren(el("img", { src: address, alt: image_id }));
     send("open", { number });
-    drawMarks(box.more, tiles()[number]);
-    box.more.append(
-      button("more like this", "search by the captions of this image", () => (box.close(), newQuery(`[${image_id}]`))),
+    box.more.replaceChildren(
+      ...markButtons(tiles()[number]),
+      button("more like this", "search by the captions of this image", () => (box.close(), otherQuery(`[${image_id}]`))),
       button("copy path", "of the original file", () => send("path", { number })),
-      button("open", "the whole image in a new tab", () => send("file", { number, open: true })),
-      button("download", "the original file", () => send("file", { number })),
+      button("open", "the whole image in a new tab", () => send("picture_of", { number })),
+      button("download", "the original file", () => send("download", { number })),
     );
   });
 
@@ -115,81 +136,87 @@ function render({ model, el: host }) {
     model.set("selected", names);
     model.save_changes();
   }
-  function drawMarks(where, tile) {
-    const { right = [], wrong = [] } = request();
-    const mark = (text, title, on, action) =>
-      button(text, `${title}: ${tile.image_id}`, () => (action(), redraw()), { attributes: { "aria-pressed": on, "aria-label": `${title}: ${tile.image_id}` } });
-    const redraw = () => {
-      drawTiles();
-      if (where === box.more) box.open(box.current());
-    };
+  // ✓, ✗ and select; pressed or not as the marks and the selection are
+  function markButtons(tile) {
     const name = tile.image_id;
-    const set = (changes) => model.set("request", { ...request(), ...changes });
-    where.replaceChildren(
-      mark("✓", "right", right.includes(name), () => set({ right: toggled(right, name), wrong: wrong.filter((n) => n !== name) })),
-      mark("✗", "wrong", wrong.includes(name), () => set({ wrong: toggled(wrong, name), right: right.filter((n) => n !== name) })),
-      mark("select", "select", model.get("selected").includes(name), () => choose(toggled(model.get("selected"), name))),
-    );
+    const made = (text, label, isOn, toggle) => {
+      const set = () => one.setAttribute("aria-pressed", isOn());
+      const one = button(text, `${label}: ${name}`, toggle, { ariaLabel: `${label}: ${name}` });
+      one.addEventListener("drawn", set);
+      one.classList.add("mark");
+      set();
+      return one;
+    };
+    const marked = (kind) => model.get("marks")[kind] || [];
+    const toggleMark = (kind, other) => () =>
+      mark({ [kind]: toggled(marked(kind), name), [other]: marked(other).filter((n) => n !== name) });
+    return [
+      made("✓", "right", () => marked("right").includes(name), toggleMark("right", "wrong")),
+      made("✗", "wrong", () => marked("wrong").includes(name), toggleMark("wrong", "right")),
+      made("select", "select", () => model.get("selected").includes(name), () => choose(toggled(model.get("selected"), name))),
+    ];
   }
   function drawTile(tile, number) {
     const picture = tile.picture ? el("img", { src: tile.picture, alt: `${tile.image_id}: ${tile.said}` }) : "no pixels on disk";
     const score = [tile.score, tile.percentile && `percentile ${tile.percentile}`, tile.label, tile.of > 1 && tile.score && `variant ${tile.variant} of ${tile.of}`];
     const verdict = { hit: " ✓ hit", miss: " ✗ miss", "": "" }[tile.verdict];
-    const marks = el("div", { className: "marks" });
-    drawMarks(marks, tile);
+    const marks = el("div", { className: "marks" }, ...markButtons(tile));
     const words = tile.words.map(([text, hit]) => el(hit ? "mark" : "span", { text }));
     const open = el("button", { type: "button", className: "tile", title: `${tile.image_id}: ${tile.said}`, onclick: () => box.open(number) }, picture);
-    const item = el("li", { className: [tile.verdict, model.get("selected").includes(tile.image_id) && "selected"].filter(Boolean).join(" ") },
+    const item = el("li", { className: tile.verdict },
       open, marks, el("b", { text: `${tile.rank}. ${tile.image_id}${verdict}` }), el("br"), score.filter(Boolean).join(" · "), el("br"), ...words);
     item.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
       const to = { ArrowRight: number + 1, ArrowLeft: number - 1 }[event.key];
       const key = { "+": 0, "-": 1, s: 2 }[event.key];
       if (to === undefined && key === undefined) return;
       event.preventDefault();
       if (to !== undefined) list.children[to]?.querySelector(".tile").focus();
-      else {
-        marks.children[key].click();
-        list.children[number].querySelector(".tile").focus();
-      }
+      else marks.children[key].click();
     });
     return item;
   }
-  function drawTiles() {
-    const focused = [...list.children].findIndex((item) => item.contains(document.activeElement));
-    const nth = focused < 0 ? -1 : [...list.children[focused].querySelectorAll("button")].indexOf(document.activeElement);
-    list.replaceChildren(...tiles().map(drawTile));
-    list.children[focused]?.querySelectorAll("button")[nth]?.focus();
-    const { right = [], wrong = [] } = request();
+  function drawMarks() {
+    for (const one of host.querySelectorAll(".mark")) one.dispatchEvent(new Event("drawn"));
+    const { right = [], wrong = [] } = model.get("marks");
     again.hidden = clear.hidden = !(right.length + wrong.length);
     again.textContent = `search again: ${right.length} right, ${wrong.length} wrong`;
     const selected = model.get("selected");
+    [...list.children].forEach((item, n) => item.classList.toggle("selected", selected.includes(tiles()[n]?.image_id)));
     const chosen = what.value;
     what.replaceChildren(
-      el("option", { value: "result", text: `all ${(shown().total || 0).toLocaleString("en")} images, ranked` }),
+      el("option", { value: "result", text: `all ${single(result().total || 0, "image", "images")}, ranked` }),
       el("option", { value: "selection", text: `${selected.length} selected` }),
     );
     what.value = chosen || "result";
   }
+  const single = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+  let drawn = {}; // the request that the fields show
   function draw() {
-    const { query: asked, error, notes: told = [], suggestion, total, milliseconds, last, picture: by } = shown();
+    const { query: words, error, notes: told = [], suggestion, total, milliseconds, page: current, pages: last, picture: by } = result();
     list.classList.remove("busy");
-    if (!error) query.value = request().query;
-    past.replaceChildren(...model.get("history").map((value) => el("option", { value })));
-    for (const [name, control] of Object.entries(filters)) control.value = request()[name] ?? "";
     status.className = error ? "status error" : "status";
-    const single = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
-    if (error) status.textContent = error;
-    else if (asked !== undefined) status.replaceChildren(el("b", { text: asked }), ` · ${single(total, "image", "images")} searched, ${single(last, "page", "pages")}`, milliseconds ? ` · ${milliseconds} ms` : "");
+    if (error) return void (status.textContent = error);
+    if (words === undefined) return;
+    status.replaceChildren(el("b", { text: words }), ` · ${single(total, "image", "images")} searched, ${single(last, "page", "pages")}`, milliseconds ? ` · ${milliseconds} ms` : "");
+    if (drawn.query !== request().query) query.value = request().query;
+    for (const [name, control] of Object.entries(filters))
+      if (drawn[name] !== request()[name]) control.value = request()[name] ?? "";
+    drawn = { ...request() };
+    past.replaceChildren(...model.get("history").map((value) => el("option", { value })));
     notes.replaceChildren(...told.map((text) => el("p", { className: "note", text })));
-    if (suggestion) notes.append(button(`search “${suggestion}”`, "the same with a minus", () => newQuery(suggestion)));
-    picture.hidden = !by?.picture;
-    if (by?.picture) picture.replaceChildren(el("img", { src: by.picture, alt: by.name }), el("span", { text: by.text }), button("✕", "search by words alone", () => ask({ picture: "" }), { ariaLabel: "search by words alone" }));
-    previous.disabled = request().page <= 1;
-    next.disabled = request().page >= last;
-    page.value = request().page;
+    if (suggestion) notes.append(button(`search “${suggestion}”`, "the same with a minus", () => otherQuery(suggestion)));
+    picture.hidden = !by?.address;
+    if (by?.address) picture.replaceChildren(el("img", { src: by.address, alt: by.name }), el("span", { text: by.text }), button("✕", "search by words alone", () => ask({ picture: "" }), { ariaLabel: "search by words alone" }));
+    previous.disabled = current <= 1;
+    next.disabled = current >= last;
+    page.value = current;
     page.max = last;
-    pages.textContent = `of ${last || 1}`;
-    drawTiles();
+    pages.textContent = `of ${last}`;
+    const key = JSON.stringify(tiles());
+    if (list.key !== key) list.replaceChildren(...tiles().map(drawTile));
+    list.key = key;
+    drawMarks();
   }
 
   const root = el("section", { className: "trsllava", attributes: { "aria-label": "image search", "data-lm-suppress-shortcuts": "true" } },
@@ -212,18 +239,18 @@ function render({ model, el: host }) {
     }
     if (message.file === undefined) return;
     const address = URL.createObjectURL(new Blob([buffers[0]], { type: message.type }));
-    if (message.open) window.open(address, "_blank");
+    if (message.in_tab) window.open(address, "_blank");
     else el("a", { href: address, download: message.file }).click();
     setTimeout(() => URL.revokeObjectURL(address), 60000);
   };
   model.on("msg:custom", onMessage);
-  model.on("change:shown", draw);
-  model.on("change:selected", drawTiles);
+  model.on("change:result", draw);
+  model.on("change:selected change:marks", drawMarks);
   draw();
   return () => {
     model.off("msg:custom", onMessage);
-    model.off("change:shown", draw);
-    model.off("change:selected", drawTiles);
+    model.off("change:result", draw);
+    model.off("change:selected change:marks", drawMarks);
   };
 }
 
