@@ -90,8 +90,9 @@ def said(record: Record) -> str:
 
 
 def table(frame: pd.DataFrame) -> HTML:
-    """A table with whole texts, aligned at the left."""
-    rows = frame.reset_index().to_numpy(dtype=object).tolist()
+    """A table with whole texts, aligned at the left; what is not known is a dash."""
+    rows = frame.reset_index().astype(object).where(lambda cells: cells.notna(), "–")
+    rows = rows.to_numpy(dtype=object).tolist()
     names = [frame.index.name or "", *frame.columns]
     return HTML(render("table.html", names=names, rows=rows))
 

@@ -118,8 +118,8 @@ def _densities(ax: Axes, samples: dict[str, np.ndarray], label: str, title: str)
     ):
         ax.hist(values, bins, density=True, color=colour, alpha=0.6, label=kind, hatch=hatch)
         ax.axvline(np.mean(values), color=colour, linestyle="--", linewidth=1.2)
-    ax.set(xlabel=label, ylabel="density", title=title, ylim=(0, 1.3 * ax.get_ylim()[1]))
-    ax.legend(frameon=True)
+    ax.set(xlabel=label, ylabel="density", title=title, ylim=(0, 1.4 * ax.get_ylim()[1]))
+    ax.legend(frameon=True, ncols=2)
 
 
 def grid(table: pd.DataFrame, chosen: dict[str, str], title: str) -> Figure:
@@ -136,8 +136,9 @@ def grid(table: pd.DataFrame, chosen: dict[str, str], title: str) -> Figure:
         ax.plot(rows["mR"], [y] * len(rows), "o", color=BLUE, markerfacecolor="white")
         best = rows[rows["method"] == chosen[rule]]["mR"].iloc[0]
         ax.plot(best, y, "D", color=RED)
-        label = {"textcoords": "offset points", "ha": "right", "fontsize": 10}
-        ax.annotate(chosen[rule], (best, y), (0, 7), **label)
+        label = {"textcoords": "offset points", "va": "center", "fontsize": 10}
+        ax.annotate(chosen[rule], (best, y), (8, 0), **label)
+    ax.margins(x=0.4)  # room for the names
     ax.set_yticks(range(len(rules)), rules)
     ax.set(xlabel="mR on the validation split (%)", title=title, ylim=(-0.5, len(rules) - 0.3))
     ax.grid(axis="x")

@@ -101,7 +101,7 @@ def show_image(
     ax.axis("on")
     ax.set(xticks=[], yticks=[])
     for side in ax.spines.values():
-        side.set(color=colour, linewidth=3 if colour != "black" else 0.6)
+        side.set(visible=True, color=colour, linewidth=3 if colour != "black" else 0.6)
     ax.set_title(title, fontsize=10.5, color=colour, parse_math=False)
 
 
