@@ -250,6 +250,11 @@ def test_clip_of_real_architecture(kind, sources, models):
     assert top["score"].iloc[0] == pytest.approx(cosine.max(), abs=1e-6)
     assert len(Index(seen, "fusion").find("a river", 2).table) == 2
     assert len(Index(seen, "fusion").find(f"[{seen.gallery[0]}]", 2).table) == 2
+    picture = seen.dataset.file_of(seen.gallery[1]).path
+    found = Index(seen, "clip").find("any words", 1, picture=picture).table  # by its pixels
+    assert found["image_id"][0] == seen.gallery[1] and found["score"][0] == pytest.approx(
+        1, abs=1e-5
+    )
 
 
 def test_clip_needs_pixels_and_a_model_with_image_features(sources, models, tmp_path):

@@ -227,7 +227,8 @@ class Index:
         """What is known of these images, and the text of each that is nearest to what is wanted."""
         ids = [self.image_ids[n] for n in numbers]
         nearest = [self._nearest(n, wanted) for n in numbers]
-        own = self._captioned.get(folded(parsed.sentence), set())
+        words = folded(parsed.sentence)
+        own = self._captioned.get(words, set()) if words else set()
         table = pd.DataFrame(
             {
                 "image_id": ids,
