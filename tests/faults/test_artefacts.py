@@ -544,7 +544,7 @@ def test_damaged_results_are_named_and_never_shown(sources, data_dir, harm):
     assert report("rsitmd", **how).is_file() and len(summary(data_dir)[0]) == 2
     harm(path)
     assert read_results(path) == {}
-    with pytest.raises(MissingError, match="make them first: python -m trsllava_utils run"):
+    with pytest.raises(MissingError, match="make them: python -m trsllava_utils run"):
         report("rsitmd", **how)
     table, problems = summary(data_dir)
     assert table.empty and len(problems) == path.exists()
