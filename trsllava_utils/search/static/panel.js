@@ -74,8 +74,16 @@ function render({ model, el: host }) {
     query,
     past,
     el("button", { type: "submit", text: "search" }),
-    button("by picture …", "an image, described in words; a saved page or a saved selection", () => file.click()),
-    choices.has_captions ? button("a caption of the dataset", "take a reference caption as the query, so that hits can be told from misses", () => send("caption")) : "",
+    button("by picture …", "an image, described in words; a saved page or a saved selection", () =>
+      file.click(),
+    ),
+    choices.has_captions
+      ? button(
+          "a caption of the dataset",
+          "take a reference caption as the query, so that hits can be told from misses",
+          () => send("caption"),
+        )
+      : "",
     file,
   );
   form.setAttribute("role", "search");
@@ -86,17 +94,32 @@ function render({ model, el: host }) {
   const filters = {};
   const field = (name, label, control) => {
     filters[name] = control;
-    control.onchange = () => ask({ [name]: control.type === "number" || name === "k" ? Number(control.value) : control.value });
+    control.onchange = () =>
+      ask({
+        [name]: control.type === "number" || name === "k" ? Number(control.value) : control.value,
+      });
     return el("label", { className: control.tagName === "INPUT" ? "wide" : "" }, label, control);
   };
   const select = (values) =>
-    el("select", {}, ...values.map((value) => el("option", { value, text: value === "" ? "all" : value })));
-  const row = el("div", { className: "row" },
+    el(
+      "select",
+      {},
+      ...values.map((value) => el("option", { value, text: value === "" ? "all" : value })),
+    );
+  const row = el(
+    "div",
+    { className: "row" },
     field("method", "rule", select(choices.methods)),
     choices.labels.length ? field("label", "class", select(["", ...choices.labels])) : "",
     field("k", "images", select(choices.sizes)),
     field("where", "where", el("input", { placeholder: choices.where_hint })),
-    choices.has_places ? field("bbox", "box", el("input", { placeholder: "west,south,east,north in degrees, or click the map" })) : "",
+    choices.has_places
+      ? field(
+          "bbox",
+          "box",
+          el("input", { placeholder: "west,south,east,north in degrees, or click the map" }),
+        )
+      : "",
   );
 
   // — result —
@@ -104,9 +127,16 @@ function render({ model, el: host }) {
   const list = el("ol", { className: "tiles", attributes: { "aria-label": "images found" } });
   const previous = button("‹ previous", "previous page", () => ask({ page: request().page - 1 }));
   const next = button("next ›", "next page", () => ask({ page: request().page + 1 }));
-  const page = el("input", { type: "number", min: 1, attributes: { "aria-label": "page" }, onchange: () => ask({ page: Number(page.value) }) });
+  const page = el("input", {
+    type: "number",
+    min: 1,
+    attributes: { "aria-label": "page" },
+    onchange: () => ask({ page: Number(page.value) }),
+  });
   const pages = el("span");
-  const again = button("search again", "relevance feedback: towards ✓, away from ✗", () => ask(model.get("marks")));
+  const again = button("search again", "relevance feedback: towards ✓, away from ✗", () =>
+    ask(model.get("marks")),
+  );
   const clear = button("clear marks", "forget ✓ and ✗", () => {
     mark({ right: [], wrong: [] });
     ask({ right: [], wrong: [] });
@@ -114,23 +144,46 @@ function render({ model, el: host }) {
   const paging = el("div", { className: "row" }, previous, page, pages, next, again, clear);
   const what = el("select", { attributes: { "aria-label": "what is saved" } });
   const kinds = ["csv", "html", ...(choices.has_places ? ["geojson"] : []), "folder"];
-  const saving = el("div", { className: "row" }, "save", what,
-    ...kinds.map((kind) => button(kind === "html" ? "page" : kind === "csv" || kind === "folder" ? kind : "GeoJSON", { csv: "CSV with full paths", html: "a page that needs no network, of 200 images at most", geojson: "places, for QGIS and the like", folder: "links to the files, on the machine that searches" }[kind], () => send("save", { kind, selection: what.value === "selection" }))),
+  const saving = el(
+    "div",
+    { className: "row" },
+    "save",
+    what,
+    ...kinds.map((kind) =>
+      button(
+        kind === "html" ? "page" : kind === "csv" || kind === "folder" ? kind : "GeoJSON",
+        {
+          csv: "CSV with full paths",
+          html: "a page that needs no network, of 200 images at most",
+          geojson: "places, for QGIS and the like",
+          folder: "links to the files, on the machine that searches",
+        }[kind],
+        () => send("save", { kind, selection: what.value === "selection" }),
+      ),
+    ),
     button("show selection", "the selected images", () => send("select")),
     button("clear selection", "select none", () => choose([])),
   );
-  const box = makeLightbox(host, () => tiles().length, (number, body) => {
-    const { image_id, picture: address } = tiles()[number];
-    body.replaceChildren(el("img", { src: address, alt: image_id }));
-    send("open", { number });
-    box.more.replaceChildren(
-      ...markButtons(tiles()[number]),
-      button("more like this", "search by the captions of this image", () => (box.close(), otherQuery(`[${image_id}]`))),
-      button("copy path", "of the original file", () => send("path", { number })),
-      button("open", "the whole image in a new tab", () => send("picture_of", { number })),
-      button("download", "the original file", () => send("download", { number })),
-    );
-  });
+  const box = makeLightbox(
+    host,
+    () => tiles().length,
+    (number, body) => {
+      const { image_id, picture: address } = tiles()[number];
+      body.replaceChildren(el("img", { src: address, alt: image_id }));
+      send("open", { number });
+      box.more.replaceChildren(
+        ...markButtons(tiles()[number]),
+        button(
+          "more like this",
+          "search by the captions of this image",
+          () => (box.close(), otherQuery(`[${image_id}]`)),
+        ),
+        button("copy path", "of the original file", () => send("path", { number })),
+        button("open", "the whole image in a new tab", () => send("picture_of", { number })),
+        button("download", "the original file", () => send("download", { number })),
+      );
+    },
+  );
 
   function choose(names) {
     model.set("selected", names);
@@ -149,22 +202,55 @@ function render({ model, el: host }) {
     };
     const marked = (kind) => model.get("marks")[kind] || [];
     const toggleMark = (kind, other) => () =>
-      mark({ [kind]: toggled(marked(kind), name), [other]: marked(other).filter((n) => n !== name) });
+      mark({
+        [kind]: toggled(marked(kind), name),
+        [other]: marked(other).filter((n) => n !== name),
+      });
     return [
       made("✓", "right", () => marked("right").includes(name), toggleMark("right", "wrong")),
       made("✗", "wrong", () => marked("wrong").includes(name), toggleMark("wrong", "right")),
-      made("select", "select", () => model.get("selected").includes(name), () => choose(toggled(model.get("selected"), name))),
+      made(
+        "select",
+        "select",
+        () => model.get("selected").includes(name),
+        () => choose(toggled(model.get("selected"), name)),
+      ),
     ];
   }
   function drawTile(tile, number) {
-    const picture = tile.picture ? el("img", { src: tile.picture, alt: `${tile.image_id}: ${tile.said}` }) : "no pixels on disk";
-    const score = [tile.score, tile.percentile && `percentile ${tile.percentile}`, tile.label, tile.of > 1 && tile.score && `variant ${tile.variant} of ${tile.of}`];
+    const picture = tile.picture
+      ? el("img", { src: tile.picture, alt: `${tile.image_id}: ${tile.said}` })
+      : "no pixels on disk";
+    const score = [
+      tile.score,
+      tile.percentile && `percentile ${tile.percentile}`,
+      tile.label,
+      tile.of > 1 && tile.score && `variant ${tile.variant} of ${tile.of}`,
+    ];
     const verdict = { hit: " ✓ hit", miss: " ✗ miss", "": "" }[tile.verdict];
     const marks = el("div", { className: "marks" }, ...markButtons(tile));
     const words = tile.words.map(([text, hit]) => el(hit ? "mark" : "span", { text }));
-    const open = el("button", { type: "button", className: "tile", title: `${tile.image_id}: ${tile.said}`, onclick: () => box.open(number) }, picture);
-    const item = el("li", { className: tile.verdict },
-      open, marks, el("b", { text: `${tile.rank}. ${tile.image_id}${verdict}` }), el("br"), score.filter(Boolean).join(" · "), el("br"), ...words);
+    const open = el(
+      "button",
+      {
+        type: "button",
+        className: "tile",
+        title: `${tile.image_id}: ${tile.said}`,
+        onclick: () => box.open(number),
+      },
+      picture,
+    );
+    const item = el(
+      "li",
+      { className: tile.verdict },
+      open,
+      marks,
+      el("b", { text: `${tile.rank}. ${tile.image_id}${verdict}` }),
+      el("br"),
+      score.filter(Boolean).join(" · "),
+      el("br"),
+      ...words,
+    );
     item.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const to = { ArrowRight: number + 1, ArrowLeft: number - 1 }[event.key];
@@ -182,10 +268,15 @@ function render({ model, el: host }) {
     again.hidden = clear.hidden = !(right.length + wrong.length);
     again.textContent = `search again: ${right.length} right, ${wrong.length} wrong`;
     const selected = model.get("selected");
-    [...list.children].forEach((item, n) => item.classList.toggle("selected", selected.includes(tiles()[n]?.image_id)));
+    [...list.children].forEach((item, n) =>
+      item.classList.toggle("selected", selected.includes(tiles()[n]?.image_id)),
+    );
     const chosen = what.value;
     what.replaceChildren(
-      el("option", { value: "result", text: `all ${single(result().total || 0, "image", "images")}, ranked` }),
+      el("option", {
+        value: "result",
+        text: `all ${single(result().total || 0, "image", "images")}, ranked`,
+      }),
       el("option", { value: "selection", text: `${selected.length} selected` }),
     );
     what.value = chosen || "result";
@@ -193,21 +284,45 @@ function render({ model, el: host }) {
   const single = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
   let drawn = {}; // the request that the fields show
   function draw() {
-    const { query: words, error, notes: told = [], suggestion, total, milliseconds, page: current, pages: last, picture: by } = result();
+    const {
+      query: words,
+      error,
+      notes: told = [],
+      suggestion,
+      total,
+      milliseconds,
+      page: current,
+      pages: last,
+      picture: by,
+    } = result();
     list.classList.remove("busy");
     status.className = error ? "status error" : "status";
     if (error) return void (status.textContent = error);
     if (words === undefined) return;
-    status.replaceChildren(el("b", { text: words }), ` · ${single(total, "image", "images")} searched, ${single(last, "page", "pages")}`, milliseconds ? ` · ${milliseconds} ms` : "");
+    status.replaceChildren(
+      el("b", { text: words }),
+      ` · ${single(total, "image", "images")} searched, ${single(last, "page", "pages")}`,
+      milliseconds ? ` · ${milliseconds} ms` : "",
+    );
     if (drawn.query !== request().query) query.value = request().query;
     for (const [name, control] of Object.entries(filters))
       if (drawn[name] !== request()[name]) control.value = request()[name] ?? "";
     drawn = { ...request() };
     past.replaceChildren(...model.get("history").map((value) => el("option", { value })));
     notes.replaceChildren(...told.map((text) => el("p", { className: "note", text })));
-    if (suggestion) notes.append(button(`search “${suggestion}”`, "the same with a minus", () => otherQuery(suggestion)));
+    if (suggestion)
+      notes.append(
+        button(`search “${suggestion}”`, "the same with a minus", () => otherQuery(suggestion)),
+      );
     picture.hidden = !by?.address;
-    if (by?.address) picture.replaceChildren(el("img", { src: by.address, alt: by.name }), el("span", { text: by.text }), button("✕", "search by words alone", () => ask({ picture: "" }), { ariaLabel: "search by words alone" }));
+    if (by?.address)
+      picture.replaceChildren(
+        el("img", { src: by.address, alt: by.name }),
+        el("span", { text: by.text }),
+        button("✕", "search by words alone", () => ask({ picture: "" }), {
+          ariaLabel: "search by words alone",
+        }),
+      );
     previous.disabled = current <= 1;
     next.disabled = current >= last;
     page.value = current;
@@ -219,9 +334,25 @@ function render({ model, el: host }) {
     drawMarks();
   }
 
-  const root = el("section", { className: "trsllava", attributes: { "aria-label": "image search", "data-lm-suppress-shortcuts": "true" } },
-    form, picture, row, status, notes, list, paging, saving);
-  root.addEventListener("dragover", (event) => (event.preventDefault(), root.classList.add("dropping")));
+  const root = el(
+    "section",
+    {
+      className: "trsllava",
+      attributes: { "aria-label": "image search", "data-lm-suppress-shortcuts": "true" },
+    },
+    form,
+    picture,
+    row,
+    status,
+    notes,
+    list,
+    paging,
+    saving,
+  );
+  root.addEventListener(
+    "dragover",
+    (event) => (event.preventDefault(), root.classList.add("dropping")),
+  );
   root.addEventListener("dragleave", () => root.classList.remove("dropping"));
   root.addEventListener("drop", (event) => {
     event.preventDefault();
@@ -232,7 +363,8 @@ function render({ model, el: host }) {
   host.append(root);
 
   const onMessage = (message, buffers) => {
-    if (message.card !== undefined && message.number === box.current()) box.body.innerHTML = message.card;
+    if (message.card !== undefined && message.number === box.current())
+      box.body.innerHTML = message.card;
     if (message.path !== undefined) {
       if (navigator.clipboard) navigator.clipboard.writeText(message.path);
       else window.prompt("path of the original file", message.path);
