@@ -105,6 +105,7 @@ def _get(args: argparse.Namespace, given: Parameters) -> None:
 def _search(args: argparse.Namespace, given: Parameters) -> None:
     from trsllava_utils.search import search
     from trsllava_utils.search.found import KINDS
+    from trsllava_utils.search.picture import describer_of
 
     known = {"method", "captioner", "encoder", "split", "data_dir"}
     tiling = _tiling(given)
@@ -115,8 +116,9 @@ def _search(args: argparse.Namespace, given: Parameters) -> None:
     print(f"{found.total:,} images, described by {found.sources.captioner}", file=sys.stderr)
     if found.sources.captioner == "pixels" and "captioner" not in given:
         print(f"· {about_pixels(found.total)}", file=sys.stderr)
-    if args.image:
-        print(f"{args.image} shows: {found.query.text}")
+    if args.image and not args.query:
+        who = given.get("query_captioner") or describer_of(found.sources)
+        print(f"{args.image}, described by {who}: {found.query.text}")
     print(found)
     for kind in KINDS:
         if path := getattr(args, kind):

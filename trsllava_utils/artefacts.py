@@ -220,14 +220,13 @@ def csv_text(table: pd.DataFrame, index: bool = True) -> str:
     """A table as CSV. A text that a spreadsheet would take for a formula gets a quotation mark in
     front, and so does one that begins with such a mark."""
 
+    starts = tuple("=+-@\t\r'")
+
     def plain(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULAS else value
+        return f"'{value}" if isinstance(value, str) and value.startswith(starts) else value
 
     table = table.map(plain).rename(index=plain, columns=plain)
     return table.to_csv(index=index)
-
-
-_FORMULAS = tuple("=+-@\t\r'")
 
 
 # — reading —

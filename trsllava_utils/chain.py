@@ -49,7 +49,8 @@ class NotebookError(InputError):
 
 
 def run(datasets: list[str], given: Parameters, first: str = "00", last: str = "04") -> None:
-    """Run the chain and print what came of it; arguments and errors as for :func:`run_chain`."""
+    """Run the notebooks, then print what was read and made, and the next commands; arguments and
+    errors as for :func:`run_chain`."""
     executed = run_chain(datasets, given, first, last)
     print("\nexecuted notebooks:", *(f"  {shown(path)}" for path in executed), sep="\n")
     chains = [_of_chain(name, given) for name in datasets]
@@ -135,20 +136,17 @@ def run_chain(
 
 
 def _of_chain(dataset: str, parameters: Parameters) -> Parameters:
-    """The parameters that the notebooks get: full paths, and the captioner's full name where there
-    is another prompt, which 01 alone has."""
+    """The parameters that the notebooks get, with full paths. Only notebook 01 has a parameter
+    ``prompt``, so for another prompt the others get the captioner's full name, which has it."""
     values = {**parameters, "dataset": dataset}
     for name in ("dataset", "data_dir", "figures_dir"):
-        if values.get(name) and (name != "dataset" or _is_folder(dataset)):
+        is_name = name == "dataset" and (dataset in KNOWN or not user_path(dataset).is_dir())
+        if values.get(name) and not is_name:
             values[name] = str(user_path(values[name]))
     if (prompt := values.get("prompt", "rsrt")) != "rsrt":
         loaded = load_dataset(**_of_dataset({**values, "split": "all"}))
         values["captioner"] = choose_captioner(loaded, values.get("captioner", ""), prompt)
     return values
-
-
-def _is_folder(dataset: str) -> bool:
-    return dataset not in KNOWN and user_path(dataset).is_dir()
 
 
 def _run_one(path: Path, output: Path, parameters: Parameters, dataset: str) -> None:
@@ -194,12 +192,12 @@ class StatusLine:
             return
         self._shown_at = time.monotonic()
         room = shutil.get_terminal_size().columns - 1
-        bar = re.sub(r"\|[^|]*\|", " ·", bars[-1].strip(), count=1)  # the numbers say it
+        bar = re.sub(r"\|[^|]*\|", " ·", bars[-1].strip(), count=1)  # without the drawn bar
         line = f"{self._title} {bar}"[:room]
         print(f"\r{line.ljust(room)}" if self._live else f"\n{line}", end="", flush=True)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Needed by papermill; there is no buffer."""
 
     def end(self, outcome: str) -> None:
         """The last state of the line."""

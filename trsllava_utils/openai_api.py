@@ -296,10 +296,5 @@ def redact(text: object) -> str:
 
 def _forms(text: str) -> tuple[str, str, str]:
     """A text as it is, and with what is escaped in it as plain letters."""
-    plain = _ESCAPES.sub(_unescaped, text)
+    plain = _ESCAPES.sub(lambda m: chr(int(m[m.lastindex], 16)) if m.lastindex else "", text)
     return text, plain, html.unescape(plain)
-
-
-def _unescaped(match: re.Match) -> str:
-    code = match[1] or match[2] or match[3]
-    return chr(int(code, 16)) if code else ""

@@ -85,7 +85,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def said(record: Record) -> str:
-    """The first thing that a captioner says of an image."""
+    """The first variant's one sentence, or its caption if it has none."""
     return record.variants[0].one_sentence or record.variants[0].caption
 
 
@@ -100,8 +100,8 @@ def table(frame: pd.DataFrame) -> HTML:
 def captions_beside(
     dataset: Dataset, image_ids: Sequence[str], sides: dict[str, dict[str, Record]]
 ) -> HTML:
-    """Images beside what is said of them: all variants of one captioner, or of several captioners
-    the first structured variant, or all plain captions, of each.
+    """Images beside what is said of them. One captioner: all its variants. Several: of each, its
+    first structured variant, or all its plain captions.
 
     Args:
         dataset: whose images.

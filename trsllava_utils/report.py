@@ -13,13 +13,7 @@ from markupsafe import Markup
 
 from trsllava_utils.artefacts import MissingError, check_choice, file_sha256, write_text
 from trsllava_utils.datasets.dataset import Dataset, load_dataset
-from trsllava_utils.evaluation import (
-    breakdown,
-    published,
-    read_results,
-    recall_table,
-    results_path,
-)
+from trsllava_utils.evaluation import breakdown, published, read_results, recall_table, results_path
 from trsllava_utils.pages import data_uri, query_examples, render
 from trsllava_utils.parameters import TILE
 from trsllava_utils.retrieval import Rankings, Sources, caption_texts, rank_dataset

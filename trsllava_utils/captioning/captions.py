@@ -111,10 +111,7 @@ def open_captioner(captioner: str, settings: Settings) -> Captioner:
 
 
 def caption_dataset(
-    dataset: Dataset,
-    captioner: str = "",
-    settings: Settings | None = None,
-    shard: str = "",
+    dataset: Dataset, captioner: str = "", settings: Settings | None = None, shard: str = ""
 ) -> Captions:
     """Caption every image of the dataset that has no captions yet.
 

@@ -38,20 +38,9 @@ _COLOURS = {  # what the model is told of pictures that are no photographs
 LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters
 MAX_REPLY, MAX_BRACKETS = 200_000, 1000  # characters; an answer takes a twentieth of them
 
-LANGUAGES = {
-    "ar": "Arabic",
-    "de": "German",
-    "en": "English",
-    "es": "Spanish",
-    "fr": "French",
-    "hi": "Hindi",
-    "it": "Italian",
-    "ja": "Japanese",
-    "ko": "Korean",
-    "pt": "Portuguese",
-    "ru": "Russian",
-    "zh": "Chinese",
-}
+_LANGUAGES = """ar Arabic, de German, en English, es Spanish, fr French, hi Hindi, it Italian,
+ja Japanese, ko Korean, pt Portuguese, ru Russian, zh Chinese"""
+LANGUAGES = dict(pair.split() for pair in _LANGUAGES.split(","))
 
 
 @cache

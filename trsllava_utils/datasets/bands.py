@@ -26,17 +26,8 @@ _CODES = {  # the same by number, for each kind of satellite
     "landsat-7": {"b1": "blue", "b2": "green", "b3": "red", "b4": "nir"},
     "modis": {"b3": "blue", "b4": "green", "b1": "red", "b2": "nir"},
 }
-_NOT_PLAIN = {  # words that make a red, green, blue or infrared another band; "i": Green I
-    "edge",
-    "rededge",
-    "coastal",
-    "i",
-    "swir",
-    "shortwave",
-    "thermal",
-    "quality",
-    "qa",
-}
+# words that make a red, green, blue or infrared another band; "i": Green I
+_NOT_PLAIN = {"edge", "rededge", "coastal", "i", "swir", "shortwave", "thermal", "quality", "qa"}
 INDICES = {"ndvi": ("nir", "red"), "ndwi": ("green", "nir")}  # (a - b) / (a + b)
 
 

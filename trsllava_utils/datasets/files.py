@@ -8,6 +8,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from trsllava_utils.artefacts import shown
@@ -176,9 +177,6 @@ def stem_of(path: PurePosixPath) -> str:
 
 def _closeness(a: PurePosixPath, b: PurePosixPath) -> tuple[int, bool]:
     """Folders that two names share, counted from the file up; and whether the names are equal."""
-    shared = 0
-    for left, right in zip(reversed(a.parent.parts), reversed(b.parent.parts), strict=False):
-        if left.casefold() != right.casefold():
-            break
-        shared += 1
-    return shared, a.name == b.name
+    above = [[part.casefold() for part in reversed(name.parent.parts)] for name in (a, b)]
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(*above, strict=False))
+    return len(list(shared)), a.name == b.name

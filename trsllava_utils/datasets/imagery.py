@@ -44,12 +44,6 @@ class ImageFile:
     percentiles: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
-    def stamp(self) -> list[tuple[int, int]]:
-        """Size and time of the file and of those beside it that it is read with; it differs when
-        one of them changed."""
-        return rasters.stamps(self.path)
-
-    @property
     def sha256(self) -> str:
         """Stands for the pixels: hash of the file, of those beside it that it is read with and, of
         a window, where it lies.
@@ -58,7 +52,7 @@ class ImageFile:
             InputError: a file cannot be read.
         """
         try:
-            whole = _sha256(self.path, str(self.stamp))
+            whole = _sha256(self.path, str(rasters.stamps(self.path)))
         except OSError as error:
             raise cannot_read(self.path, error) from error
         return fingerprint(whole, self.window) if self.window else whole

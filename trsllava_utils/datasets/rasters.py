@@ -58,9 +58,10 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
             is_text = name_as_text(str(path)) == str(path)  # else GDAL cannot take the name
             source = path if is_text else opened.enter_context(open(path, "rb"))
             raster = opened.enter_context(rasterio.open(source, driver=driver))
-            if driver == "ENVI" and os.path.getsize(path) < _uncompressed_size(raster):
+            each = sum(np.dtype(kind).itemsize for kind in raster.dtypes)  # bytes of a pixel
+            if driver == "ENVI" and os.path.getsize(path) < raster.width * raster.height * each:
                 raise unreadable(path, ValueError("truncated"))
-            if _bytes_each(raster) > MOST_BYTES:
+            if each > MOST_BYTES:
                 raise unreadable(path, ValueError(f"{raster.count:,} bands"))
             if driver == "GTiff" and raster.count == 1 and len(raster.subdatasets) > 1 and is_text:
                 raster = opened.enter_context(_pages(raster, path))
@@ -69,15 +70,6 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
         raise
     except Exception as error:  # of whatever kind GDAL, or who works with the raster, raises
         raise unreadable(path, error) from error
-
-
-def _uncompressed_size(raster: DatasetReader) -> int:
-    return raster.width * raster.height * _bytes_each(raster)
-
-
-def _bytes_each(raster: DatasetReader) -> int:
-    """Of a pixel with all its bands."""
-    return sum(np.dtype(d).itemsize for d in raster.dtypes)
 
 
 def name_as_text(name: str) -> str:

@@ -16,13 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import (
-    InputError,
-    MissingError,
-    not_here,
-    progress,
-    user_path,
-)
+from trsllava_utils.artefacts import InputError, MissingError, not_here, progress, user_path
 from trsllava_utils.cluster import device
 from trsllava_utils.datasets.dataset import CORPUS_COLUMNS, Dataset
 from trsllava_utils.datasets.imagery import ImageFile, read_image
@@ -45,10 +39,7 @@ class ClipEncoder:
     precision, control = "float32", ()
 
     def __init__(
-        self,
-        name: str,
-        files: dict[str, ImageFile] | None = None,
-        rendering: Rendering = DEFAULT,
+        self, name: str, files: dict[str, ImageFile] | None = None, rendering: Rendering = DEFAULT
     ) -> None:
         self._checkpoint, self._files, self._rendering = name, files or {}, rendering
         self._is_open_clip = name.startswith("open_clip:")

@@ -261,9 +261,7 @@ def kept_encoder(encoder: str, precision: str = "float32") -> Encoder:
     return _kept(encoder, precision, state or server)
 
 
-@lru_cache(maxsize=1)
-def _kept(encoder: str, precision: str, state: object) -> Encoder:
-    return load_encoder(encoder, precision)
+_kept = lru_cache(1)(lambda encoder, precision, state: load_encoder(encoder, precision))
 
 
 def revision(model: str) -> str:

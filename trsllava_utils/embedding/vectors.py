@@ -17,14 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.artefacts import (
-    InputError,
-    atomic_path,
-    fingerprint,
-    progress,
-    slug,
-    versions,
-)
+from trsllava_utils.artefacts import InputError, atomic_path, fingerprint, progress, slug, versions
 from trsllava_utils.cluster import spread
 from trsllava_utils.embedding.encoders import SAME, Encoder, kept_encoder
 from trsllava_utils.storage import read_kept, write_manifest
@@ -84,7 +77,6 @@ def embed_corpus(
     name: str,
     *,
     role: str = "document",
-    precision: str = "float32",
     scheduler: str = "",
 ) -> Embeddings:
     """Embed a text corpus, taking from disk every vector that is still right.
@@ -99,14 +91,13 @@ def embed_corpus(
         name: name of the corpus, for the file.
         role: "query" or "document", which models with prompts treat differently; "text" or "image"
             for CLIP.
-        precision: of an encoder given by name; see :func:`load_encoder`.
         scheduler: where the encoder runs, see ``cluster.py``.
 
     Raises:
         InputError: the encoder returned a zero or non-finite vector.
         MissingError: its weights or its key are not there.
     """
-    model = kept_encoder(encoder, precision) if isinstance(encoder, str) else encoder
+    model = kept_encoder(encoder) if isinstance(encoder, str) else encoder
     path = _path(derived, model, name)
     corpus = corpus.reset_index(drop=True)
     rows = fingerprint(corpus.astype(str).values.tolist(), role)

@@ -70,9 +70,6 @@ def extremes(
     queries = t2i[["query_id", "image_id"]].assign(rank=expected_rank(t2i), margin=margins)
     first = queries[queries["rank"] == 1].sort_values("margin", ascending=False, kind="stable")
     last = queries[queries["rank"] > 1].sort_values("rank", ascending=False, kind="stable")
-    return tuple(_distinct(table, texts).head(n) for table in (first, last))
-
-
-def _distinct(queries: pd.DataFrame, texts: dict[str, str]) -> pd.DataFrame:
-    words = queries["query_id"].map(texts).map(folded)
-    return queries[~words.duplicated()].drop_duplicates("image_id")
+    words = t2i["query_id"].map(texts).map(folded)
+    distinct = (table[~words[table.index].duplicated()] for table in (first, last))
+    return tuple(table.drop_duplicates("image_id").head(n) for table in distinct)

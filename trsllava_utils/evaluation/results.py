@@ -21,8 +21,6 @@ from trsllava_utils.datasets import Dataset
 from trsllava_utils.evaluation.recall import KS, TITLES, chance, recall_table
 from trsllava_utils.storage import read_json, write_json
 
-VERSIONS = ("trsllava-utils", "sentence-transformers", "transformers", "torch", "numpy")
-
 
 def require_reference_captions(dataset: Dataset) -> None:
     """Stop with a sentence where there is nothing to evaluate against.
@@ -46,6 +44,7 @@ def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **a
     parameters (as the notebook got them), left_out, inputs (``Rankings.identity`` of the baseline:
     a report of these results shows examples of no others)."""
     t2i = ranks[ranks["direction"] == "t2i"]
+    packages = ("trsllava-utils", "sentence-transformers", "transformers", "torch", "numpy")
     result = {
         **about,
         "figures": {},
@@ -54,7 +53,7 @@ def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **a
         "methods": methods,
         "chance": chance(ranks),
         "made": date.today().isoformat(),
-        "versions": versions(*VERSIONS),
+        "versions": versions(*packages),
     }
     write_json(path, result)
     return result

@@ -37,9 +37,7 @@ def contributions(ranks: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def intervals(
-    ranks: pd.DataFrame, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> dict:
+def intervals(ranks: pd.DataFrame, resamples: int = 2000) -> dict:
     """Bootstrap intervals of all recalls and of mR (percentile method; Efron and Tibshirani, 1993,
     chapter 13), resampling images with all their queries.
 
@@ -63,10 +61,9 @@ def intervals(
             recalls,
             n_resamples=resamples,
             batch=max(1, 2_000_000 // len(sums)),
-            confidence_level=confidence,
             method="percentile",
             vectorized=True,
-            rng=np.random.default_rng(seed),
+            rng=np.random.default_rng(0),
         ).confidence_interval
     out: dict = {"t2i": {}, "i2t": {}}
     for (direction, measure), a, b in zip(MEASURES, low, high, strict=True):
@@ -79,7 +76,6 @@ def compare(
     baseline: pd.DataFrame,
     measure: tuple[str, str] = ("", "mR"),
     resamples: int = 9999,
-    seed: int = 0,
 ) -> dict[str, float]:
     """Paired comparison of two methods on the same images.
 
@@ -111,12 +107,12 @@ def compare(
     batch = max(1, 2_000_000 // len(delta))
     low, high = stats.bootstrap(
         (delta,), np.mean, n_resamples=2000, batch=batch, method="percentile", vectorized=True,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     with np.errstate(over="ignore"):  # scipy counts all sign patterns, 2^n
         test = stats.permutation_test(
             (delta,), np.mean, permutation_type="samples", n_resamples=resamples, batch=batch,
-            vectorized=True, rng=np.random.default_rng(seed),
+            vectorized=True, rng=np.random.default_rng(0),
         )  # fmt: skip
     spread = delta.std(ddof=1)
     effect = delta.mean() / spread if spread > 0 else np.inf * np.sign(delta.mean())

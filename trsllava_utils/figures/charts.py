@@ -18,16 +18,14 @@ from trsllava_utils.retrieval.geometry import Geometry
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend at the right of its axes
 
 
-def embedding_map(
-    vectors: np.ndarray, labels: list[str], kinds: list[str], title: str, seed: int = 0
-) -> Figure:
+def embedding_map(vectors: np.ndarray, labels: list[str], kinds: list[str], title: str) -> Figure:
     """t-SNE of unit vectors: colour and marker by class (the commonest eight), and by kind of text.
 
     Args:
         vectors: ``(n, dim) float32``; labels, kinds: class and kind ("reference", "captioner") of
             each row.
     """
-    points, classes, writers = _project(vectors, seed), np.asarray(labels), np.asarray(kinds)
+    points, classes, writers = _project(vectors), np.asarray(labels), np.asarray(kinds)
     counts = pd.Series(classes[classes != ""]).value_counts().sort_index()
     common = counts.sort_values(ascending=False, kind="stable").index[:8]
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 4.8))
@@ -49,14 +47,14 @@ def embedding_map(
     return figure
 
 
-def _project(vectors: np.ndarray, seed: int) -> np.ndarray:
+def _project(vectors: np.ndarray) -> np.ndarray:
     """Positions ``(n, 2)`` by t-SNE, or by PCA where there are too few points for it."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     if len(vectors) <= 30:
         return PCA(2).fit_transform(vectors)
-    settings = {"metric": "cosine", "init": "pca", "random_state": seed}
+    settings = {"metric": "cosine", "init": "pca", "random_state": 0}
     return TSNE(2, perplexity=min(30, len(vectors) // 4), **settings).fit_transform(vectors)
 
 
@@ -171,7 +169,14 @@ def lines(table: pd.DataFrame, x: str, label: str, title: str, log: bool = False
     """Columns of a table against its column ``x``; columns ``<name> low`` and ``<name> high``, if
     there, shade the interval of ``<name>``. Percent."""
     figure, ax = plt.subplots(figsize=(10, 4))
-    _curves(ax, table[x], table.drop(columns=x))
+    for name in table.columns.drop(x):
+        if name.endswith((" low", " high")):
+            continue
+        chance = {"color": GREY, "linestyle": "--", "marker": ""} if name == "chance" else {}
+        ax.plot(table[x], table[name], label=name, **chance)
+        if f"{name} low" in table:
+            ax.fill_between(table[x], table[f"{name} low"], table[f"{name} high"], alpha=0.2)
+    ax.grid()
     ax.set(xlabel=label, ylabel="recall (%)", title=title, ylim=0)
     if log:
         ax.set_xscale("log")
@@ -179,18 +184,6 @@ def lines(table: pd.DataFrame, x: str, label: str, title: str, log: bool = False
         ax.set_xticks(table[x])
     ax.legend(**BESIDE)
     return figure
-
-
-def _curves(ax: Axes, x: np.ndarray | pd.Series, table: pd.DataFrame) -> None:
-    """A line for each column of a table, with its interval where the table has one; chance grey."""
-    for name in table.columns:
-        if name.endswith((" low", " high")):
-            continue
-        chance = {"color": GREY, "linestyle": "--", "marker": ""} if name == "chance" else {}
-        ax.plot(x, table[name], label=name, **chance)
-        if f"{name} low" in table:
-            ax.fill_between(x, table[f"{name} low"], table[f"{name} high"], alpha=0.2)
-    ax.grid()
 
 
 def label_recall(table: pd.DataFrame, title: str) -> Figure:

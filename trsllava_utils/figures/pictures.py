@@ -80,12 +80,7 @@ def describe(figure: Figure) -> str:
 
 
 def show_image(
-    ax: Axes,
-    dataset: Dataset,
-    image_id: str,
-    *,
-    title: str = "",
-    colour: str = "black",
+    ax: Axes, dataset: Dataset, image_id: str, *, title: str = "", colour: str = "black"
 ) -> None:
     """Draw one image of the dataset; a grey box that says so where there are no readable pixels."""
     file = dataset.file_of(image_id)

@@ -2,13 +2,7 @@
 
 from trsllava_utils.retrieval.methods import Method
 from trsllava_utils.retrieval.sources import Sources
-from trsllava_utils.retrieval.geometry import (
-    Geometry,
-    alignment,
-    k_occurrence,
-    measure,
-    uniformity,
-)
+from trsllava_utils.retrieval.geometry import Geometry, alignment, k_occurrence, measure, uniformity
 from trsllava_utils.retrieval.ranking import (
     Rankings,
     caption_texts,

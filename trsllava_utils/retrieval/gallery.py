@@ -23,14 +23,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from trsllava_utils.artefacts import (
-    InputError,
-    MissingError,
-    fingerprint,
-    progress,
-    reading,
-    slug,
-)
+from trsllava_utils.artefacts import InputError, MissingError, fingerprint, progress, reading, slug
 from trsllava_utils.cluster import in_threads, spread
 from trsllava_utils.embedding import MINILM, Embeddings, kept_encoder, unit_vectors
 from trsllava_utils.embedding.encoders import resolve_precision

@@ -20,13 +20,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from trsllava_utils.artefacts import (
-    InputError,
-    MissingError,
-    atomic_path,
-    fingerprint,
-    reading,
-)
+from trsllava_utils.artefacts import InputError, MissingError, atomic_path, fingerprint, reading
 from trsllava_utils.parameters import check
 
 PARTITION = 50_000  # texts

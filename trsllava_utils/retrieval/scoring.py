@@ -39,12 +39,7 @@ class Scorer:
             ``querybank`` without effect.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        items: Side,
-        bank: Side | None = None,
-    ) -> None:
+    def __init__(self, method: Method, items: Side, bank: Side | None = None) -> None:
         self.method, self.steps = method, method.steps
         self.texts = self.prepare(items)  # the items before their texts are taken together
         self.items = self._together(self.texts)

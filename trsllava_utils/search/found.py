@@ -63,10 +63,10 @@ class Found:
         query: what was asked.
         table: ``rank, image_id, score, percentile, label, variant, text, hit``, then what is known
             of each image: ``date, gsd, lat, lon`` and columns of tables beside the images.
-            ``percentile`` (of a plain sentence): the share of this split's captions whose first
-            image scores less. ``variant`` (from 1) and ``text`` are the captioner's nearest to the
-            query; ``hit`` says whether the query is a reference caption of this image (NA: it is no
-            reference caption at all).
+            ``percentile`` (of a plain sentence): of 100 captions of this split, how many find a
+            first image that scores less. ``variant`` (from 1) and ``text`` are the captioner's
+            nearest to the query; ``hit`` says whether the query is a reference caption of this
+            image (NA: it is no reference caption at all).
         total: images that were searched.
         sources: the images and captions that were searched.
         request: the arguments of :meth:`Index.find`, and the method.
@@ -94,14 +94,14 @@ class Found:
         notes = self.query.notes
         if self.nothing_fits and not notes:
             notes = [
-                f"nothing here seems to fit: of 100 captions of this split, {100 - FEW:.0f} find a "
-                "better first image. Is it there at all, and does the encoder know your language?"
+                f"nothing here seems to fit: {100 - FEW:.0f} of 100 captions of this split find a "
+                "first image that scores higher. Is it there? Does the encoder know the language?"
             ]
         return notes
 
     @property
     def nothing_fits(self) -> bool:
-        """Whether the first image scores less than it does for nearly all captions of the split."""
+        """Whether nearly every caption of the split finds a first image that scores higher."""
         known = "percentile" in self.table and len(self.table) and self.request.get("page") == 1
         return bool(known and self.table["percentile"].iloc[0] < FEW)
 

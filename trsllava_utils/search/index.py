@@ -39,8 +39,7 @@ OPTIONS = ("texts", "clip", "query_captioner", "precision", *FILTERS, *TILING)
 
 
 class Index:
-    """A gallery made ready to be searched with one method: what does not depend on the query is
-    computed once.
+    """Searches one gallery by one method. What is the same for all queries is computed once, here.
 
     Args:
         sources: the texts and vectors.
@@ -89,8 +88,8 @@ class Index:
             k: images per page.
             page: which page, from 1.
             right, wrong: ids of images marked in an earlier result (relevance feedback).
-            picture: an image file; the first part of the query is its description. Rules with CLIP
-                compare its pixels instead of these words.
+            picture: an image file; the first part of the query is its description. Methods with
+                CLIP compare the picture itself, the others the description.
             only: filters ``label`` (a class), ``where`` (``"date >= '2023-06-01' and cloud < 20"``)
                 and ``bbox`` (``"west,south,east,north"``), see
                 :func:`trsllava_utils.datasets.metadata.select`.
@@ -155,7 +154,7 @@ class Index:
 
     def _scores(self, query: Query, picture: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Scores of all images ``(n_images,)``, the weighted mean of those of the parts; and the
-        vectors of what is wanted ``(n_texts, dim)``, as the method compares them."""
+        vectors ``(n_texts, dim)`` of the parts with a positive weight, centred if the method is."""
         scores, wanted = np.zeros(len(self.image_ids), np.float32), []
         for part in query.parts:
             side = self._side(part, picture if part is query.parts[0] else "")
@@ -177,14 +176,14 @@ class Index:
 
     @cached_property
     def _by_image(self) -> Scorer:
-        # a bank of reference captions cannot stand in for queries that are images
+        # no bank: it holds captions, and these queries are images
         return Scorer(self.method, self._described)
 
     @cached_property
     def best_scores(self) -> np.ndarray:
-        """What the first image scores for the captions of this split as queries (for ``PROBES`` of
-        them), ascending; without reference captions, for one text of each image, among the others.
-        Empty where neither can be had."""
+        """The score of the first image for captions of this split as queries (``PROBES`` of them),
+        ascending. Without reference captions, one text of each image is the query, and that image
+        is left out. Empty if there are no texts to search with."""
         side, own = self._reference, None
         if not side.n and not self.method.needs_clip:
             made = self.sources.embed_captions("one_sentence")
@@ -205,10 +204,7 @@ class Index:
     def _captioned(self) -> dict[str, set[str]]:
         """Reference caption -> the images that have it."""
         captions = self.sources.dataset.captions
-        images: dict[str, set[str]] = {}
-        for image_id, text in zip(captions["image_id"], captions["text"], strict=True):
-            images.setdefault(folded(text), set()).add(image_id)
-        return images
+        return captions["image_id"].groupby(captions["text"].map(folded)).agg(set).to_dict()
 
     def _filter(self, label: str, where: str, bbox: str) -> np.ndarray:
         """Numbers of the images that the filters let through."""

@@ -1,7 +1,7 @@
 """The search panel of notebook 03: ask by words, a picture or marks, look, select, save.
 
-The browser draws (``static/panel.js``, an anywidget), Python searches. Where there is nobody to
-click (papermill, nbconvert, nbval) the first result is shown without widgets.
+The browser draws (``static/panel.js``, an anywidget), Python searches. Without a person at the
+browser (papermill, nbconvert, nbval) the first result is shown without widgets.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,9 @@ class Panel:
 
     def __init__(self, sources: Sources, request: dict[str, Any]) -> None:
         self.sources, self.found = sources, None
-        self._indices: dict[str, Index] = {}
+        self._index = cache(lambda method: Index(sources, method))
         self._folder = tempfile.TemporaryDirectory(prefix="trsllava")  # for pictures dropped here
-        self._picture: dict[str, str] = {}  # that is searched with: its thumbnail and a sentence
+        self._picture: dict[str, str] = {}  # the query picture: thumbnail, name, sentence
         self._count = 0
         self._map: WorldMap | None = None
         self.screen = self.view = Screen(choices=self._choices(request), request=START)
@@ -212,8 +213,8 @@ class Panel:
             self._tell(error=str(error))
 
     def _tell(self, **changes: Any) -> None:
-        """Show these changes; without an error among them, the last error goes."""
-        now = {"at": time.time()}  # so that it differs, and is drawn
+        """Show these changes. The last error is cleared unless a new one is given."""
+        now = {"at": time.time()}  # a new value, so that the browser draws again
         self.screen.result = {**self.screen.result, "error": "", **changes, **now}
 
     def _search(self) -> None:
@@ -224,11 +225,6 @@ class Panel:
         self._show(found, milliseconds=round(1000 * (time.perf_counter() - start)))
         query = request["query"]
         self.screen.history = [query, *(q for q in self.screen.history if q != query)][:50]
-
-    def _index(self, method: str) -> Index:
-        if method not in self._indices:
-            self._indices[method] = Index(self.sources, method)
-        return self._indices[method]
 
     def _show(self, found: Found, milliseconds: int = 0) -> None:
         self.found = found
@@ -283,10 +279,12 @@ class Panel:
         self.search(**{**START, "query": captions["text"].sample(1).iloc[0]})
 
     def _select(self) -> None:
-        """Show the selection."""
+        self._show(self._selection(self._index("max")))
+
+    def _selection(self, index: Index) -> Found:
         if not self.screen.selected:
             raise InputError("nothing is selected")
-        self._show(self._index("max").pick(self.screen.selected))
+        return index.pick(self.screen.selected)
 
     def _save(self, kind: str, selection: bool) -> None:
         """The selection or the whole ranking (as a page, its first images) as a file."""
@@ -308,9 +306,7 @@ class Panel:
         request = {n: v for n, v in self.found.request.items() if n in START}
         index = self._index(request.pop("method", "max"))
         if selection or "query" not in request:
-            if not self.screen.selected:
-                raise InputError("nothing is selected")
-            return index.pick(self.screen.selected)
+            return self._selection(index)
         found = index.find(**{**request, "k": max(1, min(most, self.found.total)), "page": 1})
         asked_again = {"k": request["k"], "selected": self.screen.selected}
         return replace(found, request={**found.request, **asked_again})

@@ -22,8 +22,9 @@ UNWANTED = 0.5  # weight of a minus: the best on the sample's validation images 
 # Manning, Raghavan and Schütze, Introduction to Information Retrieval (2008), section 9.1.1
 BETA, GAMMA = 0.75, 0.15
 MOST = 1000.0  # the greatest weight
-_WHOLE = re.compile(r'"[^"]*"|\[(?:[^\[\]]|\[[^\[\]]*\])*\]')  # signs in these are no signs
-_SIGN = re.compile(r"(?:^|\s)(\+|[−-](?!\s*\d+(?:\s+(?![*×])|$)))\s*(?=\S)")  # nor in "5 - 10 cars"
+_WHOLE = re.compile(r'"[^"]*"|\[(?:[^\[\]]|\[[^\[\]]*\])*\]')  # + and - in these are plain text
+# a minus before a bare number is none: "5 - 10 cars"
+_SIGN = re.compile(r"(?:^|\s)(\+|[−-](?!\s*\d+(?:\s+(?![*×])|$)))\s*(?=\S)")
 _WEIGHT = re.compile(r"(\d*\.\d+|\d+(?=\s*[*×]))(?:\s*[*×]\s*|\s+)(?=\S)")  # "2 cars" is words
 _NEGATION = re.compile(
     r",?\s*\b(?<!or )(?:(?:and|but|with)\s+)?"
@@ -105,7 +106,7 @@ def parse_query(text: str, is_sentence: bool = False) -> Query:
         InputError: nothing is wanted, a part is empty, or a weight is over 1,000.
     """
     text = text.strip()
-    # the signs are looked for in a copy in which quotes and brackets hold nothing
+    # quotes and brackets are blanked out, at the same length, so that signs in them are not found
     signs = [*_SIGN.finditer(_WHOLE.sub(lambda match: "x" * len(match[0]), text))]
     if is_sentence or not signs:
         return Query(text, (_part("", text),))

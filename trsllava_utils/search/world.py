@@ -45,8 +45,8 @@ class WorldMap:
         self.view.on_interaction(self._on_interaction)
 
     def show(self, found: Found, bbox: str) -> None:
-        """Draw the footprints of a result, with rank and name under the pointer; without a box the
-        one of the last click goes."""
+        """Draw the footprints of a result, with rank and name under the pointer; if the search
+        has no box, that of the last click is removed."""
         if not bbox.strip():
             self._box.layers = ()
         try:
