@@ -80,6 +80,8 @@ def test_pages_are_the_ranking_in_pieces(index):
     assert index.find("boats", where="label = 'habror'").total == 0
     with pytest.raises(InputError, match="Did you mean 'harbor'"):
         index.find("boats", label="habror")
+    with pytest.raises(InputError, match=r"unknown filter 'lable'.*Did you mean 'label'"):
+        index.find("boats", lable="harbor")
     inside = index.find("boats", label="harbor", where="1=1) or (1=1")
     assert inside.total == 5  # a condition does not lead out of the class
     with pytest.raises(InputError, match="should not be empty"):

@@ -116,9 +116,8 @@ class Found:
         dataset = self.sources.dataset
         where = {"dataset": dataset.name, "split": dataset.split}
         chosen = {name: getattr(self.sources, name) for name in SETTINGS}
-        request = {
-            n: v for n, v in self.request.items() if n != "picture"
-        }  # a path of this machine
+        request = dict(self.request)
+        request.pop("picture", None)  # a path of this machine
         return {**where, **dataset.tiling, **chosen, "request": request}
 
     def save(self, path: str | Path, kind: str = "") -> Path:

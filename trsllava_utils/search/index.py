@@ -98,6 +98,8 @@ class Index:
             InputError: an empty query, there is no such image or page, or a filter that cannot be
                 understood.
         """
+        for name in only:
+            check_choice("filter", name, FILTERS)
         request = {"query": query, "k": k, "page": page, "right": [*right], "wrong": [*wrong]}
         request |= {"picture": picture, **dict.fromkeys(FILTERS, ""), **only}
         check(**request)
