@@ -211,8 +211,14 @@ def sweep(folder: Path, process: int) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write a text file (UTF-8), atomically."""
-    with atomic_path(path) as tmp:
-        tmp.write_text(text, encoding="utf-8", errors="backslashreplace")  # lone surrogates
+    for tries_left in range(8, -1, -1):  # somebody may be removing the folder
+        try:
+            with atomic_path(path) as tmp:
+                tmp.write_text(text, encoding="utf-8", errors="backslashreplace")  # lone surrogates
+            break
+        except InputError as error:
+            if not tries_left or not isinstance(error.__cause__, FileNotFoundError):
+                raise
     return Path(path)
 
 
