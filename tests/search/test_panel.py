@@ -147,9 +147,9 @@ def test_saving_and_loading(browser, sources):
     browser.say("load", (page,), name="page.html")
     assert panel.screen.request["query"] == "a road - cars" and browser.ids == expected
     browser.say("save", kind="folder", selection=True)
-    assert "2 images are in" in browser.shown["notes"][0]
+    assert "2 of 2 images are in" in browser.shown["notes"][0]
     browser.say("save", kind="folder", selection=True)  # and again, in the same second
-    assert "2 images are in" in browser.shown["notes"][0] and not browser.shown["error"]
+    assert "2 of 2 images are in" in browser.shown["notes"][0] and not browser.shown["error"]
     made = next((sources.dataset.derived / "selections").iterdir())
     assert sorted(f.name for f in made.iterdir()) == ["1_beach90.jpg", "2_river93.jpg"]
     for name, content in (("x.html", b"<html>"), ("x.txt", b"\xff\xfe"), ("x.jpg", b"no picture")):

@@ -294,7 +294,9 @@ class Panel:
             parent = self.sources.dataset.derived / "selections"
             parent.mkdir(parents=True, exist_ok=True)
             folder = found.save(tempfile.mkdtemp(prefix=f"{name}_", dir=parent), kind)
-            self._tell(notes=[f"{len(found.table):,} images are in {shown(folder)}"])
+            self._tell(
+                notes=[f"{len(found.table):,} of {found.total:,} images are in {shown(folder)}"]
+            )
             return
         types = {"csv": "text/csv", "html": "text/html", "geojson": "application/geo+json"}
         check_choice("kind of file", kind, types)

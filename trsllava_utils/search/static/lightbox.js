@@ -27,8 +27,10 @@ function makeLightbox(host, count, show) {
   function open(number) {
     current = (number + count()) % count();
     place.textContent = `${current + 1} of ${count()}`;
+    const focused = [...dialog.querySelectorAll("button")].indexOf(document.activeElement);
     show(current, body);
     if (!dialog.open) dialog.showModal();
+    dialog.querySelectorAll("button")[focused]?.focus(); // show may have made it anew
     body.scrollTop = 0;
   }
   button("‹", "previous image (left arrow)", () => open(current - 1));
@@ -40,8 +42,11 @@ function makeLightbox(host, count, show) {
   button("✕", "close (Esc)", () => dialog.close());
   dialog.append(bar, body);
   dialog.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const mark = more.children[{ "+": 0, "-": 1, s: 2 }[event.key]];
     if (event.key === "ArrowRight") open(current + 1);
     else if (event.key === "ArrowLeft") open(current - 1);
+    else if (mark) mark.click();
     else return;
     event.preventDefault();
     event.stopPropagation();

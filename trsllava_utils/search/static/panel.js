@@ -22,6 +22,7 @@ function render({ model, el: host }) {
 
   function ask(changes) {
     list.classList.add("busy");
+    if (!("query" in changes)) query.value = request().query; // what was typed was not asked
     const page = "page" in changes ? {} : { page: 1 };
     const count = (request().count || 0) + 1;
     model.set("request", { ...request(), ...page, ...changes, count });
@@ -35,7 +36,10 @@ function render({ model, el: host }) {
     mark({ right: [], wrong: [] });
     ask({ query, right: [], wrong: [], ...changes });
   }
-  const otherQuery = (query) => newQuery(query, { picture: "" });
+  function otherQuery(words) {
+    query.value = words;
+    newQuery(words, { picture: "" });
+  }
   const toggled = (names, name) =>
     names.includes(name) ? names.filter((other) => other !== name) : [...names, name];
   const send = (command, values = {}, buffers = []) =>
@@ -125,13 +129,14 @@ function render({ model, el: host }) {
   // — result —
   const status = el("div", { className: "status", attributes: { role: "status" } });
   const list = el("ol", { className: "tiles", attributes: { "aria-label": "images found" } });
-  const previous = button("‹ previous", "previous page", () => ask({ page: request().page - 1 }));
-  const next = button("next ›", "next page", () => ask({ page: request().page + 1 }));
+  const goTo = (number) => ask({ page: Math.min(Math.max(number, 1), result().pages) });
+  const previous = button("‹ previous", "previous page", () => goTo(result().page - 1));
+  const next = button("next ›", "next page", () => goTo(result().page + 1));
   const page = el("input", {
     type: "number",
     min: 1,
     attributes: { "aria-label": "page" },
-    onchange: () => ask({ page: Number(page.value) }),
+    onchange: () => goTo(Math.round(Number(page.value)) || 1),
   });
   const pages = el("span");
   const again = button("search again", "relevance feedback: towards ✓, away from ✗", () =>
@@ -297,14 +302,20 @@ function render({ model, el: host }) {
     } = result();
     list.classList.remove("busy");
     status.className = error ? "status error" : "status";
-    if (error) return void (status.textContent = error);
+    if (error) {
+      status.textContent = error;
+      notes.replaceChildren();
+      page.value = current;
+      return;
+    }
     if (words === undefined) return;
     status.replaceChildren(
       el("b", { text: words }),
       ` · ${single(total, "image", "images")} searched, ${single(last, "page", "pages")}`,
       milliseconds ? ` · ${milliseconds} ms` : "",
     );
-    if (drawn.query !== request().query) query.value = request().query;
+    const isTyping = query.value !== (drawn.query ?? query.value);
+    if (drawn.query !== request().query && !isTyping) query.value = request().query;
     for (const [name, control] of Object.entries(filters))
       if (drawn[name] !== request()[name]) control.value = request()[name] ?? "";
     drawn = { ...request() };
@@ -330,6 +341,7 @@ function render({ model, el: host }) {
     pages.textContent = `of ${last}`;
     const key = JSON.stringify(tiles());
     if (list.key !== key) list.replaceChildren(...tiles().map(drawTile));
+    if (list.key && list.key !== key) status.scrollIntoView({ block: "nearest" });
     list.key = key;
     drawMarks();
   }
@@ -359,6 +371,10 @@ function render({ model, el: host }) {
     event.stopPropagation();
     root.classList.remove("dropping");
     loadFiles(event.dataTransfer.files);
+  });
+  // keys without Ctrl and the like are for the panel: JupyterLab would make and delete cells
+  host.addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey || event.altKey)) event.stopPropagation();
   });
   host.append(root);
 
