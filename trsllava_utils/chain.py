@@ -32,6 +32,7 @@ from trsllava_utils.datasets.dataset import KNOWN
 from trsllava_utils.datasets.files import NAMED, first_few
 from trsllava_utils.datasets.scenes import TILING
 from trsllava_utils.parameters import choose
+from trsllava_utils.report import to_shell
 
 NOTEBOOKS = {
     "00": "00_dataset_loading",
@@ -60,8 +61,7 @@ def run(datasets: list[str], given: Parameters, first: str = "00", last: str = "
         _print_results(values)
     print("\nnext:")
     for name in datasets:
-        words = ["-p", *(x for n, v in given.items() if n in SHARED for x in ("-p", n, str(v)))][1:]
-        command = " ".join(map(shlex.quote, [name, *words]))
+        command = to_shell([shlex.quote(name)], {n: v for n, v in given.items() if n in SHARED})
         print(f'  python -m trsllava_utils search {command} "what the images should show"')
         if last == "04":
             print(f"  python -m trsllava_utils report {command}")

@@ -62,7 +62,7 @@ def report(
     result = read_results(results)
     chain = ["python -m trsllava_utils run", shlex.quote(dataset)]
     given = {"split": ds.split, **ds.tiling, **{name: getattr(sources, name) for name in SETTING}}
-    command = _command(chain, {"data_dir": data_dir, **given})
+    command = to_shell(chain, {"data_dir": data_dir, **given})
     if not result:
         others = _others(ds, dataset, data_dir)
         raise MissingError(f"no results to report for this setting; make them: {command}{others}")
@@ -89,7 +89,7 @@ def report(
         figures=_figures(ds, result["figures"]),
         successes=successes,
         failures=failures,
-        command=_command(chain, given | {n: v for n, v in parameters.items() if n not in SETTING}),
+        command=to_shell(chain, given | {n: v for n, v in parameters.items() if n not in SETTING}),
     )
     return write_text(path or results.with_suffix(".html"), page)
 
@@ -101,11 +101,11 @@ def _others(ds: Dataset, dataset: str, data_dir: str) -> str:
         if result := read_results(path):
             how = {n: v for n, v in result["parameters"].items() if n in SETTING}
             given = {"data_dir": data_dir, "split": result["split"], **ds.tiling, **how}
-            commands.append(_command(chain, given))
+            commands.append(to_shell(chain, given))
     return "\nThere are results for\n  " + "\n  ".join(commands) if commands else ""
 
 
-def _command(words: list[str], parameters: dict) -> str:
+def to_shell(words: list[str], parameters: dict) -> str:
     """The command line with every parameter that is set."""
     for name, value in parameters.items():
         if value not in ("", [], None):

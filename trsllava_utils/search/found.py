@@ -116,8 +116,7 @@ class Found:
         dataset = self.sources.dataset
         where = {"dataset": dataset.name, "split": dataset.split}
         chosen = {name: getattr(self.sources, name) for name in SETTINGS}
-        request = dict(self.request)
-        request.pop("picture", None)  # a path of this machine
+        request = {**self.request, "picture": ""}  # its path is of this machine
         return {**where, **dataset.tiling, **chosen, "request": request}
 
     def save(self, path: str | Path, kind: str = "") -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 
 import anywidget
 import ipywidgets
+import pandas as pd
 import traitlets
 from PIL import Image
 
@@ -143,7 +144,7 @@ class Panel:
         self.load({"request": request})
 
     def _choices(self, request: dict[str, Any]) -> dict[str, Any]:
-        known, captions = self.sources.metadata, self.sources.dataset.captions
+        known = self.sources.metadata
         columns = ", ".join(column for column in known if column != "geometry")
         methods = [request.get("method", "max"), *METHODS]
         methods += ["clip", "fusion"] if self.sources.clip else []
@@ -153,8 +154,14 @@ class Panel:
             "sizes": sorted({*PAGE_SIZES, request.get("k", 8)}),
             "where_hint": f"as in SQL, on {columns}" if columns else "no column is known",
             "has_places": "geometry" in known,
-            "has_captions": bool(captions["image_id"].isin(self.sources.captions.records).any()),
+            "has_captions": len(self._captions) > 0,
         }
+
+    @property
+    def _captions(self) -> pd.Series:
+        """The reference captions of the images searched."""
+        captions = self.sources.dataset.captions
+        return captions.loc[captions["image_id"].isin(self.sources.captions.records), "text"]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = self.view._repr_mimebundle_(**kwargs)
@@ -182,8 +189,8 @@ class Panel:
                 f"this page searched {theirs[0]} ({theirs[1]}), and here is {dataset.name} "
                 f"({dataset.split}); trsllava_utils.search.reopen opens it"
             )
-        index = self._index("max")
-        picked = index.pick(request["selected"]) if request.get("selected") else None
+        selected = request.get("selected")
+        picked = self._index("max").pick(selected) if selected else None
         if picked:
             self.screen.selected = picked.table["image_id"].tolist()
         if request.get("query"):
@@ -272,11 +279,9 @@ class Panel:
         self.screen.send({"file": name, "type": kind, "in_tab": in_tab}, buffers=[content])
 
     def _caption(self) -> None:
-        captions = self.sources.dataset.captions
-        captions = captions[captions["image_id"].isin(self.sources.captions.records)]
-        if captions.empty:
+        if self._captions.empty:
             raise InputError("these images have no reference captions")
-        self.search(**{**START, "query": captions["text"].sample(1).iloc[0]})
+        self.search(**{**START, "query": self._captions.sample(1).iloc[0]})
 
     def _select(self) -> None:
         self._show(self._selection(self._index("max")))
@@ -294,9 +299,8 @@ class Panel:
             parent = self.sources.dataset.derived / "selections"
             parent.mkdir(parents=True, exist_ok=True)
             folder = found.save(tempfile.mkdtemp(prefix=f"{name}_", dir=parent), kind)
-            self._tell(
-                notes=[f"{len(found.table):,} of {found.total:,} images are in {shown(folder)}"]
-            )
+            number = f"{len(found.table):,} of {found.total:,} images"
+            self._tell(notes=[f"{number} are in {shown(folder)}"])
             return
         types = {"csv": "text/csv", "html": "text/html", "geojson": "application/geo+json"}
         check_choice("kind of file", kind, types)
@@ -315,8 +319,7 @@ class Panel:
 
     def _load(self, name: str, content: bytes) -> None:
         """A file dropped on the panel: a picture to search with, a saved page or selection."""
-        suffix = Path(name).suffix.lower()
-        if suffix in IMAGE_SUFFIXES:
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
             self._search_by_picture(name, content)
             return
         try:
@@ -327,7 +330,8 @@ class Panel:
     def _search_by_picture(self, name: str, content: bytes) -> None:
         path = Path(self._folder.name) / f"{slug(Path(name).stem)}{Path(name).suffix.lower()}"
         path.write_bytes(content)
-        query, who = describe(str(path), self.sources), describer_of(self.sources)
+        who = describer_of(self.sources)
+        query = describe(str(path), self.sources, who)
         picture = thumbnail(ImageFile(str(path)), SMALL, self.sources.dataset.rendering)
         text = f"{name}, described by {who}: the words above can be edited"
         if who == "pixels":

@@ -1,11 +1,13 @@
 // An image enlarged over the page beside all its captions: arrows lead to the next, Esc closes.
 // Shared by the panel and by saved pages.
 
+const MARK_KEYS = { "+": 0, "-": 1, s: 2 }; // right, wrong, select: the first three buttons
+const isPlain = (event) => !(event.ctrlKey || event.metaKey || event.altKey);
+
 function makeLightbox(host, count, show) {
   const dialog = document.createElement("dialog");
   dialog.className = "lightbox";
   dialog.setAttribute("aria-label", "image and its captions");
-  dialog.dataset.lmSuppressShortcuts = "true"; // JupyterLab: keys are for this dialog
   const bar = document.createElement("div");
   bar.className = "bar";
   const button = (text, label, action) => {
@@ -42,8 +44,8 @@ function makeLightbox(host, count, show) {
   button("✕", "close (Esc)", () => dialog.close());
   dialog.append(bar, body);
   dialog.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const mark = more.children[{ "+": 0, "-": 1, s: 2 }[event.key]];
+    if (!isPlain(event)) return;
+    const mark = more.children[MARK_KEYS[event.key]];
     if (event.key === "ArrowRight") open(current + 1);
     else if (event.key === "ArrowLeft") open(current - 1);
     else if (mark) mark.click();

@@ -60,11 +60,6 @@ function render({ model, el: host }) {
     placeholder: "what the image should show, then Enter",
     attributes: { "aria-label": "query", list: past.id },
     title: "a sentence, or parts: storage tanks + 0.5 river - houses, [image id] + umbrellas",
-    onkeydown: (event) => {
-      if (event.key !== "Enter" || event.isComposing) return;
-      event.preventDefault(); // JupyterLab would keep it, and other pages submit twice
-      form.requestSubmit();
-    },
   });
   const file = el("input", {
     type: "file",
@@ -257,9 +252,9 @@ function render({ model, el: host }) {
       ...words,
     );
     item.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (!isPlain(event)) return;
       const to = { ArrowRight: number + 1, ArrowLeft: number - 1 }[event.key];
-      const key = { "+": 0, "-": 1, s: 2 }[event.key];
+      const key = MARK_KEYS[event.key];
       if (to === undefined && key === undefined) return;
       event.preventDefault();
       if (to !== undefined) list.children[to]?.querySelector(".tile").focus();
@@ -350,7 +345,7 @@ function render({ model, el: host }) {
     "section",
     {
       className: "trsllava",
-      attributes: { "aria-label": "image search", "data-lm-suppress-shortcuts": "true" },
+      attributes: { "aria-label": "image search" },
     },
     form,
     picture,
@@ -374,7 +369,7 @@ function render({ model, el: host }) {
   });
   // keys without Ctrl and the like are for the panel: JupyterLab would make and delete cells
   host.addEventListener("keydown", (event) => {
-    if (!(event.ctrlKey || event.metaKey || event.altKey)) event.stopPropagation();
+    if (isPlain(event)) event.stopPropagation();
   });
   host.append(root);
 
