@@ -26,9 +26,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from trsllava_utils.captioning import Settings, caption_dataset
-from trsllava_utils.captioning.prompts import make_prompt
-from trsllava_utils.datasets import load_dataset
+from trsllava_utils.captioner import Settings
+from trsllava_utils.captioning import caption_dataset
+from trsllava_utils.prompts import make_prompt
+from trsllava_utils.data import load_dataset
 
 LATENCY = 0.2  # seconds
 CONCURRENCY = 32

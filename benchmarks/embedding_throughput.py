@@ -22,13 +22,15 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from trsllava_utils import evaluation
-from trsllava_utils.captioning import load_captions
-from trsllava_utils.cluster import threads
-from trsllava_utils.datasets import Dataset, load_dataset
-from trsllava_utils.embedding import MINILM, Embeddings, Encoder, embed_corpus, load_encoder
-from trsllava_utils.embedding.encoders import computes_bfloat16
-from trsllava_utils.retrieval import retrieve
+from trsllava_utils import recall as evaluation
+from trsllava_utils.captions import load_captions
+from trsllava_utils.scoring import threads
+from trsllava_utils.data import Dataset, load_dataset
+from trsllava_utils.parameters import MINILM
+from trsllava_utils.vectors import Embeddings, embed_corpus
+from trsllava_utils.encoders import Encoder, load_encoder
+from trsllava_utils.encoders import computes_bfloat16
+from trsllava_utils.ranking import retrieve
 
 PIECE = 2_000  # distinct captions of the side-by-side rounds
 ROUNDS = 5

@@ -35,12 +35,12 @@ import psutil
 import torch
 from sentence_transformers.util import semantic_search
 
-from trsllava_utils import evaluation
+from trsllava_utils import recall as evaluation
 from trsllava_utils.figures import charts
-from trsllava_utils.retrieval.methods import Method
-from trsllava_utils.retrieval.ranking import NamedSide, RankingTask
-from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.side import Side, one_each
+from trsllava_utils.methods import Method
+from trsllava_utils.ranking import NamedSide, RankingTask
+from trsllava_utils.scoring import Scorer
+from trsllava_utils.scoring import Side, one_each
 
 ROUNDS = 3
 SIZES = (5_000, 50_000, 500_000, 1_000_000)

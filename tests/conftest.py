@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from tests.openai_server import Server
-from trsllava_utils import openai_api
-from trsllava_utils.datasets import load_dataset
-from trsllava_utils.embedding import Embeddings, load_encoder
+from trsllava_extras.servers import client as openai_api
+from trsllava_utils.data import load_dataset
+from trsllava_utils.encoders import load_encoder
+from trsllava_utils.vectors import Embeddings
 
 
 def draw(path: Path, seed: int = 0, size: int = 64) -> Path:
@@ -187,3 +188,12 @@ class HashEncoder:
             int(hashlib.sha256((self.identity + t).encode()).hexdigest()[:8], 16) for t in texts
         ]
         return np.stack([np.random.default_rng(s).standard_normal(self.dim) for s in seeds])
+
+
+def captions_file(dataset, captioner: str):
+    """The file of the settings that the captioner was last run with."""
+    from trsllava_utils.caption_file import newest_file
+    from trsllava_utils.captioner import captioner_id
+    from trsllava_utils.captions import folder_of
+
+    return newest_file(folder_of(dataset), captioner_id(captioner))

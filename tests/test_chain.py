@@ -12,10 +12,11 @@ import nbformat
 import pytest
 
 from tests.conftest import draw
-from trsllava_utils import chain, parameters
-from trsllava_utils.artefacts import PROJECT_ROOT, InputError
-from trsllava_utils.captioning import choose_captioner, load_captions
-from trsllava_utils.datasets import load_dataset
+from trsllava_extras.cli import run as chain
+from trsllava_utils import parameters
+from trsllava_utils.captions import choose_captioner, load_captions
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import PROJECT_ROOT, InputError
 
 BAR = "\rcaptioning (pixels):  55%|█████▌    | 22/40 [00:01<00:00, 21.65image/s, failed=0, rejected=0]"
 

@@ -13,14 +13,15 @@ import pandas as pd
 import pytest
 
 from tests.conftest import captions, questions, write_captions
-from trsllava_utils import cluster
-from trsllava_utils.artefacts import InputError
-from trsllava_utils.cluster import connect, spread, threads
-from trsllava_utils.datasets import load_dataset
-from trsllava_utils.embedding.vectors import embed_corpus
-from trsllava_utils.retrieval.gallery import Gallery
-from trsllava_utils.retrieval.ranking import retrieve
-from trsllava_utils.retrieval.sources import Sources
+from trsllava_extras import cluster
+from trsllava_extras.cluster import connect, spread
+from trsllava_extras.gallery.gallery import Gallery
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import InputError
+from trsllava_utils.ranking import retrieve
+from trsllava_utils.scoring import threads
+from trsllava_utils.sources import Sources
+from trsllava_utils.vectors import embed_corpus
 
 distributed = pytest.importorskip("distributed")
 HERE = "local[2]"
@@ -69,7 +70,7 @@ def test_unknown_schedulers_are_refused(name):
 
 
 def test_a_cluster_that_is_not_there(monkeypatch):
-    monkeypatch.setattr("trsllava_utils.cluster.PATIENCE", 0.5)
+    monkeypatch.setattr("trsllava_extras.cluster.PATIENCE", 0.5)
     with pytest.raises(InputError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
         connect("tcp://127.0.0.1:9")
 
@@ -102,15 +103,15 @@ def test_gallery_on_workers(static_encoder, tmp_path):
 
 
 def test_embedding_on_workers(static_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("trsllava_utils.embedding.vectors.CHUNK", 50)
+    monkeypatch.setattr("trsllava_utils.vectors.CHUNK", 50)
     corpus = captions(100)
-    mine = embed_corpus(corpus, static_encoder, tmp_path / "a", "x")
-    theirs = embed_corpus(corpus, static_encoder, tmp_path / "b", "x", scheduler=HERE)
+    mine = embed_corpus(corpus, static_encoder, tmp_path / "a")
+    theirs = embed_corpus(corpus, static_encoder, tmp_path / "b", scheduler=HERE)
     assert np.array_equal(mine.vectors, theirs.vectors) and theirs.encoded == mine.encoded > 100
 
 
 def test_retrieval_on_workers(static_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("trsllava_utils.retrieval.products.BLOCK", 100)
+    monkeypatch.setattr("trsllava_utils.scoring.BLOCK", 100)
     dataset = load_dataset("sample", str(tmp_path))
     captioner = write_captions(tmp_path / "made.jsonl", dataset)
     here = Sources(dataset, captioner, static_encoder)

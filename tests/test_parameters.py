@@ -9,10 +9,10 @@ import pytest
 
 from trsllava_utils import parameters
 from trsllava_utils.__main__ import main
-from trsllava_utils.artefacts import InputError
-from trsllava_utils.captioning import Settings
-from trsllava_utils.datasets import load_dataset
-from trsllava_utils.embedding import MINILM
+from trsllava_utils.captioner import Settings
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import InputError
+from trsllava_utils.parameters import MINILM
 
 
 def test_a_protocol_fills_what_is_empty_and_names_what_departs():

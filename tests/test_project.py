@@ -16,11 +16,13 @@ from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 from tests.conftest import draw
-from trsllava_utils import chain, figures
+from trsllava_extras import figures
+from trsllava_extras.cli import run as chain
 from trsllava_utils.__main__ import main
-from trsllava_utils.artefacts import PROJECT_ROOT, InputError
-from trsllava_utils.captioning import caption_dataset, load_captions
-from trsllava_utils.datasets import load_dataset
+from trsllava_utils.captioning import caption_dataset
+from trsllava_utils.captions import load_captions
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import PROJECT_ROOT, InputError
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 

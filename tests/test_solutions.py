@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from trsllava_utils.artefacts import PROJECT_ROOT
+from trsllava_utils.files import PROJECT_ROOT
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("0*.ipynb"))
 

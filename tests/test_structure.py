@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trsllava_utils.artefacts import PROJECT_ROOT
+from trsllava_utils.files import PROJECT_ROOT
 
 PACKAGE = PROJECT_ROOT / "trsllava_utils"
 FILES = sorted(PACKAGE.rglob("*.py"))

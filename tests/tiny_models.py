@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from trsllava_utils.artefacts import PROJECT_ROOT
+from trsllava_utils.files import PROJECT_ROOT
 
 TEMPLATE = (
     "{% for message in messages %}<s>{{ message.role }}: {% for part in message.content %}"

@@ -1,9 +1,34 @@
-"""Training-free, text-to-text retrieval of remote-sensing images: one folder per notebook.
+"""Training-free, text-to-text retrieval of remote-sensing images: the method.
 
-Imports run one way, down this list: artefacts; storage, parameters; cluster, openai_api;
-``datasets`` (notebook 00);
-``captioning`` (01), ``embedding`` (02); ``retrieval`` (03); ``evaluation`` (04);
-``figures``; ``search``; report; __main__.
+A frozen vision-language model writes several structured captions an image; a frozen text encoder
+puts captions and queries on one sphere; an image scores the best of its captions. These are the
+calls, in the order of the notebooks; each is shown in its docstring. The evening path, which is the
+whole method from a picture to its recall and from a query to its pictures:
+
+    data → images → records → prompts → captioning → encoders → scoring → ranking → recall
+
+Everything beside the method is in ``trsllava_extras`` and plugs in (``plugins.py``).
 """
 
+from trsllava_utils.data import load_dataset
+from trsllava_utils.images import read_image
+from trsllava_utils.captioning import caption_dataset
+from trsllava_utils.captions import load_captions
+from trsllava_utils.vectors import embed_corpus
+from trsllava_utils.sources import Sources
+from trsllava_utils.ranking import rank_dataset
+from trsllava_utils.recall import metrics
+from trsllava_utils.search import search
+
 __version__ = "0.1.0"
+__all__ = [
+    "Sources",
+    "caption_dataset",
+    "embed_corpus",
+    "load_captions",
+    "load_dataset",
+    "metrics",
+    "rank_dataset",
+    "read_image",
+    "search",
+]

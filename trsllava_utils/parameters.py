@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from reprlib import Repr
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +25,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from trsllava_utils.artefacts import InputError, check_choice
+from trsllava_utils.files import InputError, check_choice
 
 MINILM = "all-MiniLM-L6-v2"
 SPLITS = ("train", "val", "test")
@@ -35,6 +35,7 @@ PRECISIONS = ("float32", "bfloat16", "auto")
 DTYPES = ("float32", "float16")
 MAX_VARIANTS = 5
 TILE = 1024  # pixels
+TILING = ("tile", "overlap")  # the parameters that windows depend on
 
 PROTOCOLS = {
     "": {"encoder": MINILM},
@@ -129,8 +130,7 @@ class Arguments(Parameters, total=False):
     selected: list[Filled]
 
 
-_TYPES = get_type_hints(Arguments)
-_MODEL = TypeAdapter(Arguments)
+MODEL = TypeAdapter(Arguments)
 
 
 def check(variables: Mapping[str, object] | None = None, /, **given: object) -> None:
@@ -146,7 +146,7 @@ def check(variables: Mapping[str, object] | None = None, /, **given: object) -> 
     variables = variables or {}
     _refuse_unknown(variables.get("In", []))
     known = {n: v for n, v in variables.items() if n in Parameters.__annotations__}
-    _checked({**known, **given}, _MODEL.validate_python)
+    checked({**known, **given}, MODEL.validate_python)
 
 
 def _refuse_unknown(cells: Sequence[str]) -> None:
@@ -161,23 +161,8 @@ def _refuse_unknown(cells: Sequence[str]) -> None:
         known |= set(names)
 
 
-def from_shell(name: str, text: str) -> Any:
-    """A parameter as it is typed in a shell: ``10``, ``max``, ``[max, mean]``.
-
-    Raises:
-        InputError: the text is not what this parameter takes.
-    """
-    if name not in _TYPES:
-        return text
-    if get_origin(_TYPES[name]) is not list:
-        return _checked({name: text}, _MODEL.validate_strings)[name]
-    inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    parts = re.split(r",(?![^(]*\))", inside)  # not the commas of texts(plain,joined)
-    parts = [part.strip().strip("'\"") for part in parts if part.strip()]
-    return _checked({name: parts}, partial(_MODEL.validate_python, strict=False))[name]
-
-
-def _checked(given: dict[str, object], validate: Callable) -> dict[str, Any]:
+def checked(given: dict[str, object], validate: Callable) -> dict[str, Any]:
+    """The values as ``validate`` of the model gives them; errors as for :func:`check`."""
     try:
         return validate(given)
     except ValidationError as error:

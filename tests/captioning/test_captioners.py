@@ -6,28 +6,22 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import tifffile
 import torch
 
 from tests import tiny_models
-from tests.conftest import draw
+from tests.conftest import captions_file, draw
 from tests.openai_server import GERMAN, answer
-from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.captioning import Settings, caption_dataset, captions_file
-from trsllava_utils.captioning.captioner import Question
-from trsllava_utils.captioning.prompts import (
-    LIMITS,
-    ReplyError,
-    make_prompt,
-    parse_reply,
-)
-from trsllava_utils.captioning.quality import agreement, check, measure
-from trsllava_utils.captioning.records import Record, Variant
-from trsllava_utils.captioning.transformers_vlm import TransformersCaptioner
-from trsllava_utils.datasets import Rendering, load_dataset
-from trsllava_utils.datasets.imagery import read_pictures
+from trsllava_extras.local_vlm import TransformersCaptioner
+from trsllava_utils.captioner import Question, Settings
+from trsllava_utils.captioning import caption_dataset
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import InputError, MissingError
+from trsllava_utils.images import Rendering, view
+from trsllava_utils.prompts import LIMITS, ReplyError, make_prompt, parse_reply
+from trsllava_utils.quality import check
+from trsllava_utils.records import Variant
 
 GOOD = [Variant(**v) for v in answer(1, 5)["variants"]]
 TEXT = json.dumps(answer(1, 5))
@@ -121,26 +115,6 @@ def test_quality_gate_lets_good_captions_pass():
         check(GOOD, "english")
 
 
-def test_captions_in_numbers():
-    records = [Record(image=f"{i}.png", model="m", variants=GOOD) for i in range(4)]
-    table = measure(records)
-    assert table.loc["joined", "texts"] == 20 and table.loc["joined", "distinct"] == 5
-    assert table.loc["joined", "near-duplicates (%)"] == 0
-    assert list(table.index)[:2] == ["one_sentence", "feature"]
-
-
-def test_agreement_of_variants_by_hand():
-    said = ["a river and a road", "two bridges", "a red roof", "a port"]
-    rows = pd.DataFrame({"text": said, "image_id": list("aaab"), "source": "m"})
-    rows["variant"] = [0, 1, 2, 0]
-    table = agreement(rows, np.array([[1, 0], [0.6, 0.8], [0, 1], [0, 1]], np.float32))
-    others = np.array([[0.6, 1.8], [1, 1], [1.6, 0.8]])  # sums of the other two
-    cosines = [0.6 / np.hypot(0.6, 1.8), 1.4 / np.hypot(1, 1), 0.8 / np.hypot(1.6, 0.8)]
-    assert table["cosine to the others"].tolist() == pytest.approx(cosines, abs=1e-3)
-    assert table["texts"].tolist() == [2, 1, 1] and others.shape == (3, 2)
-    assert table["names a scene (%)"].tolist() == [100, 100, 0]
-
-
 def test_prompts(tmp_path):
     prompt = make_prompt(Settings(variants=3, language="fr"))
     assert "Describe it 3 times in French" in prompt.text and '{"variants": [{' in prompt.text
@@ -179,14 +153,14 @@ def test_renderings_of_multi_band_images(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "scene.tif"
     tifffile.imwrite(path, rng.integers(0, 4000, (4, 40, 60), np.uint16), photometric="minisblack")
-    pictures = read_pictures(path, max_side=30).by_name
+    pictures = view(path, max_side=30).by_name
     assert list(pictures) == ["true colour", "false colour"]
     assert all(p.shape == (20, 30, 3) and p.dtype == np.uint8 for p in pictures.values())
-    whole = read_pictures(path).by_name
+    whole = view(path).by_name
     assert (whole["false colour"][..., 1:] == whole["true colour"][..., :2]).all()
     for how in ("none", "8,4,3"):  # there is no band 8
-        assert list(read_pictures(path, Rendering(false_colour=how)).by_name) == ["true colour"]
-    assert list(read_pictures(draw(tmp_path / "rgb.png")).by_name) == ["true colour"]
+        assert list(view(path, Rendering(false_colour=how)).by_name) == ["true colour"]
+    assert list(view(draw(tmp_path / "rgb.png")).by_name) == ["true colour"]
     prompt = make_prompt(Settings())
     text = prompt.for_question(Question(pictures, 0, 0.3))
     assert "2 pictures of the same place: true colour, false colour" in text

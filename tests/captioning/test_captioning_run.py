@@ -12,19 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import KEY, scenes
+from tests.conftest import KEY, captions_file, scenes
 from tests.openai_server import Server
-from trsllava_utils import openai_api
+from trsllava_extras.servers import client as openai_api
 from trsllava_utils.__main__ import main
-from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
-from trsllava_utils.captioning import (
-    Settings,
-    caption_dataset,
-    captions_file,
-    load_captions,
-    merge,
-)
-from trsllava_utils.captioning.records import read_records
+from trsllava_utils.captioner import Settings
+from trsllava_utils.captioning import caption_dataset, merge
+from trsllava_utils.captions import load_captions
+from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
+from trsllava_utils.records import read_records
 
 MISBEHAVIOUR = "slow drop torn page busy broken half cut prose schema empty german refuse"
 MISBEHAVIOUR = [*MISBEHAVIOUR.split(), "loop", "chatty"]
@@ -233,8 +229,8 @@ def kill_at_random(
     how often it was."""
     rng, killed = random.Random(seed), 0
     code = (
-        "from trsllava_utils.captioning import Settings, caption_dataset\n"
-        "from trsllava_utils.datasets import load_dataset\n"
+        "from trsllava_utils.captioner import Settings\n"
+        "from trsllava_utils import caption_dataset, load_dataset\n"
         f"ds = load_dataset({name!r}, {str(data_dir)!r})\n"
         "caption_dataset(ds, 'openai:vlm', Settings(concurrency=4))"
     )

@@ -9,20 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import scenes
-from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.captioning import (
-    Settings,
-    caption_dataset,
-    captioner_id,
-    choose_captioner,
-    load_captions,
-    merge,
-)
-from trsllava_utils.captioning.names import in_style
-from trsllava_utils.captioning.prompts import EXAMPLES, make_prompt, parse_reply, with_examples
-from trsllava_utils.captioning.quality import ReplyError, check
-from trsllava_utils.captioning.records import Variant
-from trsllava_utils.datasets import load_dataset, other_split
+from trsllava_utils.captioner import Settings, captioner_id, in_style
+from trsllava_utils.captioning import caption_dataset, merge
+from trsllava_utils.captions import choose_captioner, load_captions
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import InputError, MissingError
+from trsllava_utils.prompts import EXAMPLES, ReplyError, make_prompt, parse_reply, with_examples
+from trsllava_utils.quality import check
+from trsllava_utils.records import Variant
 
 STYLE = Settings(prompt="style")
 
@@ -36,7 +30,7 @@ def ten(tmp_path):
 def test_examples_are_a_seeded_sample_of_training_captions(ten):
     drawn = with_examples(STYLE, ten).examples
     assert len(drawn) == len(set(drawn)) == EXAMPLES == 40
-    assert set(drawn) <= set(other_split(ten, "train").captions["text"])
+    assert set(drawn) <= set(ten.on("train").captions["text"])
     assert not set(drawn) & set(ten.captions["text"])
     assert with_examples(STYLE, load_dataset("sample", split="val")).examples == drawn
     other = with_examples(replace(STYLE, seed=1), ten).examples

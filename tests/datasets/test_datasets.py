@@ -11,9 +11,10 @@ import tifffile
 from PIL import Image
 
 from tests.conftest import draw, nested
-from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.datasets import Rendering, check_images, load_dataset, statistics
-from trsllava_utils.datasets.imagery import read_image
+from trsllava_utils.data import load_dataset
+from trsllava_utils.datasets import check_images, statistics
+from trsllava_utils.files import InputError, MissingError
+from trsllava_utils.images import Rendering, read_image
 
 
 def test_official_layout(data_dir):

@@ -19,8 +19,10 @@ from PIL import Image
 
 from tests.conftest import draw
 from tests.openai_server import LocalServer
-from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
-from trsllava_utils.datasets import download, get, load_dataset
+from trsllava_extras import download
+from trsllava_extras.download import get
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
 
 FILE = f"/datasets/{download.HUB}/resolve/{download.REVISION}/data/test-00000-of-00001.parquet"
 

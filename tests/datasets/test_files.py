@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import draw
-from trsllava_utils.artefacts import InputError
-from trsllava_utils.captioning import load_captions
-from trsllava_utils.datasets import load_dataset, read_image
-from trsllava_utils.datasets.files import match_names
+from trsllava_utils.captions import load_captions
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import InputError
+from trsllava_utils.folder import match_names
+from trsllava_utils.images import read_image
 
 
 def lines(path, rows, encoding="utf-8"):

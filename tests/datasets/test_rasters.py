@@ -12,9 +12,9 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 
 from tests.conftest import draw
-from trsllava_utils.artefacts import InputError
-from trsllava_utils.datasets import Rendering, load_dataset, read_image
-from trsllava_utils.datasets.imagery import ImageFile, read_pictures, thumbnail
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import InputError
+from trsllava_utils.images import ImageFile, Rendering, read_image, thumbnail, view
 
 RNG = np.random.default_rng(0)
 KNOWN = np.asarray(Image.fromarray(RNG.integers(0, 255, (9, 9, 3), np.uint8)).resize((64, 64)))
@@ -118,7 +118,7 @@ def test_pixels_without_data_take_no_part_and_are_white(tmp_path, nodata):
     else:
         bands = np.where(keep, bands, nodata).astype(bands.dtype)
         how["nodata"] = nodata
-    pictures = read_pictures(write(tmp_path / "x.tif", bands, **how))
+    pictures = view(write(tmp_path / "x.tif", bands, **how))
     shown = next(iter(pictures.by_name.values()))
     same(shown[keep], stretched(REFLECTANCE, keep)[keep])
     assert (shown[~keep] == 255).all() and pictures.blank == pytest.approx(14 / 64)
@@ -154,7 +154,7 @@ def test_stretches(tmp_path):
 )
 def test_names_of_bands_come_before_their_order(tmp_path, names):
     path = write(tmp_path / "x.tif", [B, G, R, NIR], names)
-    pictures = read_pictures(path).by_name
+    pictures = view(path).by_name
     assert list(pictures) == ["true colour", "false colour"]
     same(pictures["true colour"], stretched([R, G, B]))
     same(pictures["false colour"], stretched([NIR, R, G]))
@@ -167,7 +167,7 @@ def test_red_edge_is_not_red_and_alpha_that_is_named_is_data(tmp_path):
     bands = [KNOWN[..., 2], KNOWN[..., 1], KNOWN[..., 0], KNOWN[::-1, :, 0]]
     kinds = ("red", "green", "blue", "alpha")  # what many programs write for any four bands
     path = write(tmp_path / "y.tif", bands, ("b", "Green", "Red", "NIR"), kinds)
-    assert list(read_pictures(path).by_name) == ["true colour", "false colour"]
+    assert list(view(path).by_name) == ["true colour", "false colour"]
 
 
 def test_bands_are_for_files_of_many_bands(tmp_path):
@@ -190,7 +190,7 @@ def test_radar(tmp_path):
     power = KNOWN[..., 0] / 255 * 0.3 + 0.001
     cross = power * np.linspace(0.1, 0.5, 64)
     linear = write(tmp_path / "a.tif", np.float32([power, cross]), ("VV", "VH"))
-    shown = read_pictures(linear).by_name["radar"]
+    shown = view(linear).by_name["radar"]
     decibels = 10 * np.log10([power, cross])
     same(shown[..., :2], stretched(decibels), 2)
     same(shown[..., 2], np.clip((decibels[0] - decibels[1]) / 15, 0, 1) * 255, 2)
@@ -199,8 +199,8 @@ def test_radar(tmp_path):
     fixed = read_image(already, Rendering(stretch="-25-0"))
     same(fixed[..., 0], np.clip((decibels[0] + 25) / 25, 0, 1) * 255, 2)
     unnamed = write(tmp_path / "c.tif", np.float32([power, cross]))
-    assert list(read_pictures(unnamed).by_name) == ["grey"]  # nobody says that it is radar
-    assert list(read_pictures(unnamed, Rendering(bands="1,2")).by_name) == ["radar"]
+    assert list(view(unnamed).by_name) == ["grey"]  # nobody says that it is radar
+    assert list(view(unnamed, Rendering(bands="1,2")).by_name) == ["radar"]
 
 
 def test_index_pictures(tmp_path):
@@ -209,19 +209,19 @@ def test_index_pictures(tmp_path):
     path = write(tmp_path / "x.tif", [red, red, red, near], ("Blue", "Green", "Red", "NIR"))
     with rasterio.open(path, "r+") as raster:
         raster.scales, raster.offsets = (1e-4,) * 4, (0.0,) * 4
-    shown = read_pictures(path, Rendering(false_colour="ndvi")).by_name["NDVI"]
+    shown = view(path, Rendering(false_colour="ndvi")).by_name["NDVI"]
     west, east = shown[0, 0].astype(int), shown[0, -1].astype(int)
     assert west[1] > west[0] + 50 and np.ptp(east) < 12 and east.min() > 230  # green, white
-    dry = read_pictures(path, Rendering(false_colour="ndwi")).by_name["NDWI"][0, 0].astype(int)
+    dry = view(path, Rendering(false_colour="ndwi")).by_name["NDWI"][0, 0].astype(int)
     assert dry[0] > dry[2] + 50  # brown
     three = write(tmp_path / "y.tif", REFLECTANCE)
-    assert list(read_pictures(three, Rendering(false_colour="ndvi")).by_name) == ["true colour"]
+    assert list(view(three, Rendering(false_colour="ndvi")).by_name) == ["true colour"]
 
 
 def test_pages_of_one_size_are_bands(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.stack([R, G, B, NIR]), photometric="minisblack")
     same(read_image(tmp_path / "x.tif"), stretched([R, G, B]))
-    shown = read_pictures(tmp_path / "x.tif").by_name["false colour"]
+    shown = view(tmp_path / "x.tif").by_name["false colour"]
     same(shown, stretched([NIR, R, G]))
 
 
@@ -363,7 +363,7 @@ def test_a_value_that_is_nodata_in_one_band_is_a_colour(tmp_path):
 def test_bands_by_satellite(tmp_path, names, colours, further):
     values = np.arange(1, len(names) + 1, dtype=np.uint8)[:, None, None] * np.ones((8, 8), np.uint8)
     path = write(tmp_path / "x.tif", values, names, photometric="MINISBLACK")
-    pictures = read_pictures(path).by_name
+    pictures = view(path).by_name
     assert tuple(pictures["true colour"][0, 0]) == colours
     assert further is None or tuple(pictures["false colour"][0, 0]) == further
     assert ("false colour" in pictures) == bool(further)

@@ -16,14 +16,17 @@ from rasterio.warp import transform_geom
 
 from tests.conftest import draw
 from tests.datasets.test_rasters import write
+from trsllava_extras.metadata import load_metadata, select
+from trsllava_extras.panel.index import Index
+from trsllava_extras.panel.panel import Panel
+from trsllava_extras.rasters import scenes
 from trsllava_utils.__main__ import main
-from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.captioning import caption_dataset, load_captions
-from trsllava_utils.datasets import Rendering, load_dataset, load_metadata, read_image, scenes
-from trsllava_utils.datasets.metadata import select
-from trsllava_utils.retrieval import Sources
-from trsllava_utils.search import Index
-from trsllava_utils.search.panel import Panel
+from trsllava_utils.captioning import caption_dataset
+from trsllava_utils.captions import load_captions
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import InputError, MissingError
+from trsllava_utils.images import Rendering, read_image
+from trsllava_utils.sources import Sources
 
 PLACE = from_origin(600_000, 5_300_000, 10, 10)
 

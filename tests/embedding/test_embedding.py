@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from tests.conftest import HashEncoder
-from trsllava_utils import artefacts
-from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.embedding import embed_corpus, encoders
-from trsllava_utils.embedding.encoders import load_encoder
+from trsllava_utils import encoders
+from trsllava_utils import files as artefacts
+from trsllava_utils.encoders import load_encoder
+from trsllava_utils.files import InputError, MissingError
+from trsllava_utils.vectors import embed_corpus
 
 
 def corpus(*texts: str) -> pd.DataFrame:
@@ -31,35 +32,32 @@ def corpus(*texts: str) -> pd.DataFrame:
 
 def test_encodes_each_distinct_text_once_and_reuses(tmp_path):
     encoder = HashEncoder()
-    first = embed_corpus(corpus("a", "b", "a"), encoder, tmp_path, "x")
+    first = embed_corpus(corpus("a", "b", "a"), encoder, tmp_path)
     assert encoder.seen == ["a", "b"] and first.encoded == 2
     assert (
         np.allclose(np.linalg.norm(first.vectors, axis=1), 1) and first.vectors.dtype == np.float32
     )
-    second = embed_corpus(corpus("a", "c", "a"), encoder, tmp_path, "x")
+    second = embed_corpus(corpus("a", "c", "a"), encoder, tmp_path)
     assert encoder.seen == ["a", "b", "c"] and second.encoded == 1
     assert np.array_equal(second.vectors[0], first.vectors[0])
-    assert embed_corpus(corpus("a", "c", "a"), encoder, tmp_path, "x").encoded == 0
+    assert embed_corpus(corpus("a", "c", "a"), encoder, tmp_path).encoded == 0
 
 
 def test_stale_vectors_are_not_used(tmp_path):
-    first = embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, "x")
+    first = embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path)
     other = HashEncoder("two")
     path = first.path
-    moved = tmp_path / "embeddings" / "two" / "x.safetensors"
-    moved.parent.mkdir()
-    for suffix in (".safetensors", ".parquet", ".json"):
+    moved = tmp_path / "embeddings" / "two.safetensors"
+    for suffix in (".safetensors", ".json"):
         moved.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
-    assert embed_corpus(corpus("a", "b"), other, tmp_path, "x").encoded == 2
+    assert embed_corpus(corpus("a", "b"), other, tmp_path).encoded == 2
     path.write_bytes(path.read_bytes()[:-8])  # damaged
-    assert embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, "x").encoded == 2
-    assert (
-        embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, "x", role="query").encoded == 2
-    )
+    assert embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path).encoded == 2
+    assert embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path, role="query").encoded == 2
 
 
 def test_full_disk_leaves_the_old_artefact(tmp_path, monkeypatch):
-    first = embed_corpus(corpus("a"), HashEncoder(), tmp_path, "x")
+    first = embed_corpus(corpus("a"), HashEncoder(), tmp_path)
     before = first.path.read_bytes()
 
     def full(*_):
@@ -67,10 +65,10 @@ def test_full_disk_leaves_the_old_artefact(tmp_path, monkeypatch):
 
     monkeypatch.setattr(artefacts.os, "replace", full)
     with pytest.raises(InputError, match="No space left"):
-        embed_corpus(corpus("b"), HashEncoder(), tmp_path, "x")
+        embed_corpus(corpus("b"), HashEncoder(), tmp_path)
     assert first.path.read_bytes() == before and not list(first.path.parent.glob(".x*"))
     monkeypatch.undo()
-    assert embed_corpus(corpus("a"), HashEncoder(), tmp_path, "x").encoded == 0
+    assert embed_corpus(corpus("a"), HashEncoder(), tmp_path).encoded == 0
 
 
 def test_minilm_is_the_real_one():
@@ -120,7 +118,7 @@ def test_openai_protocol(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
     try:
-        out = embed_corpus(corpus("a", "bbb"), "openai:m", tmp_path, "x")
+        out = embed_corpus(corpus("a", "bbb"), "openai:m", tmp_path)
     finally:
         server.shutdown()
     assert np.allclose(out.vectors[1], np.array([3, 1]) / np.sqrt(10))
@@ -149,7 +147,7 @@ def test_precision_is_part_of_every_identity(tmp_path, monkeypatch):
         load_encoder(precision="float16")
     for precision in ("float32", "bfloat16", "float32"):
         encoder = half if precision == "bfloat16" else exact
-        made = embed_corpus(corpus(*texts), encoder, tmp_path, "x")
+        made = embed_corpus(corpus(*texts), encoder, tmp_path)
         mean = np.abs(made.vectors - exact.encode(texts, "document")).max()
         assert mean < 1e-6 if precision == "float32" else mean > 1e-5
     assert made.encoded == 0  # neither precision displaces the other's vectors
@@ -159,7 +157,7 @@ def test_precision_is_part_of_every_identity(tmp_path, monkeypatch):
 def test_a_corpus_embedded_in_two_goes_has_the_vectors_of_one(tmp_path, precision, monkeypatch):
     monkeypatch.setattr(encoders, "computes_bfloat16", lambda: True)
     texts = [f"{n} boats " + "near a pier " * (n % 9) for n in range(200)]
-    how = {"encoder": load_encoder(precision=precision), "name": "x"}
+    how = {"encoder": load_encoder(precision=precision)}
     whole = embed_corpus(corpus(*texts), derived=tmp_path / "a", **how)
     embed_corpus(corpus(*texts[:20]), derived=tmp_path / "b", **how)
     grown = embed_corpus(corpus(*texts), derived=tmp_path / "b", **how)

@@ -14,15 +14,16 @@ import torch
 
 from tests import tiny_models
 from tests.conftest import write_captions
-from trsllava_utils import evaluation, retrieval
-from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.datasets import load_dataset, other_split
-from trsllava_utils.embedding.clip import ClipEncoder
-from trsllava_utils.embedding.encoders import _embedded_minilm
-from trsllava_utils.evaluation import breakdown, experiments
-from trsllava_utils.retrieval.methods import Method
-from trsllava_utils.retrieval.sources import Sources
-from trsllava_utils.search.index import Index
+from trsllava_extras import breakdown, experiments, results
+from trsllava_extras.clip import ClipEncoder, vectors
+from trsllava_extras.panel.index import Index
+from trsllava_utils import ranking as retrieval
+from trsllava_utils import recall as evaluation
+from trsllava_utils.data import load_dataset
+from trsllava_utils.encoders import _embedded_minilm
+from trsllava_utils.files import InputError, MissingError
+from trsllava_utils.methods import Method
+from trsllava_utils.sources import Sources
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ def test_a_growing_gallery_passes_through_the_measured_one(sources):
     assert (np.diff(table[["R@1", "R@5", "R@10"]], axis=0) <= 1e-9).all()
     largest = retrieval.retrieve(
         "max",
-        replace(sources, dataset=other_split(sources.dataset, "all")),
+        replace(sources, dataset=sources.dataset.on("all")),
         queries=sources.gallery,
     )[0]
     rows = largest[largest["direction"] == "t2i"]
@@ -223,7 +224,7 @@ def test_clip_of_real_architecture(kind, sources, models):
     from transformers import AutoModel, AutoProcessor
 
     seen = replace(sources, clip=models[kind])
-    images, reference = seen.embed_clip_images(), seen.embed_clip_reference()
+    images, reference = (vectors(seen, what) for what in ("images", "reference"))
     model, processor = (c.from_pretrained(models[kind]) for c in (AutoModel, AutoProcessor))
     inputs = processor(
         images=Image.open(seen.dataset.file_of(images.rows["image_id"][5]).path),
@@ -239,7 +240,7 @@ def test_clip_of_real_architecture(kind, sources, models):
     assert reference.vectors[7] == pytest.approx(out.text_embeds[0].numpy(), abs=1e-5)
     assert (
         images.encoded == 18
-        and replace(sources, clip=models[kind]).embed_clip_images().encoded == 0
+        and vectors(replace(sources, clip=models[kind], _known={}), "images").encoded == 0
     )
     done, missing = retrieval.rank_methods(
         ["clip", "fusion", "clip+csls", "clip+querybank", "centred+fusion(weight=0.2)"], seen
@@ -271,15 +272,15 @@ def test_results_of_several_runs_join_into_one_table(sources, tmp_path):
     ranks = retrieval.retrieve("max", sources)[0]
     result = {"max": evaluation.metrics(ranks), "csls†": evaluation.metrics(ranks)}
     for name in ("a", "b_c"):
-        path = evaluation.results_path(tmp_path / name / "derived", "test.pixels.e")
+        path = results.results_path(tmp_path / name / "derived", "test.pixels.e")
         about = {"dataset": name, "split": "test", "captioner": "pixels", "encoder": "e"}
-        evaluation.write_results(path, result, ranks, **about, inputs="")
+        results.write_results(path, result, ranks, **about, inputs="")
     (path.parent / "old.json").write_text('{"other": 1}')
     (path.parent / "torn.json").write_text('{"meth')
-    table, problems = evaluation.summary(tmp_path)
+    table, problems = results.summary(tmp_path)
     assert len(problems) == 2 and "torn.json is damaged" in problems[1]
     assert len(table) == 6 and table.index.names[0] == "dataset"
-    csv, tex = evaluation.export(table, tmp_path / "summary")
+    csv, tex = results.export(table, tmp_path / "summary")
     read = pd.read_csv(csv)
     assert read["mR"].tolist() == table["", "mR"].tolist()
     text = tex.read_text()
@@ -288,18 +289,18 @@ def test_results_of_several_runs_join_into_one_table(sources, tmp_path):
 
 def test_published_results_are_sourced_and_add_up():
     for dataset, rows in {"rsitmd": 16, "rsicd": 16, "ucm": 4}.items():
-        table = evaluation.published(dataset)
+        table = results.published(dataset)
         assert len(table) >= rows and table["source"].str.contains("arXiv|http").all()
         assert set(table["kind"]) <= {"supervised", "zero-shot", "training-free"}
         recalls = [c for c in table.columns if "_R@" in c]
         whole = table.dropna(subset=recalls)
         assert whole[recalls].mean(axis=1).to_numpy() == pytest.approx(whole["mR"], abs=0.011)
-    assert evaluation.published("rsitmd").set_index("method")["mR"]["TRSLLaVA (the paper)"] == 42.62
-    assert evaluation.published("sample").empty
+    assert results.published("rsitmd").set_index("method")["mR"]["TRSLLaVA (the paper)"] == 42.62
+    assert results.published("sample").empty
     result = {
         "max": {d: {f"R@{k}": 99.0 for k in (1, 5, 10)} for d in ("t2i", "i2t")} | {"mR": 99.0}
     }
-    assert evaluation.published("rsicd", result)["method"][0] == "max"
+    assert results.published("rsicd", result)["method"][0] == "max"
 
 
 def test_extremes_are_the_clearest_hits_and_the_farthest_misses(sources):

@@ -11,13 +11,14 @@ import pytest
 from scipy import stats as scipy_stats
 
 from tests.conftest import embeddings, random_sources, sources
-from trsllava_utils import evaluation, retrieval
-from trsllava_utils.evaluation import breakdown
-from trsllava_utils.evaluation import statistics as stats
-from trsllava_utils.evaluation.recall import hit_probability
-from trsllava_utils.retrieval import geometry
-from trsllava_utils.retrieval.methods import Method
-from trsllava_utils.retrieval.ranking import rank_relevant
+from trsllava_extras import breakdown
+from trsllava_extras import experiments as geometry
+from trsllava_utils import ranking as retrieval
+from trsllava_utils import recall as evaluation
+from trsllava_utils import statistics as stats
+from trsllava_utils.methods import Method
+from trsllava_utils.ranking import rank_relevant
+from trsllava_utils.recall import hit_probability
 
 
 def ranks_of(t2i: dict[str, list[int]], i2t: dict[str, list[int]], n_items: int = 50):

@@ -14,8 +14,9 @@ import pytest
 
 from tests.conftest import KEY, scenes
 from tests.openai_server import LocalServer, answer
-from trsllava_utils import openai_api
-from trsllava_utils.captioning import Settings, caption_dataset
+from trsllava_extras.servers import client as openai_api
+from trsllava_utils.captioner import Settings
+from trsllava_utils.captioning import caption_dataset
 
 COLLECTED: Counter[str] = Counter()  # those that only `make faults` runs, too
 TRIED: Counter[str] = Counter()

@@ -20,16 +20,31 @@ import rasterio
 from tests.conftest import captions as made_up
 from tests.conftest import draw, scenes
 from tests.faults.conftest import caption, completion, good
-from trsllava_utils import artefacts, figures, storage
+from trsllava_extras import figures
+from trsllava_extras.cli.run import report
+from trsllava_extras.gallery.gallery import Gallery
+from trsllava_extras.metadata import load_metadata
+from trsllava_extras.results import csv_text, read_results, summary, write_results
+from trsllava_utils import files as artefacts
+from trsllava_utils import files as storage
 from trsllava_utils.__main__ import main
-from trsllava_utils.artefacts import InputError, MissingError, atomic_path, csv_text, write_text
-from trsllava_utils.captioning import load_captions, merge
-from trsllava_utils.captioning.records import read_records
-from trsllava_utils.datasets import load_dataset, load_metadata
-from trsllava_utils.evaluation import metrics, read_results, summary, write_results
-from trsllava_utils.report import report
-from trsllava_utils.retrieval import Gallery, Sources, rank_dataset
-from trsllava_utils.storage import append_lines, read_lines, write_json, write_lines
+from trsllava_utils.captioning import merge
+from trsllava_utils.captions import load_captions
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import (
+    InputError,
+    MissingError,
+    append_lines,
+    atomic_path,
+    read_lines,
+    write_json,
+    write_lines,
+    write_text,
+)
+from trsllava_utils.ranking import rank_dataset
+from trsllava_utils.recall import metrics
+from trsllava_utils.records import read_records
+from trsllava_utils.sources import Sources
 
 # — damage —
 
@@ -220,7 +235,8 @@ def test_damaged_lines_are_kept_when_a_file_is_written_anew(chat, tmp_path, step
     elif step == "pixels":
         other = json.loads(file.path.read_bytes().split(b"\n")[0])["image"]
         draw(tmp_path / "scenes" / other, 77, size=32)
-        from trsllava_utils.captioning import Settings, caption_dataset
+        from trsllava_utils.captioner import Settings
+        from trsllava_utils.captioning import caption_dataset
 
         ds = load_dataset(str(tmp_path / "scenes"), str(tmp_path))
         # nobody answers, but the stale record is gone
@@ -519,8 +535,8 @@ RESULTS = pytest.mark.fault("Results and reports")
 
 
 def write(sources: Sources) -> Path:
-    from trsllava_utils.evaluation import results_path
-    from trsllava_utils.evaluation.statistics import intervals
+    from trsllava_extras.results import results_path
+    from trsllava_utils.statistics import intervals
 
     made = rank_dataset("max", sources)
     path = results_path(sources.dataset.derived, sources.setting)
@@ -583,7 +599,7 @@ def test_damaged_vectors_of_a_gallery_are_named_and_made_again(gallery, harm):
     path = Path(gallery.url) / gallery.vectors_name(name)
     content = path.read_bytes()
     harm(path)
-    from trsllava_utils.retrieval import gallery as module
+    from trsllava_extras.gallery import gallery as module
 
     module.open_part.cache_clear()
     with pytest.raises((InputError, MissingError), match="python -m trsllava_utils gallery"):
@@ -598,7 +614,7 @@ def test_damaged_rows_of_a_gallery_are_named(gallery, harm):
     name = gallery.store.names[0]
     path = Path(gallery.url) / f"{name}.parquet"
     harm(path)
-    from trsllava_utils.retrieval import gallery as module
+    from trsllava_extras.gallery import gallery as module
 
     module.open_part.cache_clear()
     if harm is not removed:
@@ -616,7 +632,7 @@ def test_vectors_of_another_partition_are_made_again(gallery):
     first, second = (Path(gallery.url) / gallery.vectors_name(n) for n in gallery.store.names[:2])
     before, content = gallery.find("a boat", 9), first.read_bytes()
     first.write_bytes(second.read_bytes())
-    from trsllava_utils.retrieval import gallery as module
+    from trsllava_extras.gallery import gallery as module
 
     module.open_part.cache_clear()
     with pytest.raises(InputError, match="make it again"):

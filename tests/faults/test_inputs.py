@@ -23,15 +23,21 @@ import tifffile
 from PIL import Image
 
 from tests.conftest import draw
+from trsllava_extras.gallery.gallery import Gallery
+from trsllava_extras.metadata import load_metadata
 from trsllava_utils import __main__ as command_line
 from trsllava_utils import parameters
-from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
-from trsllava_utils.captioning import Settings, caption_dataset, load_captions
-from trsllava_utils.datasets import Rendering, check_images, load_dataset, load_metadata
-from trsllava_utils.datasets.imagery import read_image
+from trsllava_utils.captioner import Settings
+from trsllava_utils.captioning import caption_dataset
+from trsllava_utils.captions import load_captions
+from trsllava_utils.data import load_dataset
+from trsllava_utils.datasets import check_images
+from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
+from trsllava_utils.images import Rendering, read_image
 from trsllava_utils.parameters import check
-from trsllava_utils.retrieval import Gallery, Sources, rank_dataset
+from trsllava_utils.ranking import rank_dataset
 from trsllava_utils.search import search
+from trsllava_utils.sources import Sources
 
 IMAGES = pytest.mark.fault("Image files")
 SIZE = (60, 48)
@@ -265,8 +271,8 @@ def test_small_files_that_ask_for_gigabytes(tmp_path, make):
     make(path)
     code = (
         "import resource, sys\n"
-        "from trsllava_utils.artefacts import InputError\n"
-        "from trsllava_utils.datasets.imagery import read_image\n"
+        "from trsllava_utils.files import InputError\n"
+        "from trsllava_utils.images import read_image\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    read_image(sys.argv[1], max_side=512)\n"
         "except InputError as error:\n    print(error)\n"

@@ -12,15 +12,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import draw, nested
-from trsllava_utils.captioning import Settings, caption_dataset, captions_file, merge
-from trsllava_utils.datasets import load_dataset
-from trsllava_utils.evaluation import metrics, results_path, write_results
-from trsllava_utils.retrieval import Gallery, Sources, rank_dataset
-from trsllava_utils.storage import read_json
+from tests.conftest import captions_file, draw, nested
+from trsllava_extras.gallery.gallery import Gallery
+from trsllava_extras.results import results_path, write_results
+from trsllava_utils.captioner import Settings
+from trsllava_utils.captioning import caption_dataset, merge
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import read_json
+from trsllava_utils.ranking import rank_dataset
+from trsllava_utils.recall import metrics
+from trsllava_utils.sources import Sources
 
 SERVER = multiprocessing.get_context("forkserver")
-LOADED_ONCE = ["trsllava_utils.captioning.pixels", "sentence_transformers", "py3langid.langid"]
+LOADED_ONCE = ["trsllava_extras.pixels", "sentence_transformers", "py3langid.langid"]
 SERVER.set_forkserver_preload(["tests.faults.test_kills", *LOADED_ONCE])
 
 

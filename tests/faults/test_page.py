@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import COLLECTED, table
-from trsllava_utils.artefacts import PROJECT_ROOT
+from trsllava_utils.files import PROJECT_ROOT
 
 
 def test_the_page_counts_these_faults(request):

@@ -12,17 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import captions, questions
+from trsllava_extras.gallery.gallery import Gallery, Top, open_part
+from trsllava_extras.gallery.partitions import ROW_GROUP
 from trsllava_utils.__main__ import main
-from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.embedding.encoders import load_encoder
-from trsllava_utils.embedding.vectors import Embeddings
-from trsllava_utils.evaluation.recall import recall_at_k
-from trsllava_utils.retrieval.gallery import Gallery, Top, open_part
-from trsllava_utils.retrieval.methods import Method
-from trsllava_utils.retrieval.partitions import ROW_GROUP
-from trsllava_utils.retrieval.ranking import NamedSide, RankingTask, query_ids
-from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.side import Side, one_each
+from trsllava_utils.encoders import load_encoder
+from trsllava_utils.files import InputError, MissingError
+from trsllava_utils.methods import Method
+from trsllava_utils.ranking import NamedSide, RankingTask, query_ids
+from trsllava_utils.recall import recall_at_k
+from trsllava_utils.scoring import Scorer, Side, one_each
+from trsllava_utils.vectors import Embeddings
 
 
 def in_one_piece(corpus: pd.DataFrame, queries: Embeddings, encoder: str, k: int):

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from tests.conftest import embeddings, random_sources, sources
-from trsllava_utils import evaluation, retrieval
-from trsllava_utils.artefacts import InputError
-from trsllava_utils.evaluation.recall import hit_probability, mean_recall
-from trsllava_utils.retrieval import products as scoring
-from trsllava_utils.retrieval.ranking import rank_relevant
-from trsllava_utils.retrieval.side import Side, one_each
+from trsllava_utils import ranking as retrieval
+from trsllava_utils import recall as evaluation
+from trsllava_utils import scoring as scoring
+from trsllava_utils.files import InputError
+from trsllava_utils.methods import Method
+from trsllava_utils.ranking import rank_relevant
+from trsllava_utils.recall import hit_probability, mean_recall
+from trsllava_utils.scoring import Scorer, Side, one_each
 
 
 def brute_scores(given: SimpleNamespace, method: str) -> np.ndarray:
@@ -100,7 +102,7 @@ def test_long_lists_have_the_same_first_items_as_a_stable_sort(n, k, levels):
     """Whatever the ties: sets of items bound the k-th best from below."""
     scores = np.random.default_rng(n).integers(0, levels, (5, n)).astype(np.float32)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    assert (scoring.top_items(scores, k) == expected).all()
+    assert (retrieval.top_items(scores, k) == expected).all()
 
 
 def test_tiles_and_blocks_of_any_size_give_the_same(monkeypatch):
@@ -126,8 +128,8 @@ def test_scores_do_not_depend_on_where_arrays_lie():
         x, q = (place(part.astype(np.float32)) for part in (texts, queries))
         asked, each = one_each(np.full(90, ""), q, q), np.repeat(np.arange(100), 3)
         items = Side(np.full(300, ""), each, x, x[:100])
-        rules = (scoring.cosine, scoring.clip_cosine)
-        return np.stack([rule(asked, items)(slice(0, 90)) for rule in rules])
+        rules = [Scorer(Method(name), items) for name in ("max", "clip")]
+        return np.stack([rule(asked)(slice(0, 90)) for rule in rules])
 
     def oddly(array):
         buffer = np.empty(array.nbytes + 1, np.uint8)[1:]

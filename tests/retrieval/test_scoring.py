@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from trsllava_utils.artefacts import InputError
-from trsllava_utils.retrieval import formulas
-from trsllava_utils.retrieval.methods import GRIDS, STEPS, Method
-from trsllava_utils.retrieval.scoring import Scorer
-from trsllava_utils.retrieval.side import Side, one_each
+from trsllava_utils import formulas
+from trsllava_utils.files import InputError
+from trsllava_utils.methods import Method, steps
+from trsllava_utils.scoring import Scorer, Side, one_each
 
 ALL = slice(0, 100)
 
@@ -44,7 +43,7 @@ def test_a_method_is_its_steps_in_order_with_all_settings():
     assert method.steps["querybank"]["temperature"] == 0.05
     assert method.given("hybrid", "weight") and not method.given("hybrid", "k")
     assert Method("texts+max").texts == Method("max").texts == "" and method.needs_bank
-    assert not method.needs_clip
+    assert not method.plugged and Method("clip").plugged
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_what_is_wrong_with_a_method_is_said(text, says):
 
 
 def test_transductive_methods_are_marked():
-    labels = {name: Method(name).label for name in STEPS}
+    labels = {name: Method(name).label for name in steps()}
     assert {n for n, label in labels.items() if label.endswith("†")} == {"csls", "dual_softmax"}
     assert {n for n, label in labels.items() if label.endswith("‡")} == {"centred"}
     assert Method("centred+csls").label == "centred+csls†"
@@ -91,7 +90,9 @@ def test_transductive_methods_are_marked():
 
 
 def test_grids_hold_valid_methods_and_leave_written_settings_alone():
-    for step, settings in GRIDS.items():
+    grids = {name: step.grid for name, step in steps().items() if step.grid}
+    assert "fusion" in grids and len(grids) == 6
+    for step, settings in grids.items():
         assert len(Method(step).candidates(step)) == len(settings) > 1
     assert Method("csls(k=3)").candidates("csls") == []
     assert Method("texts(plain)+centroid").candidates("texts") == []

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 
 from tests.jupyterlab import CHROMIUM, FLAGS, jupyterlab
-from trsllava_utils.artefacts import PROJECT_ROOT
 from trsllava_utils.captioning import caption_dataset
-from trsllava_utils.datasets import load_dataset
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import PROJECT_ROOT
 
 sync_api = pytest.importorskip("playwright.sync_api")
 if not CHROMIUM:

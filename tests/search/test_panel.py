@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_captions
-from trsllava_utils.artefacts import InputError, MissingError
-from trsllava_utils.datasets import load_dataset
-from trsllava_utils.retrieval import Sources
-from trsllava_utils.search import Found, Panel, reopen, search_panel
+from trsllava_extras.panel.found import Found
+from trsllava_extras.panel.panel import Panel, reopen, search_panel
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import InputError, MissingError
+from trsllava_utils.sources import Sources
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsllava_utils.artefacts import InputError
-from trsllava_utils.search.query import Part, parse_query, with_feedback
+from trsllava_extras.panel.query import Part, parse_query, with_feedback
+from trsllava_utils.files import InputError
 
 READ = {
     "storage tanks + 0.5 river - houses": [(1, "storage tanks"), (0.5, "river"), (-0.5, "houses")],

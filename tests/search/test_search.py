@@ -16,13 +16,16 @@ import pytest
 import tifffile
 
 from tests.conftest import draw, write_captions
-from trsllava_utils import figures, pages
-from trsllava_utils.artefacts import PROJECT_ROOT, InputError, MissingError
-from trsllava_utils.datasets import load_dataset, load_metadata
-from trsllava_utils.retrieval.sources import Sources
-from trsllava_utils.search import Found, Index, search, search_panel
-from trsllava_utils.search.found import read_settings, result_page
-from trsllava_utils.search.picture import describe
+from trsllava_extras import figures, pages
+from trsllava_extras.metadata import load_metadata
+from trsllava_extras.panel.found import Found, read_settings, result_page
+from trsllava_extras.panel.index import Index
+from trsllava_extras.panel.panel import search_panel
+from trsllava_extras.panel.picture import describe
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
+from trsllava_utils.search import search
+from trsllava_utils.sources import Sources
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,124 @@
+"""The commands (``trsllava.commands``): each takes the words behind its name. Parameters are given
+as ``-p NAME VALUE``, named as in the notebooks."""
+
+from __future__ import annotations
+
+import sys
+from textwrap import shorten
+
+from trsllava_extras.cli.shell import parse, parser
+from trsllava_utils.captioning import merge as merge_shards
+from trsllava_utils.captions import load_captions
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import shown
+from trsllava_utils.parameters import MINILM, TILING
+from trsllava_utils.sources import SETTING
+
+DATASET = "sample, rsitmd, rsicd, ucm, sydney, or a folder of images"
+WHERE = "only images with this, as in SQL: \"date >= '2023-06-01' and cloud < 20\""
+_LOADED = {"data_dir", "split", *TILING}  # the parameters of load_dataset
+
+
+def get(words: list[str]) -> None:
+    """fetch a dataset"""
+    from trsllava_extras.download import get as fetch
+
+    made = parser("get", "Fetch a dataset.")
+    made.add_argument("dataset", help="rsicd; of others it says where to ask")
+    made.add_argument("--split", default="all", help="train, val, test or all (default)")
+    args, given = parse(made, words, {"data_dir"})
+    folder = fetch(args.dataset, **given, split=args.split)
+    print(f"{args.dataset} ({args.split}) is in {shown(folder)}")
+
+
+def run(words: list[str]) -> None:
+    """run notebooks 00-04 over one or several datasets"""
+    from trsllava_extras.cli.run import NOTEBOOKS
+    from trsllava_extras.cli.run import run as run_notebooks
+
+    made = parser("run", "Run notebooks 00-04 over one or several datasets.")
+    made.add_argument("datasets", nargs="+", metavar="DATASET", help=DATASET)
+    number = {"metavar": "NN", "choices": NOTEBOOKS}
+    made.add_argument("--from", dest="first", default="00", help="first notebook (00)", **number)
+    made.add_argument("--to", dest="last", default="04", help="last notebook (04)", **number)
+    args, given = parse(made, words)
+    run_notebooks(args.datasets, given, args.first, args.last)
+
+
+def report(words: list[str]) -> None:
+    """write the results as one page for colleagues"""
+    from trsllava_extras.cli.run import report as write_report
+
+    made = parser("report", "Notebook 04 as one HTML page, without its code.")
+    made.add_argument("dataset", help=DATASET)
+    made.add_argument("--html", default="", metavar="FILE", help="where to (beside the results)")
+    args, given = parse(made, words)
+    print("wrote", shown(write_report(args.dataset, given, args.html)))
+
+
+def merge(words: list[str]) -> None:
+    """merge the shards of a captioning run"""
+    made = parser("merge", "Merge the shards that notebook 01 wrote with these parameters.")
+    made.add_argument("dataset", help=DATASET)
+    args, given = parse(made, words, {"captioner", "prompt", *_LOADED})
+    dataset = load_dataset(args.dataset, **{n: given[n] for n in given if n in _LOADED})
+    print(merge_shards(dataset, given.get("captioner", ""), given.get("prompt", "rsrt")))
+
+
+def search(words: list[str]) -> None:
+    """find images by words or by a picture"""
+    from trsllava_extras.panel import search as find
+    from trsllava_extras.panel.found import KINDS
+    from trsllava_extras.panel.picture import describer_of
+    from trsllava_extras.pixels import about_pixels
+
+    made = parser("search", "Find images by words or by a picture.")
+    made.add_argument("dataset", help=DATASET)
+    what = "what it shows; or parts, with weights: 'storage tanks + 0.5 river - houses'"
+    made.add_argument("query", nargs="?", default="", help=what)
+    made.add_argument("--image", default="", metavar="FILE", help="a picture to search with")
+    made.add_argument("--k", type=int, default=8, help="number of images (default 8)")
+    made.add_argument("--where", default="", metavar="CONDITION", help=WHERE)
+    made.add_argument("--bbox", default="", metavar="W,S,E,N", help="west,south,east,north")
+    for kind in KINDS:
+        made.add_argument(f"--{kind}", metavar=kind.upper(), help=f"save the result as {kind}")
+    args, given = parse(made, words, {"method", *SETTING, *_LOADED})
+    only = {"where": args.where, "bbox": args.bbox}
+    found = find(args.query, args.dataset, args.k, image=args.image, **given, **only)
+    print(f"{found.total:,} images, described by {found.sources.captioner}", file=sys.stderr)
+    if found.sources.captioner == "pixels" and "captioner" not in given:
+        print(f"· {about_pixels(found.total)}", file=sys.stderr)
+    if args.image and not args.query:
+        who = given.get("query_captioner") or describer_of(found.sources)
+        print(f"{args.image}, described by {who}: {found.query.text}")
+    print(found)
+    for kind in KINDS:
+        if path := getattr(args, kind):
+            print("wrote", shown(found.save(path, kind)))
+
+
+def gallery(words: list[str]) -> None:
+    """embed and search captions of any number"""
+    from trsllava_extras.gallery.gallery import Gallery
+
+    made = parser("gallery", "Embed and search captions of any number, in partitions.")
+    made.add_argument("url", metavar="URL", help="a folder, or s3://bucket/folder and the like")
+    made.add_argument("--add", metavar="DATASET", help=f"put its captions there: {DATASET}")
+    made.add_argument("--find", metavar="QUERY", help="what the images should show")
+    made.add_argument("--k", type=int, default=8, help="number of images (default 8)")
+    how = {"encoder": MINILM, "dtype": "float32", "scheduler": "", "precision": "float32"}
+    args, given = parse(made, words, {"captioner", *_LOADED, *how})
+    there = Gallery(args.url, **{name: given.get(name, value) for name, value in how.items()})
+    if args.add:
+        dataset = load_dataset(args.add, **{n: given[n] for n in given if n in _LOADED})
+        corpus = load_captions(dataset, given.get("captioner", "")).corpus()
+        names = there.add(corpus)
+        print(f"{len(corpus):,} texts of {dataset.title} are there; {len(names)} new partitions")
+    if args.add or args.find is None:
+        embedded = there.embed()
+        n = len(there.store.names)
+        print(f"{args.url}: {n} partitions, {embedded} of them embedded now")
+    if args.find is not None:
+        table = there.find(args.find, args.k).round({"score": 3})
+        table["text"] = [shorten(text, 90) for text in table["text"]]
+        print(table.to_string(index=False))

@@ -1,0 +1,186 @@
+"""Getting a dataset: a name goes in, its folder comes out, laid out as the official download.
+
+RSICD comes from a copy on the Hugging Face hub, Parquet with ``filename, captions, image``. Of the
+others no public copy is known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trsllava_utils.data import KNOWN
+from trsllava_utils.files import (
+    InputError,
+    MissingError,
+    atomic_path,
+    check_choice,
+    parse_json,
+    progress,
+    read_text,
+    resolve_data_dir,
+    shown,
+    write_text,
+)
+from trsllava_utils.images import read_image
+from trsllava_utils.parameters import SPLITS, check
+
+HUB, REVISION = "arampacha/rsicd", "820466c8716e3ccdacde5cb2eb15a2f0f11ccdfe"
+ON_HUB = {"train": "train", "val": "valid", "test": "test"}
+IMAGES = {"train": 8734, "val": 1094, "test": 1093}
+ASK = {  # where the other datasets are to be had
+    "rsitmd": "https://github.com/xiaoyuan1996/AMFMN",
+    "ucm": "https://github.com/201528014227051/RSICD_optimal",
+    "sydney": "https://github.com/201528014227051/RSICD_optimal",
+}
+
+
+def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
+    """Fetch a dataset. Images and captions that are there already stay as they are, and an
+    interrupted call goes on where it stopped.
+
+    Args:
+        dataset: "rsicd"; for the others the error says where to ask.
+        data_dir: the folder that will hold the dataset's folder; empty: the repository's ``data/``.
+        split: "train", "val", "test" or "all".
+
+    Returns:
+        The dataset's folder: ``RSICD_images/*.jpg`` and ``dataset_rsicd.json``.
+
+    Raises:
+        InputError: unknown dataset or split, the copy is not what is expected, or a full disk.
+        MissingError: no public copy, or no network.
+    """
+    check_choice("dataset", dataset, KNOWN)
+    check(split=split)
+    root = resolve_data_dir(data_dir) / dataset
+    if dataset == "sample":
+        raise InputError("sample comes with the project, in data/sample")
+    if dataset in ASK:
+        raise MissingError(
+            f"no public copy of {KNOWN[dataset]} is known. Its authors say how to get it: "
+            f"{ASK[dataset]}. Put it into {shown(root)} (see data/README.md#{dataset})"
+        )
+    annotations = _annotations(root / "dataset_rsicd.json")
+    images = annotations["images"]
+    for name in SPLITS if split == "all" else (split,):
+        if _complete(root, images, name):
+            continue
+        new = _entries(images, name, _unpack(root, name, _download(name)))
+        if new:
+            images += new
+            text = json.dumps(annotations, ensure_ascii=False)
+            write_text(root / "dataset_rsicd.json", text)
+    return root
+
+
+def _complete(root: Path, images: list[dict], split: str) -> bool:
+    """Whether all images of a split are there, with their captions."""
+    names = [image["filename"] for image in images if image.get("split") == split]
+    there = all((root / "RSICD_images" / name).is_file() for name in names)
+    return there and len(names) >= IMAGES[split]
+
+
+def _download(split: str) -> Path:
+    """The Parquet file of a split, in the hub's cache."""
+    from huggingface_hub import hf_hub_download, logging
+
+    logging.set_verbosity_error()  # it tries again by itself; the sentence below is enough
+    file = f"data/{ON_HUB[split]}-00000-of-00001.parquet"
+    try:
+        return Path(hf_hub_download(HUB, file, repo_type="dataset", revision=REVISION))
+    except Exception as error:  # OSError, or one of httpx, whose name depends on the hub's version
+        reason = error
+        while reason.__cause__:
+            reason = reason.__cause__
+        said = (str(reason) or type(reason).__name__)[:120]
+        raise MissingError(
+            f"cannot fetch RSICD ({split}) from https://huggingface.co/datasets/{HUB}: "
+            f"{said}. The same command goes on where it stopped"
+        ) from error
+
+
+def _unpack(root: Path, split: str, path: Path) -> dict[str, list[str]]:
+    """Write the images of a Parquet file into the folder; returns the captions by file name."""
+    captions = {}
+    try:
+        for row in progress(_rows(path, split), total=IMAGES[split], desc=f"unpacking {split}"):
+            name = PurePosixPath(row["filename"]).name
+            captions[name] = row["captions"]
+            _write(root / "RSICD_images" / name, row["image"]["bytes"])
+    except (pa.ArrowException, OSError) as error:
+        path.resolve().unlink(missing_ok=True)
+        raise MissingError(
+            f"the download of RSICD ({split}) was damaged and has been removed; run the same "
+            f"command again ({error})"
+        ) from error
+    return captions
+
+
+def _rows(path: Path, split: str) -> Iterator[dict]:
+    """The rows of a Parquet file, a few in memory at a time."""
+    columns = ["filename", "captions", "image"]
+    with pq.ParquetFile(path) as table:
+        rows, names = table.metadata.num_rows, table.schema_arrow.names
+        if rows != IMAGES[split] or not set(columns) <= set(names):
+            raise InputError(
+                f"{path.name} of {HUB} holds {rows:,} rows with the columns {', '.join(names)}, "
+                f"not the {IMAGES[split]:,} images of RSICD {split} with {', '.join(columns)}"
+            )
+        for batch in table.iter_batches(64, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write an image, unless one that can be read is there."""
+    try:
+        if path.is_file():
+            read_image(path)
+            return
+    except InputError:
+        pass  # half an image, say of a run that was cut off
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(content)
+
+
+def _entries(images: list[dict], split: str, captions: dict[str, list[str]]) -> list[dict]:
+    """Entries, in the layout of the official file, of the images that have none yet."""
+    known = {image["filename"] for image in images}
+    sentence = sum(len(image.get("sentences", [])) for image in images)
+    entries = []
+    for name, texts in captions.items():
+        if name in known:
+            continue
+        number, ids = len(images) + len(entries), list(range(sentence, sentence + len(texts)))
+        sentences = [
+            {"raw": text, "tokens": [w for w in text.split() if w != "."]}
+            | {"imgid": number, "sentid": i}
+            for i, text in zip(ids, texts, strict=True)
+        ]
+        entry = {"filename": name, "imgid": number, "split": split}
+        entries.append({**entry, "sentids": ids, "sentences": sentences})
+        sentence += len(texts)
+    return entries
+
+
+def _annotations(path: Path) -> dict:
+    """An annotation file; an empty one where there is no file.
+
+    Raises:
+        InputError: it is damaged, or has another layout.
+    """
+    if not path.exists():
+        return {"images": [], "dataset": "rsicd"}
+    value = parse_json(read_text(path), shown(path))
+    images = value.get("images") if isinstance(value, dict) else None
+    if not isinstance(images, list) or not all(
+        isinstance(image, dict) and isinstance(image.get("filename"), str) for image in images
+    ):
+        raise InputError(
+            f"{shown(path)} is damaged, or no annotation file of RSICD; move it away and run again"
+        )
+    return value

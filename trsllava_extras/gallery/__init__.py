@@ -1,0 +1,1 @@
+"""Galleries of any size, in partitions, here or on a cluster."""

@@ -1,0 +1,305 @@
+"""Search: a sentence, weighted words, a picture or images marked as right go in; the images found
+come out.
+
+What is searched are the captioner's texts; reference captions are not needed. Where the sentence is
+one of the dataset's own captions, its images are known, and marked.
+
+    from trsllava_extras.panel import search
+    search("two planes near a round building", dataset="rsicd", k=8)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+
+import numpy as np
+import pandas as pd
+
+from trsllava_extras.metadata import load_metadata, parse_bbox, select
+from trsllava_extras.panel.found import Found
+from trsllava_extras.panel.picture import describe
+from trsllava_extras.panel.query import Part, Query, parse_query, with_feedback
+from trsllava_utils.annotations import clean_text, folded
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import InputError, check_choice, first_few
+from trsllava_utils.methods import Method
+from trsllava_utils.parameters import MINILM, TILING, check
+from trsllava_utils.ranking import sides, top_items
+from trsllava_utils.records import text_forms
+from trsllava_utils.scoring import Scorer, Side, blocks, one_each
+from trsllava_utils.sources import Sources
+
+PROBES, FEWEST = 500, 50  # captions of the split that a score is compared with
+RESERVED = ("rank", "percentile", "query", "method", "path", "window", "split", "geometry")
+FILTERS = ("label", "where", "bbox")
+OPTIONS = ("texts", "clip", "query_captioner", "precision", *FILTERS, *TILING)
+
+
+class Index:
+    """Searches one gallery by one method. What is the same for all queries is computed once, here.
+
+    Args:
+        sources: the texts and vectors.
+        method: a scoring rule, see ``methods.py``.
+
+    Raises:
+        InputError: the method looks at all test queries, of which there are none here.
+        MissingError: the method draws on something that is not there.
+    """
+
+    def __init__(self, sources: Sources, method: str = "max") -> None:
+        self.method = Method(method)
+        if not self.method.ranks_one_query:
+            raise InputError(
+                f"method {method!r} ranks the queries of a dataset, not one of your own"
+            )
+        self.sources = sources
+        self.image_ids = list(sources.captions.records)
+        self._number = {image_id: n for n, image_id in enumerate(self.image_ids)}
+        images = sources.dataset.images.set_index("image_id")
+        self._labels = images["label"].reindex(self.image_ids).to_numpy()
+        both = sides(self.method, sources, self.image_ids)
+        self._described, self._reference = both.images.side, both.captions.side
+        self._mean = self._reference.mean
+        self._by_text = Scorer(self.method, self._described, both.bank)
+        self._forms = text_forms(self.method.texts or sources.texts)
+        self._starts = np.searchsorted(self._described.groups, np.arange(len(self.image_ids) + 1))
+        self._listed = lru_cache(16)(self._filter)
+
+    def find(
+        self,
+        query: str,
+        k: int = 8,
+        page: int = 1,
+        *,
+        right: Sequence[str] = (),
+        wrong: Sequence[str] = (),
+        picture: str = "",
+        **only: str,
+    ) -> Found:
+        """The images for a query.
+
+        Args:
+            query: a sentence, or weighted parts and images, see ``query.py``; images that it names
+                are not listed themselves.
+            k: images per page.
+            page: which page, from 1.
+            right, wrong: ids of images marked in an earlier result (relevance feedback).
+            picture: an image file; the first part of the query is its description. Methods with
+                CLIP compare the picture itself, the others the description.
+            only: filters ``label`` (a class), ``where`` (``"date >= '2023-06-01' and cloud < 20"``)
+                and ``bbox`` (``"west,south,east,north"``), see
+                :func:`trsllava_extras.metadata.select`.
+
+        Raises:
+            InputError: an empty query, there is no such image or page, or a filter that cannot be
+                understood.
+        """
+        for name in only:
+            check_choice("filter", name, FILTERS)
+        request = {"query": query, "k": k, "page": page, "right": [*right], "wrong": [*wrong]}
+        request |= {"picture": picture, **dict.fromkeys(FILTERS, ""), **only}
+        check(**request)
+        parsed = self._parse(query)
+        moved = with_feedback(parsed, right, wrong)
+        listed = self._listed(*(request[name] for name in FILTERS))
+        listed = listed[~np.isin(listed, [self._number_of(i) for i in parsed.images])]
+        scores, wanted = self._scores(moved, picture)
+        first = (page - 1) * k
+        if first and first >= len(listed):
+            raise InputError(f"no page {page} of {k} images: {len(listed):,} images are listed")
+        order = top_items(scores[None, listed], min(page * k, len(listed)))[0]
+        table = self._table(listed[order[first:]], scores, wanted, parsed)
+        table.insert(0, "rank", np.arange(first + 1, first + 1 + len(table)))
+        is_sentence = bool(moved.sentence) and not picture
+        if is_sentence and len(self.best_scores) >= FEWEST:
+            below = np.searchsorted(self.best_scores, table["score"])
+            table.insert(3, "percentile", 100 * below / len(self.best_scores))
+        request["method"] = self.method.name
+        return Found(parsed, table, len(listed), self.sources, request)
+
+    def scores(
+        self, query: str, *, right: Sequence[str] = (), wrong: Sequence[str] = ()
+    ) -> pd.Series:
+        """The score of every image, by its id; arguments and errors as for :meth:`find`."""
+        check(query=query)
+        parsed = with_feedback(self._parse(query), right, wrong)
+        return pd.Series(self._scores(parsed)[0], self.image_ids, name="score")
+
+    def pick(self, image_ids: Sequence[str], query: str = "my selection") -> Found:
+        """These images as a result, in this order, to be saved like any other.
+
+        Raises:
+            InputError: one of them is not here.
+        """
+        unknown = [image_id for image_id in image_ids if image_id not in self._number]
+        if unknown or not image_ids:
+            raise InputError(f"not among the images here: {first_few(unknown) or '(none given)'}")
+        best = np.array([self._number[image_id] for image_id in image_ids], dtype=int)
+        scores = np.full(len(self.image_ids), np.nan)
+        parsed = Query(query, ())
+        table = self._table(best, scores, self._described.vectors[:0], parsed)
+        table.insert(0, "rank", np.arange(1, len(best) + 1))
+        return Found(parsed, table, len(best), self.sources, {"selected": [*image_ids]})
+
+    def _parse(self, query: str) -> Query:
+        """A query in parts; captions of the dataset are sentences, whatever signs they hold."""
+        return parse_query(query, is_sentence=folded(query) in self._captioned)
+
+    def _number_of(self, image_id: str) -> int:
+        if image_id not in self._number:
+            raise InputError(f"image {image_id!r} has no captions here, so it cannot be a query")
+        return self._number[image_id]
+
+    def _scores(self, query: Query, picture: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Scores of all images ``(n_images,)``, the weighted mean of those of the parts; and the
+        vectors ``(n_texts, dim)`` of the parts with a positive weight, centred if the method is."""
+        scores, wanted = np.zeros(len(self.image_ids), np.float32), []
+        for part in query.parts:
+            side = self._side(part, picture if part is query.parts[0] else "")
+            by = self._by_image if part.image else self._by_text
+            scores += np.float32(part.weight) * by(side)(slice(0, 1))[0]
+            wanted += [by.prepare(side).vectors] if part.weight > 0 else []
+        return scores / sum(abs(part.weight) for part in query.parts), np.concatenate(wanted)
+
+    def _side(self, part: Part, picture: str) -> Side:
+        if part.image:
+            number = self._number_of(part.image)
+            return self._described.take(slice(number, number + 1))
+        second, what = None, ("picture", picture) if picture else ("query", part.text)
+        for step in self.method.plugged.values():
+            second = step.vectors(self.sources, *what)
+        vectors = self.sources.once(Sources.encode, self.sources, part.text)
+        return one_each(np.array([part.text]), vectors, second, self._mean)
+
+    @cached_property
+    def _by_image(self) -> Scorer:
+        # no bank: it holds captions, and these queries are images
+        return Scorer(self.method, self._described)
+
+    @cached_property
+    def best_scores(self) -> np.ndarray:
+        """The score of the first image for captions of this split as queries (``PROBES`` of them),
+        ascending. Without reference captions, one text of each image is the query, and that image
+        is left out. Empty if there are no texts to search with."""
+        side, own = self._reference, None
+        if not side.n and not self.method.plugged:
+            made = self.sources.embed_captions("one_sentence")
+            side = one_each(made.rows["text"].to_numpy(), made.vectors, None, self._mean)
+            own = made.rows["image_id"].map(self._number).to_numpy()
+        chosen = np.sort(np.random.default_rng(0).permutation(side.n)[:PROBES])
+        second = None if side.second is None else side.second[chosen]
+        side = one_each(side.texts[chosen], side.vectors[chosen], second, side.mean)
+        score, best = self._by_text(side), [np.zeros(0, np.float32)]
+        for block in blocks(side.n, len(self.image_ids)):
+            scores = score(block)
+            if own is not None:
+                scores[np.arange(len(scores)), own[chosen][block]] = -np.inf
+            best.append(scores.max(axis=1))
+        return np.sort(np.concatenate(best))
+
+    @cached_property
+    def _captioned(self) -> dict[str, set[str]]:
+        """Reference caption -> the images that have it."""
+        captions = self.sources.dataset.captions
+        return captions["image_id"].groupby(captions["text"].map(folded)).agg(set).to_dict()
+
+    def _filter(self, label: str, where: str, bbox: str) -> np.ndarray:
+        """Numbers of the images that the filters let through."""
+        listed = np.arange(len(self.image_ids))
+        if label:
+            check_choice("class", label, sorted(set(self._labels) - {""}))
+            listed = listed[self._labels == label]
+        if where.strip() or bbox.strip():
+            passed = select(load_metadata(self.sources.dataset)[0], where, bbox)
+            listed = listed[[self.image_ids[n] in passed for n in listed]]
+        return listed
+
+    def _table(
+        self, numbers: np.ndarray, scores: np.ndarray, wanted: np.ndarray, parsed: Query
+    ) -> pd.DataFrame:
+        """What is known of these images, and the text of each that is nearest to what is wanted."""
+        ids = [self.image_ids[n] for n in numbers]
+        nearest = [self._nearest(n, wanted) for n in numbers]
+        words = folded(parsed.sentence)
+        own = self._captioned.get(words, set()) if words else set()
+        table = pd.DataFrame(
+            {
+                "image_id": ids,
+                "score": scores[numbers].astype(float),
+                "label": self._labels[numbers],
+                "variant": [self._variant(i, t) for i, t in zip(ids, nearest, strict=True)],
+                "text": nearest,
+                "hit": pd.array([i in own if own else None for i in ids], "boolean"),
+            }
+        )
+        known = load_metadata(self.sources.dataset)[0]
+        columns = [c for c in known if c not in (*table, *RESERVED)]
+        return table.join(known[columns], on="image_id")
+
+    def _nearest(self, image: int, wanted: np.ndarray) -> str:
+        """The text of an image with the greatest cosine to any vector of what is wanted."""
+        items = self._by_text.texts
+        texts = slice(self._starts[image], self._starts[image + 1])
+        if not len(wanted):
+            return items.texts[texts][0]
+        cosine = (items.vectors[texts] @ wanted.T).max(axis=1)
+        return items.texts[texts][int(np.argmax(cosine))]
+
+    def _variant(self, image_id: str, text: str) -> int:
+        """Number, from 1, of the variant that holds the text."""
+        variants = self.sources.captions.records[image_id].variants
+        return next(
+            number
+            for number, variant in enumerate(variants, 1)
+            if text in {clean_text(variant.text(form)) for form in self._forms}
+        )
+
+
+def search(
+    query: str = "",
+    dataset: str = "sample",
+    k: int = 8,
+    *,
+    image: str = "",
+    method: str = "max",
+    captioner: str = "",
+    encoder: str = MINILM,
+    split: str = "test",
+    data_dir: str = "",
+    **options: str | int,
+) -> Found:
+    """Search a captioned dataset or folder of images in one call; to search again and again, keep
+    an :class:`Index`.
+
+    Args:
+        query: what the images should show.
+        dataset, split, data_dir: see :func:`trsllava_utils.load_dataset`.
+        k: number of images.
+        image: a picture to search with: a captioner describes it, unless a query does.
+        method: the scoring rule.
+        captioner, encoder, options: see :class:`trsllava_utils.sources.Sources`; options are
+            ``texts, clip, query_captioner, precision``, ``tile`` and ``overlap`` of the windows of
+            scenes, and the filters of :meth:`Index.find`. ``query_captioner`` describes the image.
+
+    Returns:
+        The first ``k`` images. Jupyter shows them as pictures; ``.table`` holds them.
+
+    Raises:
+        InputError, MissingError: see ``load_dataset`` and :class:`Index`; where captions are
+            missing, the message is the command that makes them.
+    """
+    for name in options:
+        check_choice("parameter", name, OPTIONS)
+    only = {name: options.pop(name) for name in FILTERS if name in options}
+    check(k=k, **({} if image else {"query": query}), **only)
+    if only.get("bbox", "").strip():
+        parse_bbox(only["bbox"])  # before anything is embedded
+    tiling = {name: options.pop(name) for name in TILING if name in options}
+    loaded = load_dataset(dataset, data_dir, split, **tiling)
+    describer = options.pop("query_captioner", "")
+    sources = Sources(loaded, captioner, encoder=encoder, **options)
+    if image and not query.strip():
+        query = describe(image, sources, str(describer))
+    return Index(sources, method).find(query, k, picture=image, **only)

@@ -1,0 +1,168 @@
+"""Rasters as rasterio (GDAL) opens them: a file goes in, an open dataset comes out. Only files of
+known kinds are opened, each by its own driver: left to itself, GDAL would open paths and web
+addresses that are written inside a file.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+from rasterio.dtypes import dtype_rev, typename_fwd
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import DatasetReader
+
+from trsllava_utils.files import InputError
+from trsllava_utils.folder import name_as_text
+from trsllava_utils.images import unreadable
+
+RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".vrt"}
+MOST_BYTES = 4096  # of a pixel with all its bands; 1,024 bands of float32
+_VRT_TAGS = """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand NoDataValue ColorInterp
+Description Offset Scale UnitType SimpleSource ComplexSource SourceFilename SourceBand
+SourceProperties SrcRect DstRect NODATA ColorTable Entry BlockXSize BlockYSize"""
+_DRIVERS = {  # first bytes of a file -> GDAL's driver
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\0\0\0\x0cjP": "JP2OpenJPEG",
+    b"\xffO\xffQ": "JP2OpenJPEG",
+    b"EHFA_HEADER_TAG": "HFA",
+    b"\x89PNG": "PNG",
+    b"\xff\xd8": "JPEG",
+}
+
+# a chip without coordinates is nothing to warn of
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
+@contextmanager
+def open_raster(path: str | Path) -> Iterator[DatasetReader]:
+    """Open a raster. The pages of a TIFF that has several of one size are its bands.
+
+    A virtual raster (VRT) is opened only where the file is called so; :func:`refused` looks at what
+    those refer to.
+
+    Raises:
+        InputError: it is not a raster that can be read.
+    """
+    driver = driver_of(path)
+    if not driver or (driver == "VRT") != (Path(path).suffix.lower() == ".vrt"):
+        raise unreadable(path, ValueError("no raster"))
+    try:
+        with ExitStack() as opened:
+            opened.enter_context(rasterio.Env(GDAL_CACHEMAX=128, GDAL_VRT_ENABLE_PYTHON="NO"))
+            is_text = name_as_text(str(path)) == str(path)  # else GDAL cannot take the name
+            source = path if is_text else opened.enter_context(open(path, "rb"))
+            raster = opened.enter_context(rasterio.open(source, driver=driver))
+            each = sum(np.dtype(kind).itemsize for kind in raster.dtypes)  # bytes of a pixel
+            if driver == "ENVI" and os.path.getsize(path) < raster.width * raster.height * each:
+                raise unreadable(path, ValueError("truncated"))
+            if each > MOST_BYTES:
+                raise unreadable(path, ValueError(f"{raster.count:,} bands"))
+            if driver == "GTiff" and raster.count == 1 and len(raster.subdatasets) > 1 and is_text:
+                raster = opened.enter_context(_pages(raster, path))
+            yield raster
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind GDAL, or who works with the raster, raises
+        raise unreadable(path, error) from error
+
+
+def driver_of(path: str | Path) -> str:
+    """GDAL's driver for a file, by its first bytes; "" for none that is used here."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    for magic, driver in _DRIVERS.items():
+        if head.startswith(magic):
+            return driver
+    if b"<VRTDataset" in head:
+        return "VRT"
+    is_envi = head and Path(path).suffix.lower() == ".img"
+    return "ENVI" if is_envi and any(p.suffix == ".hdr" for p in companions(path)) else ""
+
+
+def companions(path: str | Path) -> list[Path]:
+    """The files that a raster is read from beside its own: header, mask, metadata, and what a
+    virtual raster refers to."""
+    path = Path(path)
+    if path.suffix.lower() not in RASTER_SUFFIXES:
+        return []
+    names = [f"{path.name}{end}" for end in (".msk", ".aux.xml", ".hdr")] + [f"{path.stem}.hdr"]
+    beside = [path.with_name(name) for name in names]
+    if path.suffix.lower() == ".vrt":
+        sources = virtual_raster(path).iter("SourceFilename")
+        beside += [path.parent / (source.text or "").strip() for source in sources]
+    return [file for file in beside if file.is_file()]
+
+
+def virtual_raster(path: Path) -> ElementTree.Element:
+    """The XML of a virtual raster; an empty element, called "none", if it is none."""
+    try:
+        return ElementTree.fromstring(path.read_bytes())
+    except (ElementTree.ParseError, ValueError, LookupError, OSError):
+        return ElementTree.Element("none")
+
+
+def refused(path: Path, root: Path) -> str:
+    """Why a file in the folder ``root`` is not opened; "" for one that is."""
+    if path.suffix.lower() != ".vrt":
+        return ""
+    try:
+        return _refused_vrt(path, root)
+    except (OSError, RuntimeError, ValueError) as error:  # of the paths in it
+        return f"cannot be read ({type(error).__name__})"
+
+
+def _refused_vrt(path: Path, root: Path) -> str:
+    """Why a virtual raster is not opened; "" for one that only puts together rasters of the
+    folder, in the plainest way."""
+    for element in virtual_raster(path).iter():
+        if element.tag not in _VRT_TAGS.split() or "subClass" in element.attrib:
+            return f"holds <{element.tag}>, which is not read here"
+        if element.tag != "SourceFilename":
+            continue
+        text = (element.text or "").strip()
+        source = (path.parent / text).resolve()
+        is_resolved = element.get("relativeToVRT") == "1" or text.startswith("/")
+        inside = is_resolved and source.is_file() and source.is_relative_to(root)
+        if not inside or driver_of(source) not in ("GTiff", "JP2OpenJPEG", "HFA", "PNG", "JPEG"):
+            return f"refers to {text}, which is no raster inside the folder"
+    return ""
+
+
+def _pages(first: DatasetReader, path: str | Path) -> DatasetReader:
+    """The pages of a TIFF as the bands of a virtual raster; the first page alone where it is a
+    palette or of single bits, as documents have them."""
+    like, kind = (first.width, first.height, first.dtypes), dtype_rev.get(first.dtypes[0])
+    pages = [f"GTIFF_DIR:{n}:{path}" for n in range(1, len(first.subdatasets) + 1)]
+    if not kind or first.colorinterp[0].name == "palette":
+        return rasterio.open(pages[0], driver="GTiff")
+    bands = []
+    for page in pages:
+        with rasterio.open(page, driver="GTiff") as raster:
+            if (raster.width, raster.height, raster.dtypes) != like:
+                continue  # a mask or a preview
+            nodata = "" if raster.nodata is None else f"<NoDataValue>{raster.nodata}</NoDataValue>"
+        bands.append(
+            f'<VRTRasterBand dataType="{typename_fwd[kind]}" band="{len(bands) + 1}">{nodata}'
+            f"<SimpleSource><SourceFilename>{escape(page)}</SourceFilename><SourceBand>1</SourceBand>"
+            "</SimpleSource></VRTRasterBand>"
+        )
+    crs = f"<SRS>{escape(first.crs.to_wkt())}</SRS>" if first.crs else ""
+    place = f"<GeoTransform>{', '.join(map(str, first.transform.to_gdal()))}</GeoTransform>"
+    sizes = f'rasterXSize="{first.width}" rasterYSize="{first.height}"'
+    return rasterio.open(f"<VRTDataset {sizes}>{crs}{place}{''.join(bands)}</VRTDataset>")
+
+
+def rows_run_north(raster: DatasetReader) -> bool:
+    """Whether the first row is the southernmost; pictures are turned, so that north is up."""
+    return bool(raster.crs) and raster.transform.e > 0

@@ -1,0 +1,116 @@
+"""The plug-in that reads rasters (``trsllava.readers``): see :class:`trsllava_utils.images.Reader`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image, ImageDraw
+from rasterio.windows import Window
+
+from trsllava_extras.rasters.bands import choose_bands, further_picture
+from trsllava_extras.rasters.opening import (
+    RASTER_SUFFIXES,
+    companions,
+    open_raster,
+    refused,
+    rows_run_north,
+)
+from trsllava_extras.rasters.places import ground_sample_distance
+from trsllava_extras.rasters.rendering import SIDE, check, index_picture, render
+from trsllava_extras.rasters.scenes import WINDOW_NAME, check_tile, scan, take_windows
+from trsllava_utils.folder import match_names
+from trsllava_utils.images import DEFAULT, ImageFile, Rendering, View, scaled, thumbnail
+
+__all__ = ["check", "companions", "in_scene", "read", "refused", "suffixes", "windows"]
+suffixes = RASTER_SUFFIXES
+_COLOURS = {  # what the model is told of pictures that are no photographs
+    "radar": "It is a radar picture, no photograph. Red, green and blue are the two polarisations "
+    "and their ratio, in decibels: smooth water and runways are dark, buildings and ships bright, "
+    "vegetation in between. Describe what is there, not these colours.",
+    "NDVI": "NDVI is a map of vegetation: green where it is dense, white where there is none, "
+    "brown for water.",
+    "NDWI": "NDWI is a map of water: green for water, brown for vegetation and dry land.",
+}
+
+
+def read(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> View:
+    """A raster, or a window of it, as pictures; see :class:`trsllava_utils.images.Reader`."""
+    max_side = max_side or SIDE
+    with open_raster(file.path) as raster:
+        window = Window(*(file.window or (0, 0, raster.width, raster.height)))
+        bands = choose_bands(raster, rendering.bands)
+        how = {"window": window, "stretch": rendering.stretch, "max_side": max_side}
+        how |= {"percentiles": file.percentiles}
+        shown, blank = render(raster, bands, **how)
+        name = {1: "grey", 2: "radar"}.get(len(bands), "true colour")
+        pictures = {"true colour" if raster.colorinterp[0].name == "palette" else name: shown}
+        turn = -1 if rows_run_north(raster) else 1
+        further = None if first else further_picture(raster, rendering.false_colour)
+        if further:
+            name, bands = further
+            if len(bands) == 2:
+                pictures[name] = index_picture(raster, bands, window, max_side)
+            else:
+                pictures[name] = render(raster, bands, **how)[0]
+        distance = ground_sample_distance(raster)
+    pictures = {name: scaled(shown[::turn], max_side) for name, shown in pictures.items()}
+    scale = max(window.width, window.height) / max(next(iter(pictures.values())).shape[:2])
+    notes = tuple(_COLOURS[name] for name in pictures if name in _COLOURS)
+    notes = () if "false colour" in pictures else notes
+    return View(pictures, float(blank.mean()), scale, distance and distance * scale, notes)
+
+
+def windows(
+    images: pd.DataFrame,
+    plain: pd.DataFrame,
+    derived: Path,
+    problems: list[str],
+    *,
+    tile: int,
+    overlap: int,
+    annotated: bool,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Images whose scenes are taken apart into windows, and what is known of the rasters.
+
+    Args:
+        images: of the dataset; plain: all its files as images. Where annotations name images, these
+            stay whole, and windows are those that they name.
+        derived: the folder that the table of rasters is kept in.
+        problems: gets a sentence on what is odd.
+    """
+    check_tile(tile, overlap)
+    if annotated and not images["filename"].str.contains(WINDOW_NAME).any():
+        return images, pd.DataFrame()
+    rasters = scan(plain, derived, tile, overlap)
+    taken = take_windows(plain, rasters, problems)
+    return (_name_windows(images, taken) if annotated else taken), rasters
+
+
+def _name_windows(images: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
+    """Annotated images that have no file of their own but the name of a window become it."""
+    windows = windows[windows["window"].notna()].set_index("filename")
+    bare = images.loc[images["path"] == "", "filename"]
+    matched = match_names(bare, windows.index)[0]
+    is_window = images["filename"].isin(list(matched))
+    found = windows.loc[images.loc[is_window, "filename"].map(matched)]
+    for column in ("path", "window"):
+        images.loc[is_window, column] = pd.Series(
+            found[column].tolist(), images.index[is_window], dtype=object
+        )
+    return images
+
+
+def in_scene(file: ImageFile, side: int = 384, rendering: Rendering = DEFAULT) -> Image.Image:
+    """The whole scene of a window, the window framed."""
+    scene = ImageFile(file.path, None, file.percentiles)
+    picture = Image.open(io.BytesIO(thumbnail(scene, side, rendering)))
+    with open_raster(file.path) as raster:
+        scale = max(picture.size) / max(raster.width, raster.height)
+        column, row, width, height = file.window
+        row = raster.height - row - height if rows_run_north(raster) else row
+    column, row, width, height = (n * scale for n in (column, row, width, height))
+    frame = (column, row, column + width, row + height)
+    ImageDraw.Draw(picture).rectangle(frame, outline="#D55E00", width=3)
+    return picture

@@ -1,0 +1,177 @@
+"""Scenes: rasters go in, a table of what they are comes out; one larger than a tile is searched as
+windows, each an image of its own, read straight from the file.
+
+The table is kept in ``derived/rasters-TILE-OVERLAP.json``; a file is looked at again only when it
+changes.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from trsllava_extras.rasters import places
+from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster
+from trsllava_extras.rasters.rendering import band_percentiles, read_values
+from trsllava_utils.files import InputError, file_stamp, progress, read_json, write_json
+from trsllava_utils.parameters import check
+from trsllava_utils.scoring import in_threads
+
+WINDOW_NAME = r"@\d+_\d+"
+SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
+SAVE_EACH, CHUNK = 60, 16  # seconds; files
+VERSION = 1
+
+
+def check_tile(tile: int, overlap: int) -> None:
+    """Raises InputError for sizes that make no windows."""
+    check(tile=tile, overlap=overlap)
+    if tile and not 32 <= tile <= 65_536:
+        raise InputError(f"tile={tile}: give 32 to 65,536 pixels, or 0 for no windows")
+    if not 0 <= overlap <= tile // 2:
+        raise InputError(f"overlap={overlap}: give 0 to {tile // 2} pixels, half of tile={tile}")
+
+
+def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -> pd.DataFrame:
+    """Read size, place, date, windows and percentiles of the rasters among a dataset's images.
+
+    Args:
+        images: with a column ``path``.
+        derived: the folder that the table is kept in.
+        tile: side of a window in pixels; 0: no windows.
+        overlap: of neighbouring windows, in pixels.
+
+    Returns:
+        Indexed by path: ``gsd`` (metres), ``date``, ``footprint`` (8 numbers: longitude and
+        latitude of four corners), ``windows`` (4 numbers each, see ``ImageFile``; none for an image
+        that is no larger than a tile), ``footprints`` (8 each), ``percentiles`` (101 a band),
+        ``left_out`` (windows without data), ``problem`` ("" for a file that can be read). Empty
+        where no image is a raster.
+    """
+    paths = images.loc[images["path"] != "", "path"].drop_duplicates()
+    paths = [path for path in paths if Path(path).suffix.lower() in RASTER_SUFFIXES]
+    store = derived / f"rasters-{tile}-{overlap}.json"
+    keys = {path: _key(path, tile, overlap) for path in paths}
+    kept = read_json(store).get("rows", {}) if paths else {}
+    rows = {path: row for path, row in kept.items() if row["key"] == keys.get(path)}
+    todo = [path for path in paths if path not in rows]
+    saved = time.monotonic()
+
+    def look(path: str) -> tuple[str, dict]:
+        return path, {"key": keys[path], **_look(Path(path), tile, overlap)}
+
+    bar = progress(total=len(todo), desc="looking at rasters", unit="file", delay=2)
+    for start in range(0, len(todo), CHUNK):
+        chunk = todo[start : start + CHUNK]
+        rows |= in_threads(look, chunk)
+        bar.update(len(chunk))
+        if chunk[-1] is todo[-1] or time.monotonic() - saved > SAVE_EACH:
+            write_json(store, {"rows": rows}, indent=None)
+            saved = time.monotonic()
+    bar.close()
+    return pd.DataFrame.from_dict({path: rows[path] for path in paths}, orient="index")
+
+
+def _key(path: str, tile: int, overlap: int) -> list:
+    """Changes when a file has to be looked at again."""
+    try:
+        return [*map(list, map(file_stamp, (path, *companions(path)))), VERSION, tile, overlap]
+    except OSError:  # it has just gone
+        return []
+
+
+_NO_WINDOWS = {"windows": None, "footprints": None, "percentiles": None, "left_out": 0}
+
+
+def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """Images with scenes taken apart into their windows, and without rasters that cannot be read;
+    ``problems`` gets a sentence on those."""
+    rows, empty = [], 0
+    known = rasters.to_dict("index")
+    for image in images.to_dict("records"):
+        raster = known.get(image["path"], {"problem": "", "windows": None})
+        if raster["problem"]:
+            problems.append(f"{raster['problem']}; it was left out")
+        elif raster["windows"] is None:
+            rows.append(image)
+        else:
+            empty += int(raster["left_out"])
+            name = PurePosixPath(image["filename"])
+            for window in np.reshape(raster["windows"], (-1, 4)).astype(int).tolist():
+                at = f"@{window[1]}_{window[0]}"
+                filename = str(name.with_name(f"{name.stem}{at}{name.suffix}"))
+                named = {"image_id": f"{image['image_id']}{at}", "filename": filename}
+                rows.append({**image, **named, "window": tuple(window)})
+    if empty:
+        problems.append(f"{empty:,} windows without data were left out")
+    table = pd.DataFrame(rows, columns=images.columns, dtype=object)
+    again = table["filename"].duplicated(keep=False) & table["window"].isna()
+    for name in table.loc[again, "filename"]:
+        problems.append(f"{name} has the name of a window of a scene; it was left out")
+    return table[~again]
+
+
+def _look(path: Path, tile: int, overlap: int) -> dict:
+    try:
+        with open_raster(path) as raster:
+            whole = [(0, 0, raster.width, raster.height)]
+            tags = raster.tags() | raster.tags(ns="IMAGERY")
+            row = {
+                **_NO_WINDOWS,
+                "gsd": places.ground_sample_distance(raster),
+                "date": places.acquired(tags, path.name),
+                "footprint": _flat(places.footprints(raster, np.array(whole))),
+                "problem": "",
+            }
+            is_photograph = raster.driver in ("JPEG", "PNG")  # whatever it is called
+            if tile and max(raster.width, raster.height) > tile and not is_photograph:
+                row |= _windows(raster, grid(raster.width, raster.height, tile, overlap))
+            return row
+    except InputError as error:
+        return {**_NO_WINDOWS, "gsd": None, "date": "", "footprint": None, "problem": str(error)}
+
+
+def grid(width: int, height: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """Windows that cover a raster, row by row; the last ones are moved back to lie inside it."""
+
+    def starts(size: int) -> list[int]:
+        last = max(size - tile, 0)
+        return [*range(0, last, tile - overlap), last]
+
+    size = min(tile, width), min(tile, height)
+    return [(column, row, *size) for row in starts(height) for column in starts(width)]
+
+
+def _windows(raster: DatasetReader, windows: list[tuple[int, int, int, int]]) -> dict:
+    """The windows with data in them, and percentiles of the whole scene. Reads every window once;
+    one of zeros has no data, declared or not."""
+    kept, samples = [], []
+    is_palette = raster.colorinterp[0].name == "palette"  # zero is a class like any other
+
+    def has_data(values: np.ndarray) -> bool:
+        return bool(np.any(np.isfinite(values) & ((values != 0) | is_palette)))
+
+    bands = list(range(1, raster.count + 1))
+    step = max(1, max(raster.width, raster.height) // SAMPLE)
+    for window in windows:
+        values = read_values(raster, bands, Window(*window), 1)
+        sample = values[:, ::step, ::step]
+        if has_data(sample) or has_data(values):  # most often the sample tells
+            kept.append(window)
+            samples.append(sample.reshape(len(bands), -1))
+    values = np.concatenate(samples, axis=1) if samples else np.empty((len(bands), 0))
+    return {
+        "windows": [int(n) for window in kept for n in window],
+        "footprints": _flat(places.footprints(raster, np.array(kept).reshape(-1, 4))),
+        "percentiles": _flat(band_percentiles(values)),
+        "left_out": len(windows) - len(kept),
+    }
+
+
+def _flat(numbers: np.ndarray | None) -> list[float] | None:
+    return None if numbers is None else [float(n) for n in np.ravel(numbers)]

@@ -1,0 +1,275 @@
+"""Captions on disk. Each captioner has a file for each of its settings (model, prompt, …):
+
+    <captioner>.<settings>.jsonl              the records, one line per image, appended in a run
+    <captioner>.<settings>.rejected.jsonl     images without usable captions, each with the reason
+    <captioner>.<settings>.json               the manifest: identity, prompt, versions, an example
+    <captioner>.<settings>.shard-2-of-8.jsonl the part of one machine, read like the first
+
+``<settings>`` is a fingerprint, so captions of other settings never share a file, and those of
+earlier settings are there when they are wanted again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from trsllava_utils.files import (
+    InputError,
+    append_lines,
+    atomic_path,
+    cannot_write,
+    fingerprint,
+    read_json,
+    read_lines,
+    shown,
+    versions,
+    write_json,
+    write_lines,
+)
+from trsllava_utils.records import Record, read_records
+
+_HEX = "[0-9a-f]{16}"
+
+
+@dataclass(frozen=True)
+class CaptionFile:
+    """The file of one captioner's captions with one setting, or of one shard of it.
+
+    Attributes:
+        folder: where it lies; captioner: the id; made_with: fingerprint of the settings.
+        part: "" for the whole, else "shard-2-of-8".
+    """
+
+    folder: Path
+    captioner: str
+    made_with: str
+    part: str = ""
+
+    def _named(self, *ends: str) -> Path:
+        return self.folder / ".".join([self.captioner, self.made_with, *filter(None, ends)])
+
+    @property
+    def path(self) -> Path:
+        """The records."""
+        return self._named(self.part, "jsonl")
+
+    @property
+    def rejected_path(self) -> Path:
+        """The images set aside."""
+        return self._named(self.part, "rejected.jsonl")
+
+    @property
+    def manifest_path(self) -> Path:
+        """What the captions were made with; one for all shards."""
+        return self._named("json")
+
+    def siblings(self) -> list[CaptionFile]:
+        """All files of these settings, the whole last."""
+        named = re.compile(re.escape(f"{self._named().name}.") + r"(?:(shard-\d+-of-\d+)\.)?jsonl")
+        paths = sorted(self.folder.glob("*.jsonl"))
+        parts = [match[1] or "" for path in paths if (match := named.fullmatch(path.name))]
+        return [replace(self, part=part) for part in sorted(parts, reverse=True)]
+
+    # — reading —
+
+    def manifest(self) -> dict:
+        """``identity``, ``prompt``, ``versions`` and, once there is a reply, ``example``; empty if
+        it is missing or damaged."""
+        return read_json(self.manifest_path)
+
+    def read(self) -> tuple[dict[str, Record], list[str]]:
+        """Records by file name, those of shards included, and a sentence for each line that could
+        not be used."""
+        records, problems = {}, []
+        for file in self.siblings():
+            more, odd = read_records(file.path)
+            records, problems = more | records, problems + odd
+        return records, problems
+
+    def read_rejected(self) -> dict[str, dict]:
+        """The images set aside, by file name; of several lines for one the last counts."""
+        entries: dict[str, dict] = {}
+        for file in {*self.siblings(), self}:
+            lines = read_lines(file.rejected_path) if file.rejected_path.exists() else ()
+            known = (value for _, value, _ in lines if isinstance(value, dict))
+            entries |= {v["image"]: v for v in known if isinstance(v.get("image"), str)}
+        return entries
+
+    # — writing —
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Lock the file; the system releases it when the process dies.
+
+        Raises:
+            InputError: another run holds it, or its folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / f".{self.path.name}.lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"another run is writing {shown(self.path)}; wait until it has ended, or let this "
+                "one take another shard"
+            ) from None
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def claim(self, identity: dict, prompt_text: str = "") -> None:
+        """Begin to write it: its manifest is made, anew if it was damaged."""
+        if self.manifest().get("identity") != identity:
+            made_with = versions("trsllava-utils", "transformers", "torch", "xgrammar")
+            write_json(
+                self.manifest_path,
+                {"identity": identity, "prompt": prompt_text, "versions": made_with},
+            )
+        self.path.touch()  # the newest file of a captioner is the one that is loaded
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add records; they are on disk when this returns."""
+        append_lines(self.path, (record.layout() for record in records))
+
+    def append_lost(self, records: dict[str, Record]) -> None:
+        """Add those of the records that are no longer in the file: somebody removed it."""
+        there = self.read()[0] if self.path.exists() else {}
+        self.append(record for name, record in records.items() if name not in there)
+
+    def set_aside(self, entries: Iterable[dict]) -> None:
+        """Add images that gave no usable captions."""
+        append_lines(self.rejected_path, entries)
+
+    def keep_example(self, filename: str, reply: str) -> None:
+        """Keep the first reply, word for word, in the manifest, to look at."""
+        manifest = self.manifest()
+        if manifest and "example" not in manifest:
+            example = {"image": filename, "reply": reply[:8000]}
+            write_json(self.manifest_path, {**manifest, "example": example})
+
+    def drop(self, filenames: set[str]) -> None:
+        """Remove the records of these images, if there are any."""
+        for file in self.siblings():
+            records = read_records(file.path)[0]
+            if filenames & records.keys():
+                file._keep_damaged()
+                kept = (r.layout() for name, r in records.items() if name not in filenames)
+                write_lines(file.path, kept)
+
+    def merge(self) -> int:
+        """Put the records of all shards into one file, and remove the shards. An image set aside by
+        one and captioned by another counts as captioned.
+
+        Returns:
+            The number of shards.
+
+        Raises:
+            InputError: one is still being written.
+        """
+        whole, files = replace(self, part=""), self.siblings()
+        shards = [file for file in files if file.part]
+        with ExitStack() as locks:
+            for file in {whole, *shards}:
+                locks.enter_context(file.held())
+            if not shards:
+                return 0
+            records, rejected = self.read()[0], self.read_rejected()
+            for file in files:
+                file._keep_damaged()
+            write_lines(whole.path, (record.layout() for record in records.values()))
+            if rejected:
+                write_lines(whole.rejected_path, rejected.values())
+            for file in shards:
+                file.path.unlink()
+                file.rejected_path.unlink(missing_ok=True)
+        return len(shards)
+
+    def _keep_damaged(self) -> None:
+        """Before the file is written anew: add its lines that cannot be used to ``<file>.damaged``,
+        where a person can mend them."""
+        numbers = re.findall(r", line (\d+): ", "\n".join(read_records(self.path)[1]))
+        if numbers:
+            lines = self.path.read_bytes().split(b"\n")
+            damaged = self.path.with_name(f"{self.path.name}.damaged")
+            before = damaged.read_bytes() if damaged.exists() else b""
+            with atomic_path(damaged) as tmp:
+                tmp.write_bytes(before + b"".join(lines[int(n) - 1] + b"\n" for n in numbers))
+
+
+def caption_file(folder: Path, captioner: str, identity: dict, shard: str = "") -> CaptionFile:
+    """The file of these settings, or of shard "i/n" of it.
+
+    Args:
+        folder: of the captions; captioner: the id; identity: the settings, as JSON values.
+    """
+    i, n = parse_shard(shard)
+    _adopt(folder, captioner)
+    part = "" if n == 1 else f"shard-{i}-of-{n}"
+    return CaptionFile(folder, captioner, fingerprint(identity), part)
+
+
+def newest_file(folder: Path, captioner: str) -> CaptionFile | None:
+    """The file of the settings that the captioner was last run with; None if it never was."""
+    _adopt(folder, captioner)
+    named = re.compile(re.escape(captioner) + rf"\.({_HEX})(?:\.shard-\d+-of-\d+)?\.jsonl")
+    paths = [path for path in folder.glob("*.jsonl") if named.fullmatch(path.name)]
+    newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return newest and CaptionFile(folder, captioner, named.fullmatch(newest.name)[1])
+
+
+def _adopt(folder: Path, captioner: str) -> None:
+    """Files of earlier versions, which had no settings in their names, get their new names."""
+    for old in (folder / f"{captioner}.jsonl", *folder.glob(f"{captioner}.shard-*.jsonl")):
+        if not old.is_file() or ".rejected." in old.name:
+            continue
+        identity = read_json(old.with_suffix(".json")).get("identity")
+        told = [r.settings for r in read_records(old)[0].values()]
+        made_with = fingerprint(identity) if identity else next(filter(None, told), "")
+        if re.fullmatch(_HEX, made_with):
+            new = CaptionFile(folder, captioner, made_with, old.stem[len(captioner) + 1 :])
+            _rename(old, new.path)
+            _rename(old.with_suffix(".json"), new.manifest_path)
+            _rename(old.with_suffix(".rejected.jsonl"), new.rejected_path)
+    for old in folder.glob(f"{captioner}.*.superseded"):
+        if match := re.fullmatch(rf"(json|jsonl|rejected\.jsonl)\.({_HEX})\.superseded",
+                                 old.name[len(captioner) + 1 :]):  # fmt: skip
+            _rename(old, folder / f"{captioner}.{match[2]}.{match[1]}")
+
+
+def _rename(old: Path, new: Path) -> None:
+    with suppress(OSError):  # there is none, or another run was first
+        if not new.exists():
+            old.rename(new)
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """``"2/8"`` -> ``(2, 8)``; "" -> ``(1, 1)``, the whole.
+
+    Raises:
+        InputError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", shard or "1/1")
+    i, n = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= i <= n:
+        raise InputError(
+            f"shard={shard[:40]!r}: give i/n with i from 1 to n, such as 2/8, or nothing"
+        )
+    return i, n
+
+
+def in_shard(filename: str, shard: str) -> bool:
+    """Whether an image belongs to a shard. It depends on its name only, so new images move no
+    others."""
+    i, n = parse_shard(shard)
+    return int(hashlib.sha256(os.fsencode(filename)).hexdigest()[:8], 16) % n == i - 1

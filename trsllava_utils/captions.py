@@ -1,0 +1,312 @@
+"""Captions of a dataset: a captioner's name goes in, its records by image come out. They were made
+by ``captioning.py``, come with the data (``rsrt``, ``style``, ``query``), or were made elsewhere
+(``file:PATH``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from trsllava_utils.caption_file import CaptionFile, newest_file
+from trsllava_utils.captioner import (
+    Settings,
+    beside,
+    captioner_id,
+    exists,
+    names_in,
+    open_captioner,
+    prompt_and_model,
+    with_prompt,
+)
+from trsllava_utils.data import Dataset
+from trsllava_utils.files import (
+    PROJECT_ROOT,
+    InputError,
+    MissingError,
+    first_few,
+    resolve_data_dir,
+    shown,
+    user_path,
+)
+from trsllava_utils.folder import match_names
+from trsllava_utils.images import Rendering
+from trsllava_utils.parameters import MAX_VARIANTS, TILE, TILING
+from trsllava_utils.records import Record, Variant, caption_corpus, read_records
+
+if TYPE_CHECKING:
+    from trsllava_utils.run import Report
+
+WAYS = (
+    "write them with notebook 01 (-p captioner transformers:MODEL runs a vision-language model "
+    "here, openai:MODEL asks a server, pixels needs no weights but is often wrong) or bring your "
+    "own (-p captioner file:PATH.jsonl)"
+)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions of a dataset's images, by one captioner or several.
+
+    Attributes:
+        captioner: the captioner's id.
+        records: RSRT record by image id, in the dataset's order, with all captioners' variants.
+        paths: the files that they lie in.
+        files: those of them that notebook 01 wrote.
+        problems: images and lines that gave nothing, one sentence each.
+        report: the run in numbers (None if loaded from an earlier run).
+        parts: of several captioners, the captions of each.
+    """
+
+    captioner: str
+    records: dict[str, Record]
+    paths: tuple[Path, ...]
+    files: tuple[CaptionFile, ...] = ()
+    problems: tuple[str, ...] = ()
+    report: Report | None = None
+    parts: tuple[Captions, ...] = ()
+
+    @property
+    def most_variants(self) -> int:
+        """The most variants that one captioner wrote for one image."""
+        each = self.parts or (self,)
+        return max((len(r.variants) for part in each for r in part.records.values()), default=0)
+
+    def corpus(self, texts: str = "joined") -> pd.DataFrame:
+        """The text corpus of these captions; for ``texts`` see ``records.py``."""
+        if not self.parts:
+            return caption_corpus(self.records.items(), self.captioner, texts)
+        rows = pd.concat([part.corpus(texts) for part in self.parts], ignore_index=True)
+        place = {image_id: n for n, image_id in enumerate(self.records)}
+        order = rows["image_id"].map(place).dropna().sort_values(kind="stable").index
+        return rows.loc[order].reset_index(drop=True)
+
+
+def choose_captioner(dataset: Dataset, captioner: str = "", prompt: str = "rsrt") -> str:
+    """The captioner's full name, with the prompt where it is not "rsrt". For an empty one: the
+    captions that come with these images, else ``pixels``."""
+    if not captioner and has_shipped_captions(dataset, prompt):
+        return prompt
+    names = [beside(name, dataset.root) for name in names_in(captioner or "pixels")]
+    return " + ".join(with_prompt(name, prompt) for name in names)
+
+
+def load_captions(dataset: Dataset, captioner: str = "") -> Captions:
+    """The captions that notebook 01 made, that come with the data, or of a file.
+
+    >>> load_captions(load_dataset("sample"), "rsrt").records["harbor90"].variants[0].one_sentence
+    'A harbour with rows of white motorboats moored on both sides of several long piers.'
+
+    Raises:
+        MissingError: there are none yet; the message says how to get some.
+    """
+    captioner = choose_captioner(dataset, captioner)
+    return together(captioner, lambda name: _load_one(dataset, name))
+
+
+def together(captioner: str, captions_by: Callable[[str], Captions]) -> Captions:
+    """The captions of one captioner or, where it names several, of all: images that all of them
+    describe, each with the variants of all."""
+    parts = tuple(captions_by(name) for name in names_in(captioner))
+    if len(parts) == 1:
+        return parts[0]
+    described = [set(part.records) for part in parts]
+    common = set.intersection(*described)
+    problems = [problem for part in parts for problem in part.problems]
+    if not common:
+        raise InputError(f"no image is described by all of {captioner}")
+    if missing := len(set.union(*described) - common):
+        problems.append(f"{missing:,} images are left out, which not all of {captioner} describe")
+    records = {}
+    for image_id in parts[0].records:
+        if image_id in common:
+            several = [part.records[image_id] for part in parts]
+            model = " + ".join(dict.fromkeys(record.model for record in several))
+            variants = [variant for record in several for variant in record.variants]
+            records[image_id] = several[0].model_copy(update={"model": model, "variants": variants})
+    reports = [part.report for part in parts if part.report]
+    report = sum(reports[1:], reports[0]) if reports else None
+    paths, files = (sum((getattr(p, name) for p in parts), ()) for name in ("paths", "files"))
+    return Captions(captioner_id(captioner), records, paths, files, tuple(problems), report, parts)
+
+
+def folder_of(dataset: Dataset) -> Path:
+    """Where the captions that are made for a dataset lie."""
+    return dataset.derived / "captions"
+
+
+def seen_by(captioner: str, dataset: Dataset) -> Dataset:
+    """The dataset with its multi-band files shown as a captioner saw them; of several captioners,
+    as the first one that looked at the images itself."""
+    for name in names_in(captioner):
+        file = None if exists(name) else newest_file(folder_of(dataset), captioner_id(name))
+        if file and (identity := file.manifest().get("identity")):
+            fields = ("bands", "stretch", "false_colour")
+            seen = Rendering(**{field: str(identity.get(field, "")) for field in fields})
+            return dataset if seen == dataset.rendering else replace(dataset, rendering=seen)
+    return dataset
+
+
+def _load_one(dataset: Dataset, captioner: str) -> Captions:
+    if exists(captioner):
+        return import_captions(dataset, captioner)
+    file = newest_file(folder_of(dataset), captioner_id(captioner))
+    model = prompt_and_model(captioner)[1]
+    manifest = file.manifest() if file else {}
+    identity = manifest.get("identity", {})
+    written = identity.get("captioner", model)
+    if written != model and not user_path(model.partition(":")[2]).is_dir():
+        raise MissingError(f"{shown(file.path)} holds captions by {written!r}, not by {model!r}")
+    tiling = {name: identity[name] for name in TILING if name in identity}
+    if identity and tiling != dataset.tiling:
+        tiling = tiling or {"tile": TILE, "overlap": 0}
+        given = " ".join(f"-p {name} {value}" for name, value in tiling.items())
+        raise MissingError(
+            f"{captioner!r} described other windows of these scenes; pass {given} as it was then, "
+            "or run notebook 01 again"
+        )
+    by_name, problems = file.read() if file else ({}, [])
+    records = by_image(dataset, by_name)
+    if not records:
+        raise MissingError(
+            f"no captions by {captioner!r} for {dataset.title} ({dataset.split}): {WAYS}; the "
+            "command is papermill 01_structured_captioning.ipynb out.ipynb "
+            f"{_parameters(dataset)} -p captioner {captioner}"
+        )
+    problems += _stale(dataset, captioner, records, manifest)
+    return Captions(captioner_id(captioner), records, (file.path,), (file,), tuple(problems))
+
+
+def by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
+    """Records by file name -> by image id, those of the dataset in its order."""
+    names = zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
+    return {image_id: records[name] for image_id, name in names if name in records}
+
+
+def _parameters(dataset: Dataset) -> str:
+    """The papermill parameters that lead to this dataset."""
+    data_dir = dataset.derived.parent.parent
+    name = dataset.name if dataset.root == data_dir / dataset.name else str(dataset.root)
+    elsewhere = "" if data_dir == resolve_data_dir() else f" -p data_dir {data_dir}"
+    return f"-p dataset {name}{elsewhere} -p split {dataset.split}"
+
+
+def _stale(
+    dataset: Dataset, captioner: str, records: dict[str, Record], manifest: dict
+) -> list[str]:
+    """What no longer fits: pictures that changed since, or an earlier version of ``pixels``."""
+    files = {image_id: dataset.file_of(image_id) for image_id in records}
+    pixels = {image_id: file.sha256 for image_id, file in files.items() if file}
+    changed = [i for i, sha256 in pixels.items() if sha256 != records[i].image_sha256]
+    reasons = [] if manifest else ["the captions' manifest is damaged or gone"]
+    if changed:
+        reasons.append(f"{len(changed):,} images changed after they were captioned: {changed[:3]}")
+    if captioner == "pixels":
+        now = open_captioner(captioner, Settings()).identity
+        if manifest and manifest.get("identity", {}) | now != manifest.get("identity"):
+            reasons.append("the captions come from another version of the captioner")
+    return [f"{reason}; run 01_structured_captioning again" for reason in reasons]
+
+
+# — captions made elsewhere —
+
+
+def import_captions(dataset: Dataset, captioner: str) -> Captions:
+    """The captions of ``file:`` or those that come with the data, matched by file name.
+
+    Raises:
+        MissingError: the file is not there, or no captions come with the dataset.
+        InputError: the file holds no usable line, or none for this dataset.
+    """
+    here, shipped = f"{dataset.title} ({dataset.split})", not captioner.startswith("file:")
+    own = user_path(captioner.removeprefix("file:"))
+    files = _shipped(dataset, captioner) if shipped else [own]
+    if not shipped and not own.is_file():
+        raise MissingError(
+            f"captioner {captioner!r}: {own} not found (from {shown(Path.cwd())}); give the "
+            "path of an RSRT JSONL file"
+        )
+    records, problems = _read(files)
+    names = " and ".join(file.name for file in files)
+    if files and not records:
+        raise InputError(f"{names} holds no usable caption line. {' '.join(problems[:3])}")
+    if not files:
+        raise MissingError(f"no captions {captioner!r} come with {here}: {WAYS}")
+    matched, ambiguous = _matched(dataset, records)
+    if ambiguous:
+        problems.append(
+            f"{names}: {len(ambiguous):,} captions may be of any of several images and are left "
+            f"out: {first_few(ambiguous)}; write the folders into their names"
+        )
+    if not matched:
+        raise InputError(
+            f"{names}: none of its {len(records):,} images is in {here}; the file names "
+            f"{next(iter(records))!r} and {dataset.images['filename'][0]!r} are examples of the "
+            "two sides. Is it another split?"
+        )
+    bare = [image_id for image_id in dataset.images["image_id"] if image_id not in matched]
+    if bare:
+        problems.append(
+            f"{len(bare):,} images of {here} have no caption in {names}; the gallery is "
+            f"restricted to the others: {first_few(bare)}"
+        )
+    used = {PurePosixPath(record.image).stem for record in matched.values()} | {*ambiguous}
+    foreign = [n for n in records if n not in used and PurePosixPath(n).stem not in used]
+    if foreign and not shipped:  # the shipped files describe other splits too
+        problems.append(
+            f"{len(foreign):,} captioned images of {names} are not in {here}: {first_few(foreign)}"
+        )
+    return Captions(captioner_id(captioner), matched, tuple(files), problems=tuple(problems))
+
+
+def has_shipped_captions(dataset: Dataset, name: str) -> bool:
+    """Whether captions of this name come with the dataset or with this project. A file that
+    is damaged, or names no image of any split, counts too, so that it is noticed."""
+    files = _shipped(dataset, name)
+    records = _read(files)[0]
+    if not files or _matched(dataset, records)[0]:
+        return bool(files)
+    return not _matched(dataset.on("all"), records)[0]
+
+
+def reference_captions(dataset: Dataset) -> dict[str, Record]:
+    """The dataset's own captions as records (the first five per image), to compare with."""
+    names = dataset.images.set_index("image_id")["filename"]
+    records = {}
+    for image_id, texts in dataset.captions.groupby("image_id", sort=False)["text"]:
+        variants = [Variant(caption=text) for text in texts[:MAX_VARIANTS]]
+        records[image_id] = Record(image=names[image_id], model="reference", variants=variants)
+    return records
+
+
+def _shipped(dataset: Dataset, name: str) -> list[Path]:
+    """``rsrt.jsonl`` in the dataset's folder, and ``data/rsrt/<dataset>_*.jsonl``; for other names
+    likewise."""
+    own = [file for file in [dataset.root / f"{name}.jsonl"] if file.is_file()]
+    return own + sorted((PROJECT_ROOT / "data" / name).glob(f"{dataset.name}_*.jsonl"))
+
+
+def _read(files: list[Path]) -> tuple[dict[str, Record], list[str]]:
+    """Records by file name; of two for one image the first is kept."""
+    records, problems = {}, []
+    for file in files:
+        more, odd = read_records(file)
+        records, problems = more | records, problems + odd
+    return records, problems
+
+
+def _matched(dataset: Dataset, records: dict[str, Record]) -> tuple[dict[str, Record], list[str]]:
+    """Records by file name -> by image id, and the names of records that may be of several
+    images."""
+    filenames = dataset.images["filename"]
+    image_of, ambiguous = match_names(records, filenames)
+    name_of = {filename: name for name, filename in image_of.items()}
+    matched = {
+        image_id: records[name_of[filename]].model_copy(update={"image": filename})
+        for image_id, filename in zip(dataset.images["image_id"], filenames, strict=True)
+        if filename in name_of
+    }
+    return matched, ambiguous

@@ -1,0 +1,335 @@
+"""Datasets: a name or a folder goes in, a checked :class:`Dataset` comes out: a table of images and
+one of texts.
+
+Knows the sample set, RSITMD, RSICD, UCM-captions and Sydney-captions, and any folder of images.
+Reference captions come out as a text corpus, one row per caption: ``image_id, source, variant,
+field, text``. Everything odd is listed in ``Dataset.problems``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from trsllava_utils import annotations, plugins
+from trsllava_utils.annotations import Annotation
+from trsllava_utils.files import (
+    PROJECT_ROOT,
+    InputError,
+    MissingError,
+    check_choice,
+    fingerprint,
+    first_few,
+    read_text,
+    resolve_data_dir,
+    shown,
+    slug,
+    user_path,
+)
+from trsllava_utils.folder import list_images, match_names, plain_name, stem_of
+from trsllava_utils.images import DEFAULT, ImageFile, Rendering, image_suffixes
+from trsllava_utils.parameters import TILE, check
+
+CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
+# name -> title; the cards with licences, sizes and layouts are in data/README.md
+KNOWN = {
+    "sample": "Sample (UC Merced)",
+    "rsitmd": "RSITMD",
+    "rsicd": "RSICD",
+    "ucm": "UCM-captions",
+    "sydney": "Sydney-captions",
+}
+_UCM_CLASSES = """agricultural airplane baseballdiamond beach buildings chaparral denseresidential
+forest freeway golfcourse harbor intersection mediumresidential mobilehomepark overpass parkinglot
+river runway sparseresidential storagetanks tenniscourt"""
+_NO_CLASSES = """train val validation test data img imgs image images photo photos picture pictures
+tif tiff tiffs tile tiles chip chips patch patches scene scenes raster rasters source raw jpg jpeg
+png rgb download downloads"""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of one dataset.
+
+    Attributes:
+        name: short name, also the folder name of its artefacts.
+        title: name as printed.
+        split: the split ("all" for a folder without splits).
+        root: the folder it was read from.
+        derived: the folder its artefacts go to.
+        figures: the folder its figures go to.
+        images: one row per image: ``image_id, filename, split, label, path, window`` (path is ""
+            where there are no pixels; a window of a scene is ``(column, row, width, height)`` and
+            its file name ``scene@row_column.tif``; None for a whole file).
+        captions: reference captions as a text corpus (may be empty).
+        problems: what was found odd on loading, one sentence each.
+        split_sizes: images per split in the whole dataset.
+        tiling: tile and overlap of the windows; empty for the default, or without windows.
+        rasters: what is known of raster files, by path; filled where files may be scenes.
+        rendering: how multi-band files are shown.
+        whole: images and captions of all splits.
+    """
+
+    name: str
+    title: str
+    split: str
+    root: Path
+    derived: Path
+    figures: Path
+    images: pd.DataFrame
+    captions: pd.DataFrame
+    problems: tuple[str, ...]
+    split_sizes: dict[str, int]
+    tiling: dict[str, int] = field(default_factory=dict)
+    rasters: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    rendering: Rendering = DEFAULT
+    whole: tuple[pd.DataFrame, pd.DataFrame] = field(default=(), repr=False)
+
+    @property
+    def with_pixels(self) -> pd.DataFrame:
+        """The rows of ``images`` whose file is on disk."""
+        return self.images[self.images["path"] != ""]
+
+    def file_of(self, image_id: str) -> ImageFile | None:
+        """Where the pixels of ``image_id`` are; None if they are not on disk."""
+        path, window = self._places.get(image_id, ("", None))
+        if window is None:
+            return ImageFile(path) if path else None
+        percentiles = np.reshape(self.rasters["percentiles"][path], (-1, 101))
+        return ImageFile(path, window, percentiles)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[str, tuple | None]]:
+        columns = (self.images[name] for name in ("image_id", "path", "window"))
+        return {image_id: (path, window) for image_id, path, window in zip(*columns, strict=True)}
+
+    def sample(self, n: int, seed: int = 0) -> pd.DataFrame:
+        """``n`` images with pixels, spread over the classes, the same ones every time."""
+        shuffled = self.with_pixels.sample(frac=1, random_state=seed)
+        order = shuffled.groupby("label").cumcount().sort_values(kind="stable").index
+        return shuffled.loc[order].head(n)
+
+    @cached_property
+    def _others(self) -> dict[str, Dataset]:
+        return {}
+
+    def on(self, split: str) -> Dataset:
+        """Another split of it ("all": every image), taken from memory.
+
+        Raises:
+            InputError: it has no such split.
+        """
+        if split not in self._others:
+            images, captions = self.whole
+            images, split, _ = _choose_split(images, split, self.title)
+            captions = captions[captions["image_id"].isin(images["image_id"])]
+            tables = {"images": _reset(images), "captions": _reset(captions)}
+            self._others[split] = replace(self, split=split, **tables)
+        return self._others[split]
+
+
+def load_dataset(
+    dataset: str,
+    data_dir: str = "",
+    split: str = "test",
+    limit: int = 0,
+    *,
+    tile: int = TILE,
+    overlap: int = 0,
+    rendering: Rendering = DEFAULT,
+    figures_dir: str = "",
+) -> Dataset:
+    """Load one split of a dataset.
+
+    >>> load_dataset("sample").images["image_id"].head(2).tolist()
+    ['agricultural84', 'agricultural86']
+
+    Args:
+        dataset: "sample", "rsitmd", "rsicd", "ucm", "sydney", or the path of a folder of images.
+        data_dir: folder that holds one folder per dataset; empty means the repository's ``data/``.
+        split: "train", "val", "test" or "all". A folder without splits is always "all".
+        limit: keep only the first ``limit`` images (0: all of them), for a quick look.
+        tile: a raster with a longer side, in pixels, is taken as windows of this side (0: never).
+            Where annotations name images, these stay whole, and windows are those they name.
+        overlap: of neighbouring windows, in pixels.
+        rendering: how multi-band files are shown.
+        figures_dir: folder for the figures; empty means the repository's ``figures/``.
+
+    Raises:
+        InputError: unknown dataset or split, or annotations that cannot be read.
+        MissingError: the dataset is not on disk.
+    """
+    check(dataset=dataset, data_dir=data_dir, split=split, limit=limit, figures_dir=figures_dir)
+    name, title, root, home = _locate(dataset, data_dir)
+    records, files, problems = _read(name, title, root)
+    images, captions = _tables(records, files, problems)
+    rasters, plain = pd.DataFrame(), images
+    for reader in plugins.load_all("readers").values():
+        plain = images if records is None else _tables(None, files, [])[0]
+        how = {"tile": tile, "overlap": overlap, "annotated": records is not None}
+        images, rasters = reader.windows(images, plain, home / "derived", problems, **how)
+    if images.empty:
+        raise InputError(f"{shown(root)}: no usable image. {' '.join(problems[:3])}")
+    labels = _labels_on_disk(root)
+    names = [PurePosixPath(filename) for filename in images["filename"]]
+    images["label"] = [labels.get(n.name) or _label_from_name(n, name) for n in names]
+    whole = _reset(images)[["image_id", "filename", "split", "label", "path", "window"]], captions
+    images, split, sizes = _choose_split(whole[0], split, dataset)
+    images = _reset(images.head(limit) if limit else images)
+    captions = _reset(captions[captions["image_id"].isin(images["image_id"])])
+    without = int((images["path"] == "").sum())
+    if without:
+        problems.append(
+            f"{without:,} of {len(images):,} images of this split have no file on disk: retrieval "
+            "from imported captions works; captioning and showing images need the files"
+        )
+    figures = user_path(figures_dir) if figures_dir else PROJECT_ROOT / "figures"
+    is_default = (tile, overlap) == (TILE, 0) or images["window"].isna().all()
+    tiling = {} if is_default else {"tile": tile, "overlap": overlap}
+    how = {"tiling": tiling, "rasters": rasters, "rendering": rendering, "whole": whole}
+    folders = root, home / "derived", figures / name
+    return Dataset(name, title, split, *folders, images, captions, tuple(problems), sizes, **how)
+
+
+def _reset(table: pd.DataFrame) -> pd.DataFrame:
+    return table.reset_index(drop=True)
+
+
+def _locate(dataset: str, data_dir: str) -> tuple[str, str, Path, Path]:
+    """Name and title of a dataset, the folder to read it from, and the folder of its artefacts."""
+    data = resolve_data_dir(data_dir)
+    if dataset in KNOWN:
+        root = data / dataset
+        if dataset == "sample" and not (root / "dataset_sample.json").is_file():
+            root = PROJECT_ROOT / "data" / "sample"
+        return dataset, KNOWN[dataset], root, data / dataset
+    is_path = os.sep in dataset or dataset.startswith(("~", ".")) or user_path(dataset).is_dir()
+    if not is_path:
+        hint = "A folder of your own is given by its path: -p dataset /path/to/folder."
+        check_choice("dataset", dataset, KNOWN, hint)
+    root = user_path(dataset)
+    if not root.is_dir():
+        raise MissingError(
+            f"{dataset} is not a folder; pass a folder of images, or one of: {', '.join(KNOWN)}"
+        )
+    # with a fingerprint of the path, since two archives may share a folder name
+    name = f"{slug(root.name)}-{fingerprint(str(root))[:6]}"
+    return name, root.name, root, data / name
+
+
+def _read(
+    name: str, title: str, root: Path
+) -> tuple[list[Annotation] | None, dict[str, Path], list[str]]:
+    """Annotations (None for a plain folder of images), image files by relative name, problems."""
+    found = annotations.find(root) if root.is_dir() else None
+    files, problems = list_images(root)
+    if found:
+        return annotations.read(*found, problems) or None, files, problems
+    if name in KNOWN:
+        raise MissingError(
+            f"{name}: no annotations found in {shown(root)}. Get {title} (python -m "
+            f"trsllava_utils get {name}; see data/README.md#{name}) or pass -p data_dir DIR, the "
+            "folder that holds it."
+        )
+    if not files:
+        kinds = ", ".join(sorted(image_suffixes()))
+        raise MissingError(f"{shown(root)} holds no images ({kinds}). {' '.join(problems)}")
+    return None, files, problems
+
+
+def _tables(
+    records: list[Annotation] | None, files: dict[str, Path], problems: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Join annotations and files: images ``image_id, filename, split, path`` and the captions."""
+    plain = records is None  # then every file is an image without captions
+    records = [Annotation(file, "", []) for file in files] if plain else records
+    table = pd.DataFrame(records, columns=["filename", "split", "captions"])
+    table["filename"] = table["filename"].map(plain_name)
+    again = table.loc[table["filename"].duplicated(), "filename"]
+    if len(again):
+        joined = {"split": "first", "captions": "sum"}
+        table = table.groupby("filename", sort=False).agg(joined).reset_index()
+    splits = table.set_index("filename")["split"]
+    for name in again:
+        problems.append(
+            f"{name} is annotated more than once; captions joined, split {splits[name]!r} kept"
+        )
+    # An image is named by its stem; in a plain folder by its path, for stems repeat there.
+    names = table["filename"].map(PurePosixPath)
+    stems = names.map(lambda name: str(name.with_suffix("")) if plain else stem_of(name))
+    taken = stems.duplicated()
+    for name, stem in zip(table["filename"][taken], stems[taken], strict=True):
+        problems.append(f"{name}: another image has the stem {stem!r}; its id is its full name")
+    ids = stems.where(~taken, table["filename"])
+    table["image_id"] = ids.where(~ids.duplicated(keep=False), table["filename"])
+    matched, ambiguous = match_names(table["filename"], files)
+    if ambiguous:
+        problems.append(
+            f"{len(ambiguous):,} annotated images may be any of several files, or share one, and "
+            f"have none: {first_few(ambiguous)}; write the folders into their names"
+        )
+    table["path"] = [str(files[matched[n]]) if n in matched else "" for n in table["filename"]]
+    table["window"] = None
+    return table.drop(columns="captions"), _corpus(table, problems)
+
+
+def _corpus(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """The captions as a text corpus, without empty ones."""
+    corpus = table[["image_id", "captions"]].explode("captions").dropna(subset="captions")
+    texts = corpus["captions"].map(annotations.clean_text).astype(str)
+    corpus = corpus.assign(text=texts, source="reference", field="caption")[texts != ""]
+    corpus["variant"] = corpus.groupby("image_id").cumcount().astype(int)
+    repeated = "captions repeat another caption of the same image (kept: the protocol counts them)"
+    counts = {
+        "empty captions were left out": (texts == "").sum(),
+        repeated: corpus.duplicated(["image_id", "text"]).sum(),
+        "images have no caption": len(table) - corpus["image_id"].nunique(),
+    }
+    problems += [f"{n:,} {what}" for what, n in counts.items() if n and len(corpus)]
+    return corpus[CORPUS_COLUMNS]
+
+
+def _choose_split(
+    images: pd.DataFrame, split: str, dataset: str
+) -> tuple[pd.DataFrame, str, dict[str, int]]:
+    """The images of a split, its name, and the sizes of all splits."""
+    sizes = {s: int(n) for s, n in images["split"].value_counts().items()}
+    if set(sizes) == {""}:
+        return images.assign(split="all"), "all", {"all": len(images)}
+    if split != "all" and split not in sizes:
+        have = ", ".join(f"{s} ({n:,})" for s, n in sizes.items())
+        raise InputError(
+            f"{dataset} has no split {split!r} on disk; it has {have}. Pass -p split NAME."
+        )
+    return images if split == "all" else images[images["split"] == split], split, sizes
+
+
+def _labels_on_disk(root: Path) -> dict[str, str]:
+    """File name -> class, from RSICD's ``txtclasses*/<Class>.txt``."""
+    labels = {}
+    for path in sorted(root.glob("txtclasses*/*.txt")):
+        for line in read_text(path).splitlines():
+            if line.strip():
+                labels[line.strip()] = path.stem.lower()
+    return labels
+
+
+def _label_from_name(filename: PurePosixPath, name: str) -> str:
+    """The class: of a known dataset by its file names, of a folder of one's own by the folder that
+    the file lies in; "" where that is no class."""
+    if name == "ucm" and filename.stem.isdigit() and 1 <= int(filename.stem) <= 2100:
+        return _UCM_CLASSES.split()[(int(filename.stem) - 1) // 100]
+    match = re.fullmatch(r"([A-Za-z][A-Za-z_-]*?)[_-]?\d+", filename.stem)
+    if match and name in KNOWN:
+        return match[1].lower()
+    if filename.parent.parent.name == "snapshots":  # a commit of the hub
+        return ""
+    parent = filename.parent.name.lower()
+    words = parent.rstrip("0123456789_-")
+    return parent if re.search("[a-z]{2}", words) and words not in _NO_CLASSES.split() else ""

