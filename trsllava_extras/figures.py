@@ -1,5 +1,6 @@
-"""Pictures: images and captions go in, a matplotlib figure comes out; :func:`save` puts it into
-``figures/<dataset>/``. Charts of numbers are in ``charts.py``, colours in ``style.mplstyle``.
+"""Figures that several notebooks draw: images, captions and tables go in, a matplotlib figure comes
+out; :func:`save` puts it into ``figures/<dataset>/``. Colours are in ``style.mplstyle``. Colour is
+never the only cue: markers, hatches and labels repeat it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ HERE = Path(__file__).parent
 LAND = HERE / "land.json"  # outlines of the continents: Natural Earth 1:110m, public domain
 SHOWN_SIDE = 1024  # of a picture that is read to be drawn, in pixels
 INLINE_SCALE = 0.73  # size of the copies inside notebooks
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "C0", "C1", "C2", "C3", "C4", "C7"
+BLUE, ORANGE, GREEN, RED, GREY = "C0", "C1", "C2", "C3", "C7"
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend at the right of its axes
 
 plt.style.use(HERE / "style.mplstyle")
 
@@ -103,27 +105,6 @@ def show_image(
 
 def _wrapped(image_id: str) -> str:
     return "\n".join(textwrap.wrap(image_id, 20))
-
-
-def dataset_overview(dataset: Dataset) -> Figure:
-    """Images per class and, where there are captions, words per reference caption."""
-    words = dataset.captions["text"].str.split().str.len()
-    n = 2 if len(words) else 1
-    counts = dataset.images["label"].replace("", "(no class)").value_counts().sort_values()
-    size, widths = (11, min(5.4, 1.5 + 0.3 * len(counts))), [1.5, 1][:n]
-    figure, axes = plt.subplots(1, n, figsize=size, width_ratios=widths, squeeze=False)
-    left, right = axes[0, 0], axes[0, -1]
-    left.barh(counts.index, counts.to_numpy())
-    left.set(xlabel="images", title=f"{dataset.title} · {dataset.split}: images per class")
-    left.tick_params(axis="y", labelsize=11 if len(counts) <= 20 else 8)
-    if n == 2:
-        right.hist(words, bins=np.arange(0.5, words.max() + 1.5), color=ORANGE)
-        label = f"median {words.median():.0f} words"
-        right.axvline(words.median(), color="black", linestyle="--", label=label)
-        right.legend()
-        right.set_ylim(top=1.15 * right.get_ylim()[1])
-        right.set(xlabel="words per caption", ylabel="reference captions", title="Caption length")
-    return figure
 
 
 def image_grid(dataset: Dataset, image_ids: list[str], columns: int = 6) -> Figure:
@@ -224,4 +205,38 @@ def place_map(table: pd.DataFrame, title: str, others: pd.DataFrame | None = Non
     ax.grid()
     ax.ticklabel_format(useOffset=False)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    return figure
+
+
+def densities(ax: Axes, samples: dict[str, np.ndarray], label: str, title: str) -> None:
+    """Two overlaid histograms with their means."""
+    low, high = (f(np.concatenate(list(samples.values()))) for f in (np.min, np.max))
+    bins = np.linspace(low, max(high, low + 1e-6), 40)
+    for (kind, values), colour, hatch in zip(
+        samples.items(), (BLUE, ORANGE), ("", "///"), strict=True
+    ):
+        ax.hist(values, bins, density=True, color=colour, alpha=0.6, label=kind, hatch=hatch)
+        ax.axvline(np.mean(values), color=colour, linestyle="--", linewidth=1.2)
+    ax.set(xlabel=label, ylabel="density", title=title, ylim=(0, 1.4 * ax.get_ylim()[1]))
+    ax.legend(frameon=True, ncols=2)
+
+
+def lines(table: pd.DataFrame, x: str, label: str, title: str, log: bool = False) -> Figure:
+    """Columns of a table against its column ``x``; columns ``<name> low`` and ``<name> high``, if
+    there, shade the interval of ``<name>``. Percent."""
+    figure, ax = plt.subplots(figsize=(10, 4))
+    for name in table.columns.drop(x):
+        if name.endswith((" low", " high")):
+            continue
+        chance = {"color": GREY, "linestyle": "--", "marker": ""} if name == "chance" else {}
+        ax.plot(table[x], table[name], label=name, **chance)
+        if f"{name} low" in table:
+            ax.fill_between(table[x], table[f"{name} low"], table[f"{name} high"], alpha=0.2)
+    ax.grid()
+    ax.set(xlabel=label, ylabel="recall (%)", title=title, ylim=0)
+    if log:
+        ax.set_xscale("log")
+    else:
+        ax.set_xticks(table[x])
+    ax.legend(**BESIDE)
     return figure

@@ -30,9 +30,8 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]|$)")
 _LAT, _LON = ("lat", "latitude"), ("lon", "lng", "long", "longitude")
 
 
-@lru_cache(maxsize=4)
 def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
-    """All that is known of the images; remembered for the dataset.
+    """All that is known of the images.
 
     Rasters say where they lie and how large a pixel is; date comes from their tags or a file name.
     Columns of ``metadata.csv``, GeoJSON, GeoParquet or any other table in the dataset's folder that
@@ -73,6 +72,12 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
             values = column.reindex(table.index)
             table[name] = values.where(values.notna(), table[name]) if name in table else values
     return _with_geometry(table).dropna(axis="columns", how="all"), problems
+
+
+@lru_cache(maxsize=4)
+def metadata_of(dataset: Dataset) -> pd.DataFrame:
+    """The table of :func:`load_metadata`, read once for a dataset."""
+    return load_metadata(dataset)[0]
 
 
 def tables_beside(root: Path) -> list[Path]:

@@ -164,9 +164,12 @@ def test_renderings_of_multi_band_images(tmp_path):
     prompt = make_prompt(Settings())
     text = prompt.for_question(Question(pictures, 0, 0.3))
     assert "2 pictures of the same place: true colour, false colour" in text
-    radar = Question({"radar": pictures["true colour"]}, 0, 0.3, "One pixel is about 10 m.")
-    text = prompt.for_question(radar)
-    assert "It is a radar picture" in text and text.endswith("One pixel is about 10 m.")
+    radar = tmp_path / "radar.tif"
+    tifffile.imwrite(radar, rng.random((2, 40, 60), np.float32), photometric="minisblack")
+    seen = view(radar, Rendering(bands="1,2"))
+    assert list(seen.by_name) == ["radar"] and "It is a radar picture" in seen.notes[0]
+    text = prompt.for_question(Question(seen.by_name, 0, 0.3, (*seen.notes, "A pixel is 10 m.")))
+    assert text.endswith(f"{seen.notes[0]}\n\nA pixel is 10 m.")
     index = Question({**pictures, "NDVI": pictures["true colour"]}, 0, 0.3)
     del index.pictures["false colour"]
     assert "2 pictures of the same place: true colour, NDVI." in prompt.for_question(index)

@@ -191,7 +191,7 @@ def test_results_leave_with_their_places(archive, static_encoder):
         geopandas.read_parquet(archive / "a.parquet"),
     ):
         assert len(table) == 6 and table.crs.to_epsg() == 4326  # the chip has no place
-        geometry = found.sources.metadata["geometry"]
+        geometry = load_metadata(found.sources.dataset)[0]["geometry"]
         for row in table.itertuples():
             assert row.geometry.equals_exact(geometry[row.image_id], 1e-7)
             assert row.window == ",".join(map(str, ds.file_of(row.image_id).window))
@@ -344,7 +344,7 @@ def test_a_click_on_the_map_asks_for_what_is_near(archive, static_encoder):
     caption_dataset(ds, "pixels")
     panel = Panel(Sources(ds, "pixels", static_encoder), {"query": "a field"})
     assert panel.found.total == 7 and len(panel._map._shown.layers) == 12  # pins and outlines
-    places = panel.found.sources.metadata.loc["scene_20230601@86_0"]
+    places = load_metadata(panel.found.sources.dataset)[0].loc["scene_20230601@86_0"]
     panel._map._half = 1e-4
     panel._map._on_interaction(type="click", coordinates=[places["lat"], places["lon"]])
     assert "scene_20230601@86_0" in set(panel.found.table["image_id"]) and panel.found.total < 7

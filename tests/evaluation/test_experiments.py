@@ -14,7 +14,7 @@ import torch
 
 from tests import tiny_models
 from tests.conftest import write_captions
-from trsllava_extras import breakdown, experiments, results
+from trsllava_extras import experiments, results
 from trsllava_extras.clip import ClipEncoder, vectors
 from trsllava_extras.panel.index import Index
 from trsllava_utils import ranking as retrieval
@@ -306,9 +306,9 @@ def test_published_results_are_sourced_and_add_up():
 def test_extremes_are_the_clearest_hits_and_the_farthest_misses(sources):
     ranks, top = retrieval.retrieve("max", sources, 5)
     texts = retrieval.caption_texts(sources.embed_reference())
-    successes, failures = breakdown.extremes(ranks, top, texts, 4)
+    successes, failures = experiments.extremes(ranks, top, texts, 4)
     same = dict.fromkeys(texts, "one text")
-    assert [len(table) for table in breakdown.extremes(ranks, top, same, 4)] == [1, 1]
+    assert [len(table) for table in experiments.extremes(ranks, top, same, 4)] == [1, 1]
     assert (successes["rank"] == 1).all() and successes["margin"].is_monotonic_decreasing
     assert failures["rank"].is_monotonic_decreasing and (failures["rank"] > 1).all()
     t2i = ranks[ranks["direction"] == "t2i"]

@@ -158,17 +158,17 @@ def test_gallery_size_is_the_mean_over_all_galleries():
                 part = np.array([o, *rest])
                 inside = rank_relevant(s[None, part], np.array([0]), np.array([0]))
                 expected.append(hit_probability(pd.DataFrame(inside), k)[0])
-        found = breakdown.by_gallery_size(ranks, [size], k)["recall"][0]
+        found = experiments.by_gallery_size(ranks, [size], k)["recall"][0]
         assert found == pytest.approx(100 * np.mean(expected), abs=1e-9)
 
 
 def test_by_label_counts_images_and_captions():
     ranks = ranks_of({"a": [0, 20], "b": [3], "c": [40]}, {"a": [0], "b": [30], "c": [0]})
-    table = breakdown.by_label(ranks, pd.Series({"a": "port", "b": "port", "c": ""}))
+    table = experiments.by_label(ranks, pd.Series({"a": "port", "b": "port", "c": ""}))
     assert table.to_dict("records") == [
         {"label": "port", "images": 2, "captions": 3, "t2i": pytest.approx(200 / 3), "i2t": 50}
     ]
-    assert breakdown.by_label(ranks, pd.Series({"a": ""})).empty
+    assert experiments.by_label(ranks, pd.Series({"a": ""})).empty
 
 
 # — geometry —

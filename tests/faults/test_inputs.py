@@ -31,7 +31,6 @@ from trsllava_utils.captioner import Settings
 from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import load_dataset
-from trsllava_utils.datasets import check_images
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.images import Rendering, read_image
 from trsllava_utils.parameters import check
@@ -222,7 +221,7 @@ def test_one_odd_file_stops_nothing(tmp_path, odd):
         draw(tmp_path / "mine" / f"good_{n}.png", n)
     odd(tmp_path / "mine" / "odd.png")
     started = time.perf_counter()
-    ds, _ = check_images(load_dataset(str(tmp_path / "mine"), str(tmp_path / "d")))
+    ds = load_dataset(str(tmp_path / "mine"), str(tmp_path / "d"))
     captions = caption_dataset(ds, "pixels", Settings(variants=1))
     assert {f"good_{n}" for n in range(3)} <= captions.records.keys()
     assert not any("secret" in image_id for image_id in captions.records)

@@ -20,11 +20,10 @@ from trsllava_extras import figures, pages
 from trsllava_extras.metadata import load_metadata
 from trsllava_extras.panel.found import Found, read_settings, result_page
 from trsllava_extras.panel.index import Index
-from trsllava_extras.panel.panel import search_panel
+from trsllava_extras.panel import search, search_panel
 from trsllava_extras.panel.picture import describe
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
-from trsllava_utils.search import search
 from trsllava_utils.sources import Sources
 
 

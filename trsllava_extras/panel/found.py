@@ -23,7 +23,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from trsllava_extras.figures import place_map, png
-from trsllava_extras.metadata import load_metadata
+from trsllava_extras.metadata import metadata_of
 from trsllava_extras.pages import LARGE, data_uri, marked, picture_uri, render, said
 from trsllava_extras.panel.query import Query
 from trsllava_extras.rasters.reader import in_scene
@@ -160,7 +160,7 @@ class Found:
         """
         import geopandas
 
-        places = load_metadata(self.sources.dataset)[0].get("geometry", pd.Series(dtype=object))
+        places = metadata_of(self.sources.dataset).get("geometry", pd.Series(dtype=object))
         table = self._with_files().assign(geometry=self.table["image_id"].map(places))
         table = table[table["geometry"].notna()]
         if table.empty:

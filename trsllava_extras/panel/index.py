@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import pandas as pd
 
-from trsllava_extras.metadata import load_metadata, parse_bbox, select
+from trsllava_extras.metadata import metadata_of, parse_bbox, select
 from trsllava_extras.panel.found import Found
 from trsllava_extras.panel.picture import describe
 from trsllava_extras.panel.query import Part, Query, parse_query, with_feedback
@@ -212,7 +212,7 @@ class Index:
             check_choice("class", label, sorted(set(self._labels) - {""}))
             listed = listed[self._labels == label]
         if where.strip() or bbox.strip():
-            passed = select(load_metadata(self.sources.dataset)[0], where, bbox)
+            passed = select(metadata_of(self.sources.dataset), where, bbox)
             listed = listed[[self.image_ids[n] in passed for n in listed]]
         return listed
 
@@ -234,7 +234,7 @@ class Index:
                 "hit": pd.array([i in own if own else None for i in ids], "boolean"),
             }
         )
-        known = load_metadata(self.sources.dataset)[0]
+        known = metadata_of(self.sources.dataset)
         columns = [c for c in known if c not in (*table, *RESERVED)]
         return table.join(known[columns], on="image_id")
 

@@ -21,7 +21,7 @@ import ipywidgets
 import pandas as pd
 import traitlets
 
-from trsllava_extras.metadata import load_metadata
+from trsllava_extras.metadata import metadata_of
 from trsllava_extras.pages import SMALL, data_uri
 from trsllava_extras.panel.found import STATIC, Found, read_settings
 from trsllava_extras.panel.index import Index
@@ -136,9 +136,9 @@ class Panel:
         self._count = 0
         self._map: WorldMap | None = None
         self.screen = self.view = Screen(choices=self._choices(request), request=START)
-        if "geometry" in load_metadata(sources.dataset)[0]:
+        if "geometry" in metadata_of(sources.dataset):
             self._map = WorldMap(
-                load_metadata(sources.dataset)[0], lambda box: self.search(bbox=box, page=1)
+                metadata_of(sources.dataset), lambda box: self.search(bbox=box, page=1)
             )
             self.view = ipywidgets.VBox([self.screen, self._map.view])
         self.screen.on_msg(self._on_message)
@@ -146,7 +146,7 @@ class Panel:
         self.load({"request": request})
 
     def _choices(self, request: dict[str, Any]) -> dict[str, Any]:
-        known = load_metadata(self.sources.dataset)[0]
+        known = metadata_of(self.sources.dataset)
         columns = ", ".join(column for column in known if column != "geometry")
         methods = [request.get("method", "max"), *METHODS]
         methods += ["clip", "fusion"] if self.sources.clip else []
