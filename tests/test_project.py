@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -83,18 +85,6 @@ def test_notebooks_are_clean(path):
     assert path.stat().st_size < 1_500_000
 
 
-def test_start_buttons_and_installation_on_colab_name_one_repository():
-    tomllib = pytest.importorskip("tomllib")
-    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]
-    owner_and_name = project["urls"]["Repository"].removeprefix("https://github.com/")
-    for path in (PROJECT_ROOT / "README.md", PROJECT_ROOT / "notebooks" / "index.ipynb"):
-        text = path.read_text(encoding="utf-8")
-        assert f"mybinder.org/v2/gh/{owner_and_name}/main?" in text
-        assert f"colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/" in text
-    first = {nbformat.read(path, as_version=4).cells[1].source for path in NOTEBOOKS}
-    assert len(first) == 1 and f"git clone --quiet {project['urls']['Repository']}\n" in first.pop()
-
-
 def test_pictures_have_alternative_texts():
     for path in NOTEBOOKS:
         for cell in nbformat.read(path, as_version=4).cells:
@@ -138,16 +128,28 @@ def run(*words: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess:
     )
 
 
-def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
-    """Captioning to results by the command line, and a second run that makes nothing anew."""
-    words = ("-m", "trsllava_utils", "run", "rsitmd", "-p", "data_dir", str(data_dir))
-    methods = ("-p", "methods", "[mean, csls, hybrid(weight=0.3), texts(caption,feature)]")
-    first = run(*words, *methods, "--from", "01")
+def commands(text: str) -> list[list[str]]:
+    """The commands that a text tells the user to run."""
+    lines = re.findall(r"(?:next: |^  )((?:python -m trsllava_utils|papermill) .*)", text, re.M)
+    return [shlex.split(line) for line in lines]
+
+
+def test_a_run_and_every_command_that_it_prints(data_dir, tmp_path, static_encoder):
+    """Notebooks 00 to 04 with a captioner that asks; then whatever they tell the user to run next,
+    which makes nothing anew."""
+    dataset = load_dataset("rsitmd", str(data_dir))
+    lines = [{"image": name, "caption": f"view {name}"} for name in dataset.images["filename"]]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asking = f"file:{tmp_path / 'q.jsonl'}"
+    how = {"data_dir": str(data_dir), "encoder": static_encoder, "query_captioner": asking}
+    how["methods"] = "[mean, csls, hybrid(weight=0.3), texts(caption,feature)]"
+    how["figures_dir"] = str(tmp_path / "f")
+    given = [word for item in how.items() for word in ("-p", *item)]
+    first = run("-m", "trsllava_utils", "run", "rsitmd", *given)
     assert first.returncode == 0, first.stderr
-    assert "chance" in first.stdout and "04_evaluation_visualisation" in first.stdout
-    result = json.loads(
-        next((data_dir / "rsitmd" / "derived" / "results").glob("*.json")).read_text()
-    )
+    derived = data_dir / "rsitmd" / "derived"
+    (results,) = (p for p in (derived / "results").glob("*.json"))
+    result = json.loads(results.read_text())
     assert result["n_images"] == 4 and list(result["methods"]) == [
         *("max", "mean", "csls†", "hybrid(weight=0.3)", "texts(caption,feature)"),
         *("lexical", "reference captions"),
@@ -155,19 +157,33 @@ def test_chain_over_two_kinds_of_dataset(data_dir, tmp_path):
     assert not result["left_out"]  # nothing that was asked for
     low, high = result["methods"]["max"]["interval"]["mR"]
     assert low <= result["methods"]["max"]["mR"] <= high
-    report = next((data_dir / "rsitmd" / "derived" / "results").glob("*.html"))
-    page = report.read_text(encoding="utf-8")
-    assert report.stat().st_size < 5_000_000 and 'src="http' not in page
-    for part in ("95 % interval", "Successes", "rsitmd -p split test -p captioner pixels", "csls†"):
-        assert part in page
-    again = main(["report", "rsitmd", "-p", "data_dir", str(data_dir)])
-    assert again == 0 and report.read_text(encoding="utf-8") == page
     for table in ("*.csv", "*.tex", "*.ablation.csv", "summary.tex"):
-        assert list((data_dir / "rsitmd" / "derived" / "results").glob(table)), table
-    vectors = list((data_dir / "rsitmd" / "derived" / "embeddings").rglob("*.safetensors"))
+        assert list((derived / "results").glob(table)), table
+    (page,) = (derived / "results").glob("*.html")
+    html = page.read_text(encoding="utf-8")
+    assert page.stat().st_size < 5_000_000 and 'src="http' not in html and "import " not in html
+    for part in ("95 % of mR", "Successes", "-p query_captioner file:", "csls†", "data:image/png"):
+        assert part in html, part
+
+    written = first.stdout
+    for path in sorted((derived / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        outputs = (out for cell in cells for out in cell.get("outputs", ()))
+        written += "".join(f"\n{out.text}" for out in outputs if out.output_type == "stream")
+    printed = commands(written)
+    assert {words[1].split("_")[0] for words in printed if words[0] == "papermill"} == {
+        *("01", "02", "03", "04")
+    }
+    assert [words[3] for words in printed if words[0] == "python"].count("report") == 2
+    vectors = sorted((derived / "embeddings").glob("*.safetensors"))
     before = [p.stat().st_mtime_ns for p in vectors]
-    assert run(*words, "--from", "02", "--to", "02").returncode == 0
-    assert [p.stat().st_mtime_ns for p in vectors] == before
+    page.unlink()
+    for words in printed:
+        words = [str(tmp_path / "out.ipynb") if word == "out.ipynb" else word for word in words]
+        words = ["-m", *words] if words[0] == "papermill" else words[1:]
+        done = run(*words, cwd=PROJECT_ROOT / "notebooks" if "papermill" in words else PROJECT_ROOT)
+        assert done.returncode == 0, (words, done.stderr)
+    assert page.is_file() and [p.stat().st_mtime_ns for p in vectors] == before
 
 
 def test_own_folder_searches_without_captions_and_says_what_evaluation_needs(

@@ -70,12 +70,12 @@ class Sources:
             set_("query_captioner", asking)
 
     def once(self, function: Callable, *args: Any) -> Any:
-        """The result of a call, or its error, remembered for this and all varied sources."""
+        """The result of a call, or what it misses, remembered for this and all varied sources."""
         key = (function, *args)
         if key not in self._known:
             try:
                 self._known[key] = function(*args), None
-            except (InputError, MissingError) as error:
+            except MissingError as error:
                 self._known[key] = None, error
         result, error = self._known[key]
         if error:

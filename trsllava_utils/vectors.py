@@ -104,7 +104,7 @@ def embed_corpus(
     """
     model = kept_encoder(encoder) if isinstance(encoder, str) else encoder
     half = "-bfloat16" * (model.precision == "bfloat16")
-    path = derived / "embeddings" / f"{slug(model.name)}{half}.safetensors"
+    path = derived / "embeddings" / f"{slug(model.name)[-100:]}{half}.safetensors"
     corpus = corpus.reset_index(drop=True)
     stored = _read(path) if path.is_file() else Stored()
     if not stored.is_by(model):

@@ -144,15 +144,9 @@ def test_the_validation_split_does_not_choose_for_itself(sources, data_dir):
         experiments.validation(replace(sources, captioner="pixels"))
 
 
-def test_ablation_is_each_setting_by_itself(sources):
-    table, missing = experiments.ablate(
-        ["max", "clip", "csls"], sources, [sources.encoder], [1, 2, 5]
-    )
-    assert list(table.columns) == [1, 2] and "clip, all-MiniLM-L6-v2" in missing
-    assert list(table.index.get_level_values("method")) == ["max", "csls†"]
-    one = retrieval.retrieve("max", replace(sources, variants=1))[0]
-    assert table.loc[("max", sources.encoder), 1] == pytest.approx(evaluation.metrics(one)["mR"])
-    assert set(replace(sources, variants=1).embed_captions().rows["variant"]) == {0}
+def test_only_so_many_variants(sources):
+    one = replace(sources, variants=1).embed_captions()
+    assert set(one.rows["variant"]) == {0} and len(one.vectors) == len(one.rows) == 18
 
 
 def test_another_captioner_asks_in_image_to_text(sources, tmp_path):

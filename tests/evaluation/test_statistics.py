@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -10,13 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from tests.conftest import embeddings, random_sources, sources
-from trsllava_extras import breakdown
-from trsllava_extras import experiments as geometry
-from trsllava_utils import ranking as retrieval
+from trsllava_extras import experiments
 from trsllava_utils import recall as evaluation
 from trsllava_utils import statistics as stats
-from trsllava_utils.methods import Method
 from trsllava_utils.ranking import rank_relevant
 from trsllava_utils.recall import hit_probability
 
@@ -169,46 +164,3 @@ def test_by_label_counts_images_and_captions():
         {"label": "port", "images": 2, "captions": 3, "t2i": pytest.approx(200 / 3), "i2t": 50}
     ]
     assert experiments.by_label(ranks, pd.Series({"a": ""})).empty
-
-
-# — geometry —
-
-
-def test_alignment_uniformity_and_gap_in_closed_form():
-    x = np.array([[1, 0], [0, 1]], np.float32)
-    assert geometry.alignment(x, x) == 0
-    assert geometry.alignment(x, -x) == pytest.approx(4)
-    assert geometry.uniformity(x) == pytest.approx(-4)  # one squared distance, 2
-    assert geometry.uniformity(np.vstack([x, x[:1]])) == pytest.approx(
-        np.log((1 + 2 * np.exp(-4)) / 3)
-    )
-    assert geometry.modality_gap(x, -x) == pytest.approx(2 * np.sqrt(0.5))
-
-
-def test_hubs_are_counted_and_centring_closes_the_gap():
-    given = random_sources(0, images=30, variants=2, captions=3)
-    reference = embeddings(
-        given.reference.rows["image_id"].tolist(), given.reference.vectors + np.eye(8)[0] * 3
-    )
-    given = sources(given.joined, reference)
-    given.embed_bank = given.embed_reference
-    both = retrieval.sides(Method("max"), given, given.gallery)
-    found = geometry.measure(both.captions, both.images, k=5)
-    scores = both.captions.side.vectors @ both.images.side.vectors.reshape(30, 2, -1).transpose(
-        1, 2, 0
-    )
-    nearest = np.argsort(-scores.max(axis=0), axis=1)[:, :5]
-    by_hand = np.bincount(nearest.ravel(), minlength=30)
-    assert found.occurrences.tolist() == by_hand.tolist() and by_hand.sum() == 5 * 90
-    assert found.numbers["hubness (0 none, above 1 strong)"] == pytest.approx(
-        scipy_stats.skew(by_hand)
-    )
-    both = retrieval.sides(Method("centred"), given, given.gallery)
-    pair = (replace(one, side=one.side.centred()) for one in (both.captions, both.images))
-    centred = geometry.measure(*pair)
-    gap = "modality gap (0 none, 2 largest)"
-    assert centred.numbers[gap] < 0.25 * found.numbers[gap]
-    flat = sources(embeddings(["a", "b"], np.ones((2, 3))), embeddings(["a", "b"], np.ones((2, 3))))
-    both = retrieval.sides(Method("max"), flat, flat.gallery)
-    same = geometry.measure(both.captions, both.images, k=1)
-    assert np.isfinite(same.numbers).all()

@@ -23,8 +23,10 @@ import tifffile
 from PIL import Image
 
 from tests.conftest import draw
+from trsllava_extras.cli import shell
 from trsllava_extras.gallery.gallery import Gallery
 from trsllava_extras.metadata import load_metadata
+from trsllava_extras.panel import search
 from trsllava_utils import __main__ as command_line
 from trsllava_utils import parameters
 from trsllava_utils.captioner import Settings
@@ -35,7 +37,6 @@ from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.images import Rendering, read_image
 from trsllava_utils.parameters import check
 from trsllava_utils.ranking import rank_dataset
-from trsllava_utils.search import search
 from trsllava_utils.sources import Sources
 
 IMAGES = pytest.mark.fault("Image files")
@@ -228,7 +229,7 @@ def test_one_odd_file_stops_nothing(tmp_path, odd):
     assert time.perf_counter() - started < 10
     if odd in (folder_circle, many_links, not_utf8, unreadable, a_folder, elsewhere):
         return  # nothing to say, or read all the same (by root, say)
-    assert ds.problems, odd.__name__
+    assert ds.problems or captions.problems, odd.__name__
 
 
 def bomb(width: int, height: int, count: int, **tags: object):
@@ -532,7 +533,7 @@ def test_the_command_line_says_one_sentence(words, capsys):
     ],
 )
 def test_the_shell_gives_what_the_parameter_takes(name, text, value):
-    assert parameters.from_shell(name, text) == value
+    assert shell.from_shell(name, text) == value
 
 
 @PARAMETERS

@@ -441,7 +441,7 @@ def embed(monkeypatch, tmp_path):
             monkeypatch.setenv("OPENAI_API_KEY", KEY)
             rows = [(f"i{n}", "x", 0, "full", text) for n, text in enumerate(texts)]
             corpus = pd.DataFrame(rows, columns=CORPUS_COLUMNS)
-            return embed_corpus(corpus, load_encoder("openai:m"), tmp_path / folder, "c")
+            return embed_corpus(corpus, load_encoder("openai:m"), tmp_path / folder)
 
     return run
 

@@ -18,9 +18,9 @@ import tifffile
 from tests.conftest import draw, write_captions
 from trsllava_extras import figures, pages
 from trsllava_extras.metadata import load_metadata
+from trsllava_extras.panel import search, search_panel
 from trsllava_extras.panel.found import Found, read_settings, result_page
 from trsllava_extras.panel.index import Index
-from trsllava_extras.panel import search, search_panel
 from trsllava_extras.panel.picture import describe
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError

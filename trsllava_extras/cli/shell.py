@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, get_origin, get_type_hints
 
-from trsllava_utils.files import check_choice
+from trsllava_utils.files import PROJECT_ROOT, check_choice
 from trsllava_utils.parameters import MODEL, Arguments, checked
 
 Parameters = dict[str, Any]
@@ -38,6 +40,19 @@ def to_shell(command: str, dataset: str, parameters: Parameters) -> str:
         if value not in ("", [], None):
             text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
             words += ["-p", name, shlex.quote(text)]
+    return " ".join(words)
+
+
+def next_notebook(stem: str, given: Mapping[str, Any]) -> str:
+    """The papermill command of another notebook, with those of a notebook's variables that are its
+    parameters too, where they are not its defaults."""
+    import papermill
+
+    words = ["papermill", f"{stem}.ipynb", "out.ipynb"]
+    known = papermill.inspect_notebook(str(PROJECT_ROOT / "notebooks" / f"{stem}.ipynb"))
+    for name, parameter in known.items():
+        if name in given and given[name] != ast.literal_eval(parameter["default"]):
+            words += ["-p", name, shlex.quote(str(given[name]))]
     return " ".join(words)
 
 
