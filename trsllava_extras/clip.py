@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from trsllava_extras.formulas import weighted_sum
 from trsllava_utils.data import CORPUS_COLUMNS, Dataset
 from trsllava_utils.encoders import device, not_here, revision, unit_vectors
 from trsllava_utils.files import InputError, MissingError, progress, user_path
-from trsllava_utils.formulas import weighted_sum
 from trsllava_utils.images import DEFAULT, ImageFile, Rendering, read_image
-from trsllava_utils.methods import Step
+from trsllava_utils.methods import Method, Step
 from trsllava_utils.scoring import Score, Side, as_float32, fused
 from trsllava_utils.sources import Sources, reference_captions, training_captions
 from trsllava_utils.vectors import Embeddings, embed_corpus
@@ -199,14 +199,15 @@ def _embed_texts(corpus: Callable, dataset: Dataset, clip: str) -> Embeddings:
     return embed_corpus(corpus(dataset), ClipEncoder(clip), dataset.derived, role="text")
 
 
-def _cosine(_: Score, queries: Side, items: Side, settings: dict) -> Score:
+def _cosine(_: Score, queries: Side, items: Side, method: Method, index: None) -> Score:
     """Zero-shot CLIP (Radford et al., ICML 2021): cosine of image and text."""
     return lambda block: as_float32(queries.second[block]) @ as_float32(items.second).T
 
 
-def _fusion(score: Score, queries: Side, items: Side, settings: dict) -> Score:
+def _fusion(score: Score, queries: Side, items: Side, method: Method, index: None) -> Score:
     """The score of the texts and CLIP's, each scaled to 0…1."""
-    return fused(weighted_sum, score, _cosine(score, queries, items, {}), settings["weight"])
+    pixels = _cosine(score, queries, items, method, index)
+    return fused(weighted_sum, score, pixels, method.steps["fusion"]["weight"])
 
 
 CLIP = Step(

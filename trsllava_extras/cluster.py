@@ -1,4 +1,4 @@
-"""Work on other processes or machines, by Dask (``trsllava.schedulers``).
+"""Work in threads; and on other processes or machines, by Dask (``trsllava.schedulers``).
 
 A scheduler is named by a string: ``local[4]`` (four worker processes on this machine) or
 ``tcp://host:8786`` (a Dask cluster that is running).
@@ -7,10 +7,13 @@ The same function computes a piece everywhere, so the results are the same.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+
+from threadpoolctl import threadpool_limits
 
 from trsllava_utils.files import InputError, MissingError
 
@@ -20,6 +23,27 @@ if TYPE_CHECKING:
 PATIENCE = 20  # seconds to wait for a scheduler
 
 _clients: dict[str, Client] = {}
+
+
+# Read at import: when Dask starts workers, it sets this to 1 here as well.
+_OMP_NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS") or 0)
+
+
+def threads() -> int:
+    """Number of threads to compute with: OMP_NUM_THREADS where it is set (Dask sets it to 1 for
+    its workers), else the cores that this process may use."""
+    import joblib
+
+    return _OMP_NUM_THREADS or joblib.cpu_count()
+
+
+def in_threads(function: Callable, pieces: Sequence) -> list:
+    """``function(piece)`` of every piece, one thread for each core; BLAS adds none of its own."""
+    n = min(threads(), len(pieces))
+    if n < 2:
+        return [function(piece) for piece in pieces]
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n) as pool:
+        return list(pool.map(function, pieces))
 
 
 def spread(

@@ -8,6 +8,7 @@ file name is shown as the text it is.
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Sequence
 from datetime import date
@@ -21,12 +22,15 @@ import jinja2
 import pandas as pd
 from IPython.display import HTML
 from markupsafe import Markup
+from PIL import Image, ImageDraw
 
+from trsllava_extras.rasters.opening import open_raster, rows_run_north
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError
-from trsllava_utils.images import thumbnail
+from trsllava_utils.images import DEFAULT, ImageFile, Rendering, read_image
 from trsllava_utils.ranking import Rankings, caption_texts
 from trsllava_utils.records import Record
+from trsllava_utils.search import Hits
 from trsllava_utils.sources import Sources
 
 SMALL, LARGE = 240, 512  # sides of a picture on a tile and on a card, in pixels
@@ -72,6 +76,41 @@ def _stem(word: str) -> str:
     return word
 
 
+def thumbnail(file: ImageFile, side: int = 192, rendering: Rendering = DEFAULT) -> bytes:
+    """A small JPEG of an image that fits into a square of ``side`` pixels; made once in a session.
+
+    Raises:
+        InputError: see :func:`view`.
+    """
+    return _thumbnail(file, file.sha256, side, rendering)
+
+
+@lru_cache(maxsize=4096)
+def _thumbnail(file: ImageFile, sha256: str, side: int, rendering: Rendering) -> bytes:
+    return jpeg(read_image(file, rendering, side))
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    """``(H, W, 3) uint8`` as the content of a JPEG file."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "JPEG", quality=80, optimize=True)
+    return content.getvalue()
+
+
+def in_scene(file: ImageFile, side: int = 384, rendering: Rendering = DEFAULT) -> Image.Image:
+    """The whole scene of a window, the window framed."""
+    scene = ImageFile(file.path, None, file.percentiles)
+    picture = Image.open(io.BytesIO(thumbnail(scene, side, rendering)))
+    with open_raster(file.path) as raster:
+        scale = max(picture.size) / max(raster.width, raster.height)
+        column, row, width, height = file.window
+        row = raster.height - row - height if rows_run_north(raster) else row
+    column, row, width, height = (n * scale for n in (column, row, width, height))
+    frame = (column, row, column + width, row + height)
+    ImageDraw.Draw(picture).rectangle(frame, outline="#D55E00", width=3)
+    return picture
+
+
 def picture_uri(dataset: Dataset, image_id: str, side: int = SMALL) -> str:
     """The picture of an image as a ``data:`` address; empty where there is no readable file."""
     file = dataset.file_of(image_id)
@@ -91,6 +130,23 @@ def data_uri(content: bytes, kind: str) -> str:
 def said(record: Record) -> str:
     """The first variant's one sentence, or its caption if it has none."""
     return record.variants[0].one_sentence or record.variants[0].caption
+
+
+def hits_page(hits: Hits) -> str:
+    """What :func:`trsllava_utils.search` found, as pictures with their captions."""
+    tiles = []
+    for hit in hits.table.itertuples():
+        tile = {"rank": hit.rank, "image_id": hit.image_id, "score": f"{hit.score:.3f}"}
+        tile |= {
+            "label": hit.label,
+            "said": hit.text[:180],
+            "verdict": "",
+            "percentile": "",
+            "of": 1,
+        }
+        tile |= {"picture": picture_uri(hits.sources.dataset, hit.image_id)}
+        tiles.append({**tile, "words": marked(hit.text[:180], hits.query)})
+    return render("hits.html", query=hits.query, tiles=tiles)
 
 
 def table(frame: pd.DataFrame) -> HTML:

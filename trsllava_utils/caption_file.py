@@ -11,11 +11,9 @@ earlier settings are there when they are wanted again.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,6 +122,7 @@ class CaptionFile:
         except OSError as error:
             raise cannot_write(self.path, error) from error
         try:
+            _adopt(self.folder, self.captioner)
             yield
         finally:
             lock.release()
@@ -163,39 +162,11 @@ class CaptionFile:
         for file in self.siblings():
             records = read_records(file.path)[0]
             if filenames & records.keys():
-                file._keep_damaged()
+                file.keep_damaged()
                 kept = (r.layout() for name, r in records.items() if name not in filenames)
                 write_lines(file.path, kept)
 
-    def merge(self) -> int:
-        """Put the records of all shards into one file, and remove the shards. An image set aside by
-        one and captioned by another counts as captioned.
-
-        Returns:
-            The number of shards.
-
-        Raises:
-            InputError: one is still being written.
-        """
-        whole, files = replace(self, part=""), self.siblings()
-        shards = [file for file in files if file.part]
-        with ExitStack() as locks:
-            for file in {whole, *shards}:
-                locks.enter_context(file.held())
-            if not shards:
-                return 0
-            records, rejected = self.read()[0], self.read_rejected()
-            for file in files:
-                file._keep_damaged()
-            write_lines(whole.path, (record.layout() for record in records.values()))
-            if rejected:
-                write_lines(whole.rejected_path, rejected.values())
-            for file in shards:
-                file.path.unlink()
-                file.rejected_path.unlink(missing_ok=True)
-        return len(shards)
-
-    def _keep_damaged(self) -> None:
+    def keep_damaged(self) -> None:
         """Before the file is written anew: add its lines that cannot be used to ``<file>.damaged``,
         where a person can mend them."""
         numbers = re.findall(r", line (\d+): ", "\n".join(read_records(self.path)[1]))
@@ -205,18 +176,6 @@ class CaptionFile:
             before = damaged.read_bytes() if damaged.exists() else b""
             with atomic_path(damaged) as tmp:
                 tmp.write_bytes(before + b"".join(lines[int(n) - 1] + b"\n" for n in numbers))
-
-
-def caption_file(folder: Path, captioner: str, identity: dict, shard: str = "") -> CaptionFile:
-    """The file of these settings, or of shard "i/n" of it.
-
-    Args:
-        folder: of the captions; captioner: the id; identity: the settings, as JSON values.
-    """
-    i, n = parse_shard(shard)
-    _adopt(folder, captioner)
-    part = "" if n == 1 else f"shard-{i}-of-{n}"
-    return CaptionFile(folder, captioner, fingerprint(identity), part)
 
 
 def newest_file(folder: Path, captioner: str) -> CaptionFile | None:
@@ -251,25 +210,3 @@ def _rename(old: Path, new: Path) -> None:
     with suppress(OSError):  # there is none, or another run was first
         if not new.exists():
             old.rename(new)
-
-
-def parse_shard(shard: str) -> tuple[int, int]:
-    """``"2/8"`` -> ``(2, 8)``; "" -> ``(1, 1)``, the whole.
-
-    Raises:
-        InputError: anything else.
-    """
-    match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", shard or "1/1")
-    i, n = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= i <= n:
-        raise InputError(
-            f"shard={shard[:40]!r}: give i/n with i from 1 to n, such as 2/8, or nothing"
-        )
-    return i, n
-
-
-def in_shard(filename: str, shard: str) -> bool:
-    """Whether an image belongs to a shard. It depends on its name only, so new images move no
-    others."""
-    i, n = parse_shard(shard)
-    return int(hashlib.sha256(os.fsencode(filename)).hexdigest()[:8], 16) % n == i - 1

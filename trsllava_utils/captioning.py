@@ -1,16 +1,18 @@
 """Captioning: images go in, RSRT records come out, one JSON line per image.
 
-Each image goes the same way: :func:`ask` reads its pictures and puts the question to the captioner,
-:func:`judge` makes a record of the reply or refuses it, and the record is on disk before the next
-step (``run.py``, which also asks again after a bad reply). :func:`_to_do` finds what an earlier run
-has done, so a run that was stopped goes on where it stopped.
+Each image goes the same way: :func:`ask` shows its pictures to the captioner, :func:`judge` makes a
+record of the reply or refuses it, and :func:`run_in_turn` puts the record on disk, or asks again.
+:func:`_to_do` finds what an earlier run has done, so a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 
-from trsllava_utils.caption_file import CaptionFile, caption_file, in_shard, newest_file
+from trsllava_utils import captions, plugins
+from trsllava_utils.caption_file import CaptionFile
 from trsllava_utils.captioner import (
     Captioner,
     Question,
@@ -18,36 +20,80 @@ from trsllava_utils.captioner import (
     Settings,
     captioner_id,
     exists,
-    names_in,
     open_captioner,
     prompt_and_model,
 )
-from trsllava_utils.captions import (
-    Captions,
-    by_image,
-    choose_captioner,
-    folder_of,
-    import_captions,
-    load_captions,
-    together,
-)
+from trsllava_utils.captions import Captions
 from trsllava_utils.data import Dataset
-from trsllava_utils.files import InputError, MissingError, fingerprint, first_few, shown
-from trsllava_utils.images import View, view
+from trsllava_utils.files import InputError, MissingError, fingerprint, progress, shown
+from trsllava_utils.images import ImageFile, View, view
 from trsllava_utils.parameters import PROMPTS
 from trsllava_utils.prompts import Prompt, ReplyError, make_prompt, parse_reply, with_examples
-from trsllava_utils.quality import check, language_of
 from trsllava_utils.records import Record
-from trsllava_utils.run import GIVE_UP, NO_ANSWER, Job, Outcome, Report, run
+
+GIVE_UP = 3  # runs in which an image alone got no answer; then it is set aside
+NO_ANSWER = "no answer"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to caption."""
+
+    filename: str
+    file: ImageFile
+    sha256: str
+    made_with: str = ""  # fingerprint of the settings
+    attempt: int = 0
+    alone: bool = False  # it must not share a batch
+    last: bool = False  # it got no answer in this run, and is tried once more at the end
+    failed_runs: int = 0  # earlier runs in which it got no answer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: a record, or the reason why there is none."""
+
+    job: Job
+    reply: Reply | None = None
+    record: Record | None = None
+    reason: str = ""
+    detail: str = ""
+    unreadable: bool = False
+
+
+@dataclass
+class Report:
+    """A run in numbers. ``a + b`` is two runs side by side."""
+
+    already: int = 0  # images captioned by an earlier run
+    aside: int = 0  # images set aside by an earlier run
+    captioned: int = 0  # images captioned by this run
+    retried: int = 0  # of these, after more than one attempt
+    unreadable: int = 0  # images whose file cannot be read
+    failed: int = 0  # images that got no answer
+    left: int = 0  # images not tried: the budget is spent, or the run was stopped
+    retries: Counter = field(default_factory=Counter)  # refused replies, by reason
+    rejected: Counter = field(default_factory=Counter)  # images set aside, by reason
+    usage: Counter = field(default_factory=Counter)  # requests and tokens
+    problems: list[str] = field(default_factory=list)  # unreadable and failed images, notes
+    seconds: float = 0.0  # of two runs, those of the longer
+    stopped: Exception | None = None  # why the run ended early, if it did
+
+    def __add__(self, other: Report) -> Report:
+        names = [f.name for f in fields(self) if f.name not in ("usage", "seconds", "stopped")]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        usage = Counter(self.usage)
+        usage.update(other.usage)  # unlike +, keeps what is 0
+        longer, reason = max(self.seconds, other.seconds), self.stopped or other.stopped
+        return Report(**sums, usage=usage, seconds=longer, stopped=reason)
 
 
 def caption_dataset(
-    dataset: Dataset, captioner: str = "", settings: Settings | None = None, shard: str = ""
+    dataset: Dataset, captioner: str = "", settings: Settings | None = None, part: str = ""
 ) -> Captions:
     """Caption every image of the dataset that has no captions yet.
 
-    >>> captions = caption_dataset(load_dataset("sample"), "rsrt")  # these exist already
-    >>> len(captions.records)
+    >>> len(caption_dataset(load_dataset("sample"), "rsrt").records)  # these exist already
     105
 
     Finished images are on disk at once, so an interrupted run goes on where it stopped. Images
@@ -55,9 +101,9 @@ def caption_dataset(
 
     Args:
         dataset: whose images.
-        captioner: its name, or several; empty: see :func:`choose_captioner`.
+        captioner: its name, or several; empty: see :func:`trsllava_utils.captions.choose_captioner`.
         settings: how it is asked; the prompt in a captioner's name comes before theirs.
-        shard: "i/n" captions only that part of the images, into a file of its own.
+        part: name of the file that a shard goes to, where ``dataset`` is one.
 
     Raises:
         InputError: unknown captioner, another run on the same file, a full disk, or a captions file
@@ -65,20 +111,17 @@ def caption_dataset(
         MissingError: the images (or the weights, the key, the file of the captioner) are not there.
     """
     settings = settings or Settings()
-    captioner = choose_captioner(dataset, captioner, settings.prompt)
-    return together(captioner, lambda name: _caption_by_one(dataset, name, settings, shard))
+    captioner = captions.choose_captioner(dataset, captioner, settings.prompt)
+    return captions.together(captioner, lambda one: _by_one(dataset, one, settings, part))
 
 
-def _caption_by_one(dataset: Dataset, captioner: str, settings: Settings, shard: str) -> Captions:
+def _by_one(dataset: Dataset, captioner: str, settings: Settings, part: str) -> Captions:
     if exists(captioner):
-        if captioner in PROMPTS and settings.prompt not in ("rsrt", captioner):
-            raise InputError(f"prompt={settings.prompt!r}: the captions of {captioner} exist")
-        if shard:
-            raise InputError(
-                f"shard={shard!r}: the captions of {captioner} exist, nothing is to share"
-            )
-        captions = import_captions(dataset, captioner)
-        return replace(captions, report=Report(already=len(captions.records)))
+        if part or (captioner in PROMPTS and settings.prompt not in ("rsrt", captioner)):
+            asked = f"shard={part!r}" if part else f"prompt={settings.prompt!r}"
+            raise InputError(f"{asked}: the captions of {captioner} exist; leave it out")
+        found = captions.import_captions(dataset, captioner)
+        return replace(found, report=Report(already=len(found.records)))
     settings = with_examples(replace(settings, prompt=prompt_and_model(captioner)[0]), dataset)
     if dataset.with_pixels.empty:
         raise MissingError(
@@ -87,35 +130,38 @@ def _caption_by_one(dataset: Dataset, captioner: str, settings: Settings, shard:
             "(-p captioner file:PATH.jsonl)."
         )
     describer, prompt = open_captioner(captioner, settings), make_prompt(settings)
-    language_of("", settings.language)  # refuses unknown ones before anything is spent
+    gates = [gate(settings) for gate in plugins.load_all("gates").values()]
     identity = _identity(captioner, settings, describer, dataset)
-    file = caption_file(folder_of(dataset), captioner_id(captioner), identity, shard)
+    name, made_with = captioner_id(captioner), fingerprint(identity)
+    file = CaptionFile(captions.folder_of(dataset), name, made_with, part)
 
-    def ask_and_judge(batch: list[Job]) -> list[Outcome]:
-        seen, unreadable = _look(batch, dataset, settings)
+    def outcomes_of(batch: list[Job]) -> list[Outcome]:
+        seen, unreadable = {}, []
+        for job in batch:
+            try:
+                seen[job] = view(job.file, dataset.rendering, settings.max_side)
+            except InputError as error:
+                unreadable.append(Outcome(job, detail=str(error), unreadable=True))
         replies = ask(seen, describer, settings) if seen else []
-        judged = (
-            judge(j, r, prompt, settings.language) for j, r in zip(seen, replies, strict=True)
-        )
-        return [*unreadable, *judged]
+        pairs = zip(seen, replies, strict=True)
+        return [*unreadable, *(judge(job, reply, prompt, gates) for job, reply in pairs)]
 
+    run = plugins.find("runners", "threads") or run_in_turn
     with file.held():
         damaged = file.path.exists() and not file.manifest()
         file.claim(identity, describer.prompt_text)
-        jobs, done, aside, problems = _to_do(dataset, file, shard)
-        report = Report(already=len(done), aside=aside)
-        control = next(iter(done), None)
-        this_run, written = run(jobs, ask_and_judge, describer, file, control)
+        jobs, done, aside, problems = _to_do(dataset, file)
+        this_run, written = run(jobs, outcomes_of, describer, file, next(iter(done), None))
         records = {job.filename: record for job, record in done.items()} | written
-        file.append_lost(written if shard else records)
+        file.append_lost(written if part else records)
         file.claim(identity, describer.prompt_text)
     if damaged:
-        name = shown(file.manifest_path)
-        problems.append(f"{name} was damaged or gone; it was made anew, the captions are the same")
-    report += this_run
+        path = shown(file.manifest_path)
+        problems.append(f"{path} was damaged or gone; it was made anew, the captions are the same")
+    report = Report(already=len(done), aside=aside) + this_run
     problems = tuple(dict.fromkeys([*problems, *report.problems]))
-    records, name = by_image(dataset, records), captioner_id(captioner)
-    return Captions(name, records, (file.path,), (file,), problems, report)
+    by_image = captions.by_image(dataset, records)
+    return Captions(name, by_image, (file.path,), (file,), problems, report)
 
 
 def _identity(captioner: str, settings: Settings, describer: Captioner, dataset: Dataset) -> dict:
@@ -132,15 +178,13 @@ def _identity(captioner: str, settings: Settings, describer: Captioner, dataset:
 
 
 def _to_do(
-    dataset: Dataset, file: CaptionFile, shard: str
+    dataset: Dataset, file: CaptionFile
 ) -> tuple[list[Job], dict[Job, Record], int, list[str]]:
     """The images still to caption, those with a record that is right, how many images are set
     aside, and what could not be read. A record whose picture has changed since is removed."""
     (finished, problems), rejected = file.read(), file.read_rejected()
     jobs, done, aside = [], {}, 0
     for row in dataset.with_pixels.itertuples():
-        if not in_shard(row.filename, shard):
-            continue
         image = dataset.file_of(row.image_id)
         try:
             sha256 = image.sha256
@@ -149,8 +193,7 @@ def _to_do(
             continue
         earlier = rejected.get(row.filename, {})
         earlier = earlier if earlier.get("image_sha256") == sha256 else {}
-        counted = earlier.get("attempts")
-        counted = counted if isinstance(counted, int) else 1
+        counted = earlier.get("attempts") if isinstance(earlier.get("attempts"), int) else 1
         failed_runs = counted if earlier.get("reason") == NO_ANSWER else 0
         job = Job(row.filename, image, sha256, file.made_with, failed_runs=failed_runs)
         if row.filename in finished and finished[row.filename].image_sha256 == sha256:
@@ -163,27 +206,14 @@ def _to_do(
     return sorted(jobs, key=lambda job: job.failed_runs > 0), done, aside, problems
 
 
-def _look(
-    batch: list[Job], dataset: Dataset, settings: Settings
-) -> tuple[dict[Job, View], list[Outcome]]:
-    """The pictures of each image, and an outcome for each file that cannot be read."""
-    seen, unreadable = {}, []
-    for job in batch:
-        try:
-            seen[job] = view(job.file, dataset.rendering, settings.max_side)
-        except InputError as error:
-            unreadable.append(Outcome(job, detail=str(error), unreadable=True))
-    return seen, unreadable
-
-
 def ask(seen: dict[Job, View], describer: Captioner, settings: Settings) -> list[Reply]:
     """Show the captioner the pictures of some images, and get its replies."""
     questions = []
-    for job, shown_to_model in seen.items():
+    for job, picture in seen.items():
         seed = settings.seed_of(job.filename, job.attempt)
         temperature = settings.temperature_of(job.attempt)
-        facts = _facts(shown_to_model, settings.gsd)
-        questions.append(Question(shown_to_model.by_name, seed, temperature, facts))
+        facts = _facts(picture, settings.gsd)
+        questions.append(Question(picture.by_name, seed, temperature, facts))
     return describer.describe(questions)
 
 
@@ -201,45 +231,56 @@ def _facts(seen: View, gsd: str) -> tuple[str, ...]:
     return (*seen.notes, *filter(None, [" ".join(facts)]))
 
 
-def judge(job: Job, reply: Reply, prompt: Prompt, language: str = "en") -> Outcome:
-    """A reply becomes a record, or is refused with a reason. After a refusal the image is asked
-    about again, with another seed; after ``attempts`` refusals it is set aside with the reason."""
+def judge(
+    job: Job, reply: Reply, prompt: Prompt, gates: list[Callable[[list, Prompt], None]]
+) -> Outcome:
+    """A reply becomes a record, or is refused with a reason: it is no JSON of the right shape, or
+    does not pass a gate (``trsllava.gates``: it loops, is in another language, …)."""
     try:
         if reply.problem:
             reason, _, detail = reply.problem.partition(": ")
             raise ReplyError(reason, detail or reply.text[:80])
         variants = parse_reply(reply.text, prompt)
-        check(variants, language, prompt.rules, prompt.examples)
+        for gate in gates:
+            gate(variants, prompt)
     except ReplyError as error:
         return Outcome(job, reply, reason=error.reason, detail=str(error))
-    record = Record(
-        image=job.filename,
-        model=reply.model,
-        variants=variants,
-        image_sha256=job.sha256,
-        settings=job.made_with,
-        attempts=job.attempt + 1,
+    about = {"image_sha256": job.sha256, "settings": job.made_with, "attempts": job.attempt + 1}
+    return Outcome(
+        job, reply, Record(image=job.filename, model=reply.model, variants=variants, **about)
     )
-    return Outcome(job, reply, record)
 
 
-def merge(dataset: Dataset, captioner: str, prompt: str = "rsrt") -> str:
-    """Merge the shards of a captioner, or of several; returns a sentence on the outcome.
+def run_in_turn(
+    jobs: list[Job],
+    outcomes_of: Callable[[list[Job]], list[Outcome]],
+    describer: Captioner,
+    file: CaptionFile,
+    control: Job | None = None,
+) -> tuple[Report, dict[str, Record]]:
+    """Caption one image after the other. After a bad reply the image is asked about again, with
+    another seed; after ``describer.attempts`` bad replies it is set aside with the reason. A runner
+    (``trsllava.runners``) keeps many images under way, and survives a server's moods."""
+    report, records = Report(), {}
+    for job in progress(jobs, desc="captioning", unit="image"):
+        for attempt in range(describer.attempts):
+            (outcome,) = outcomes_of([replace(job, attempt=attempt)])
+            if outcome.record or outcome.unreadable:
+                break
+            report.retries[outcome.reason] += 1
+        if outcome.record:
+            file.append([outcome.record])
+            records[job.filename] = outcome.record
+        elif not outcome.unreadable:
+            file.set_aside([set_aside(outcome)])
+            report.rejected[outcome.reason] += 1
+    report.captioned, report.usage = len(records), Counter(describer.usage)
+    return report, records
 
-    Raises:
-        MissingError: it has not been run.
-    """
-    names = names_in(choose_captioner(dataset, captioner, prompt))
-    if len(names) > 1:
-        return "; ".join(merge(dataset, name) for name in names)
-    file = newest_file(folder_of(dataset), captioner_id(names[0]))
-    if not file:
-        load_captions(dataset, names[0])  # raises, with the command that makes them
-    (records, problems), rejected = file.read(), file.read_rejected()
-    merged = file.merge()
-    damaged = f"; kept in *.damaged: {' '.join(problems[:3])}" if problems else ""
-    images = dataset.with_pixels["filename"]
-    missing = [name for name in images if name not in records and name not in rejected]
-    rest = f"; {len(missing):,} images are still to do: {first_few(missing)}" if missing else ""
-    path, n = shown(file.path), f"{len(records):,}"
-    return f"merged {merged} shards into {path}: {n} images captioned{rest}{damaged}"
+
+def set_aside(outcome: Outcome) -> dict:
+    """The line of an image that is set aside."""
+    job, reply = outcome.job, outcome.reply
+    line = {"image": job.filename, "reason": outcome.reason, "detail": outcome.detail}
+    line |= {"attempts": job.attempt + 1, "model": reply.model, "reply": reply.text[:4000]}
+    return line | {"image_sha256": job.sha256, "settings": job.made_with}

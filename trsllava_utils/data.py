@@ -9,7 +9,6 @@ field, text``. Everything odd is listed in ``Dataset.problems``.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -26,7 +25,6 @@ from trsllava_utils.files import (
     check_choice,
     fingerprint,
     first_few,
-    read_text,
     resolve_data_dir,
     shown,
     slug,
@@ -45,12 +43,6 @@ KNOWN = {
     "ucm": "UCM-captions",
     "sydney": "Sydney-captions",
 }
-_UCM_CLASSES = """agricultural airplane baseballdiamond beach buildings chaparral denseresidential
-forest freeway golfcourse harbor intersection mediumresidential mobilehomepark overpass parkinglot
-river runway sparseresidential storagetanks tenniscourt"""
-_NO_CLASSES = """train val validation test data img imgs image images photo photos picture pictures
-tif tiff tiffs tile tiles chip chips patch patches scene scenes raster rasters source raw jpg jpeg
-png rgb download downloads"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +168,8 @@ def load_dataset(
         images, rasters = reader.windows(images, plain, home / "derived", problems, **how)
     if images.empty:
         raise InputError(f"{shown(root)}: no usable image. {' '.join(problems[:3])}")
-    labels = _labels_on_disk(root)
-    names = [PurePosixPath(filename) for filename in images["filename"]]
-    images["label"] = [labels.get(n.name) or _label_from_name(n, name) for n in names]
+    label_of = plugins.find("labels", "names")
+    images["label"] = label_of(images["filename"], name, root) if label_of else ""
     whole = _reset(images)[["image_id", "filename", "split", "label", "path", "window"]], captions
     images, split, sizes = _choose_split(whole[0], split, dataset)
     images = _reset(images.head(limit) if limit else images)
@@ -308,28 +299,3 @@ def _choose_split(
             f"{dataset} has no split {split!r} on disk; it has {have}. Pass -p split NAME."
         )
     return images if split == "all" else images[images["split"] == split], split, sizes
-
-
-def _labels_on_disk(root: Path) -> dict[str, str]:
-    """File name -> class, from RSICD's ``txtclasses*/<Class>.txt``."""
-    labels = {}
-    for path in sorted(root.glob("txtclasses*/*.txt")):
-        for line in read_text(path).splitlines():
-            if line.strip():
-                labels[line.strip()] = path.stem.lower()
-    return labels
-
-
-def _label_from_name(filename: PurePosixPath, name: str) -> str:
-    """The class: of a known dataset by its file names, of a folder of one's own by the folder that
-    the file lies in; "" where that is no class."""
-    if name == "ucm" and filename.stem.isdigit() and 1 <= int(filename.stem) <= 2100:
-        return _UCM_CLASSES.split()[(int(filename.stem) - 1) // 100]
-    match = re.fullmatch(r"([A-Za-z][A-Za-z_-]*?)[_-]?\d+", filename.stem)
-    if match and name in KNOWN:
-        return match[1].lower()
-    if filename.parent.parent.name == "snapshots":  # a commit of the hub
-        return ""
-    parent = filename.parent.name.lower()
-    words = parent.rstrip("0123456789_-")
-    return parent if re.search("[a-z]{2}", words) and words not in _NO_CLASSES.split() else ""

@@ -1,16 +1,14 @@
 """Files: where things are kept, how they are read and written, and what is said when that fails.
 
 Every file is written under a temporary name and moved into place, so that a crash or a full disk
-leaves the earlier one intact. JSON holds its own fingerprint. Tables have a *manifest* beside them,
-JSON that says what they were made from and which hashes their files have. So an artefact that is
-stale, damaged or edited is never used.
+leaves the earlier one intact. JSON holds its own fingerprint, other artefacts have a *manifest* (JSON)
+beside them, so that one that is stale, damaged or edited is never used.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import json
 import os
 import re
@@ -24,8 +22,6 @@ from importlib import metadata
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, BinaryIO
-
-import pandas as pd
 
 _PARENT = Path(__file__).resolve().parent.parent
 PROJECT_ROOT = _PARENT if (_PARENT / "notebooks").is_dir() else Path.cwd()
@@ -368,52 +364,27 @@ def _end_last_line(f: BinaryIO) -> None:
         f.truncate(end - len(last))
 
 
-# — tables —
+# — sealed files: beside each a manifest that says what it was made from, and its hash —
 
 
-def read_kept(manifest: Path, files: Iterable[Path]) -> tuple[dict, list[bytes]]:
-    """What a manifest says, and the content of its files, if they still have the hashes in it; else
-    nothing. Each file is read once, since another run may be writing it anew."""
-    about = read_json(manifest)
+def write_sealed(path: Path, content: bytes, about: dict) -> None:
+    """Write a file and, last, its manifest ``<path>.json``."""
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(content)
+    write_json(_manifest(path), {**about, "sha256": hashlib.sha256(content).hexdigest()})
+
+
+def read_sealed(path: Path) -> tuple[dict, bytes]:
+    """What a manifest says, and the content of its file, if that still has the hash in it; else
+    nothing. The file is read once, since another run may be writing it anew."""
+    about = read_json(_manifest(path))
     try:
-        contents = {file.name: file.read_bytes() for file in files}
-    except OSError:  # a file is gone
-        return {}, []
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    return (about, [*contents.values()]) if about.get("files") == hashes else ({}, [])
+        content = path.read_bytes()
+    except OSError:
+        return {}, b""
+    whole = about.get("sha256") == hashlib.sha256(content).hexdigest()
+    return (about, content) if whole else ({}, b"")
 
 
-def keep(
-    path: Path,
-    made_from: dict,
-    make: Callable[[], dict[str, pd.DataFrame]],
-    names: Iterable[str],
-    at_least: dict[str, int],
-) -> tuple[dict[str, pd.DataFrame], bool]:
-    """Load tables that are up to date; otherwise make and store them.
-
-    Args:
-        path: where, without a suffix: tables go to ``<path>.<name>.parquet``, the manifest to
-            ``<path>.json``.
-        made_from: all that the tables depend on, as JSON values.
-        make: returns the tables by name.
-        names: of the tables.
-        at_least: minimum values; stored tables made with larger ones, of ``top_k`` say, are used.
-
-    Returns:
-        The tables, and whether they were loaded.
-    """
-    manifest = path.with_name(path.name + ".json")
-    files = {name: path.with_name(f"{path.name}.{name}.parquet") for name in names}
-    known, contents = read_kept(manifest, files.values())
-    enough = all(known.get("at_least", {}).get(name, -1) >= n for name, n in at_least.items())
-    if known.get("made_from") == made_from and enough:
-        tables = map(pd.read_parquet, map(io.BytesIO, contents))
-        return dict(zip(files, tables, strict=True)), True
-    tables = make()
-    for name, file in files.items():
-        with atomic_path(file) as tmp:
-            tables[name].to_parquet(tmp)
-    hashes = {file.name: file_sha256(file) for file in files.values()}
-    write_json(manifest, {"made_from": made_from, "at_least": at_least, "files": hashes})
-    return tables, False
+def _manifest(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

@@ -7,13 +7,11 @@ file's name.
 
 from __future__ import annotations
 
-import io
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -107,25 +105,10 @@ class View:
     notes: tuple[str, ...] = ()
 
 
-class Reader(Protocol):
-    """A plug-in that reads kinds of image files which Pillow does not."""
-
-    suffixes: Iterable[str]  # ".tif", …
-
-    def check(self, rendering: Rendering) -> None:
-        """Raise InputError where the rendering is not one."""
-
-    def refused(self, path: Path, root: Path) -> str:
-        """Why a file in the folder ``root`` is not opened; "" for one that is."""
-
-    def companions(self, path: Path) -> list[Path]:
-        """The files that it is read from beside its own."""
-
-    def read(self, file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> View:
-        """Its pictures; only the first where ``first``."""
-
-
-def _readers() -> list[Reader]:
+def _readers() -> list[Any]:
+    """Modules or objects with ``suffixes``, ``check(rendering)`` and ``refused(path, root)``, which
+    say what is wrong, ``companions(path)``, files that are read with another, ``read(file,
+    rendering, max_side, first) -> View``, and ``windows(…)`` for large scenes (``data.py``)."""
     return list(plugins.load_all("readers").values())
 
 
@@ -136,7 +119,7 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(PHOTO_SUFFIXES.union(*others or [{".tif", ".tiff"}]))
 
 
-def reader_of(path: str | Path) -> Reader | None:
+def reader_of(path: str | Path) -> Any:
     """The plug-in for files of this name; None where Pillow reads them."""
     suffix = Path(path).suffix.lower()
     return next((reader for reader in _readers() if suffix in reader.suffixes), None)
@@ -238,24 +221,3 @@ def scaled(picture: np.ndarray, max_side: int) -> np.ndarray:
     image = Image.fromarray(picture)
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return np.asarray(image)
-
-
-def thumbnail(file: ImageFile, side: int = 192, rendering: Rendering = DEFAULT) -> bytes:
-    """A small JPEG of an image that fits into a square of ``side`` pixels; made once in a session.
-
-    Raises:
-        InputError: see :func:`view`.
-    """
-    return _thumbnail(file, file.sha256, side, rendering)
-
-
-@lru_cache(maxsize=4096)
-def _thumbnail(file: ImageFile, sha256: str, side: int, rendering: Rendering) -> bytes:
-    return jpeg(read_image(file, rendering, side))
-
-
-def jpeg(picture: np.ndarray) -> bytes:
-    """``(H, W, 3) uint8`` as the content of a JPEG file."""
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "JPEG", quality=80, optimize=True)
-    return content.getvalue()

@@ -2,8 +2,8 @@
 
 A method is written as the steps it takes, in their order, joined by ``+``; settings stand in
 brackets: ``max``, ``texts(plain)+centroid``, ``centred+hybrid+querybank(k=10)``. What each step
-computes is in ``formulas.py``, how steps follow each other in ``scoring.py``. More steps come as
-plug-ins (``trsllava.steps``).
+computes, and how steps follow each other, is in ``scoring.py``. Most steps come as plug-ins
+(``trsllava.steps``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trsllava_utils.records import text_forms
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a method.
+    """One step of a method. The functions are those of plug-ins, see ``scoring.Scorer``.
 
     Attributes:
         place: where it stands in the order; of each place a method has at most one step. 0 which
@@ -29,12 +29,16 @@ class Step:
         settings: their defaults.
         bank: whether it needs training captions.
         transductive: directions in which it looks at the other test queries.
-        grid: settings tried on the validation split (see ``tune``), the default first.
+        grid: settings tried on the validation split, the default first.
         without: steps that have no effect beside it; a method with both is refused.
-        vectors: of a plug-in: ``vectors(sources, what)`` gives unit vectors in a space of its own,
-            what = "images", "reference", "bank" (Embeddings) or a query.
-        compare: of a plug-in: ``compare(score, queries, items, settings)`` gives a score made of
-            these vectors (``Side.second``) and of the score so far.
+        prepare: side -> side, with other vectors.
+        index: (items, method) -> what ``compare`` needs and does not depend on the queries.
+        compare: (score so far, queries, items, method, index) -> score.
+        penalty: (blocks of scores, method) -> ``(n_items,)``, subtracted from all scores; the
+            queries of these scores are the bank, or the test queries where ``bank`` is False.
+        vectors: (sources, what, query) -> unit vectors in a space of its own (``Side.second``): of
+            "images", "reference", "bank" as Embeddings; of a "query" or "picture" ``(1, dim)``.
+        captions_ask: whether reference captions stand on both sides.
     """
 
     place: int
@@ -43,44 +47,22 @@ class Step:
     transductive: tuple[str, ...] = ()
     grid: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    vectors: Callable | None = None
+    prepare: Callable | None = None
+    index: Callable | None = None
     compare: Callable | None = None
+    penalty: Callable | None = None
+    vectors: Callable | None = None
+    captions_ask: bool = False
 
 
-def _each(name: str, *values: float) -> tuple[str, ...]:
-    return tuple(f"({name}={value})" for value in values)
-
-
-_FORMS = ("joined", "plain", "one_sentence", "caption", "one_sentence+caption", "fields")
-_TEMPERATURES = (0.05, 0.01, 0.02, 0.1, 0.2)
-_BOTH = ("t2i", "i2t")
+_FORMS = "joined plain one_sentence caption one_sentence+caption fields one_sentence,caption,joined"
 
 
 @cache
 def steps() -> dict[str, Step]:
-    """All steps by name."""
-    texts = tuple(f"({form})" for form in (*_FORMS, "one_sentence,caption,joined"))
-    bank = _each("temperature", *_TEMPERATURES) + _each("k", 5, 10, 50)
-    core = {
-        "texts": Step(0, grid=texts),
-        "centred": Step(1, bank=True, transductive=("i2t",)),
-        "max": Step(2),
-        "mean": Step(2),
-        "centroid": Step(2),
-        "lexical": Step(3, {"k1": 1.2, "b": 0.75}, without=("centred",)),
-        "hybrid": Step(
-            3, {"weight": 0.5, "k": 60.0}, grid=("", *_each("weight", 0.1, 0.2, 0.3, 0.5, 0.7))
-        ),
-        "reference": Step(3),
-        "querybank": Step(5, {"temperature": 0.05, "k": 10.0}, bank=True, grid=bank),
-        "csls": Step(5, {"k": 10.0}, transductive=_BOTH, grid=_each("k", 10, 5, 20, 50)),
-        "dual_softmax": Step(
-            5,
-            {"temperature": 0.05},
-            transductive=_BOTH,
-            grid=_each("temperature", *_TEMPERATURES),
-        ),
-    }
+    """All steps by name, in their order."""
+    core = {"texts": Step(0, grid=tuple(f"({form})" for form in _FORMS.split()))}
+    core |= {"max": Step(2), "mean": Step(2), "centroid": Step(2)}
     return dict(sorted((core | plugins.load_all("steps")).items(), key=lambda item: item[1].place))
 
 
@@ -111,8 +93,7 @@ class Method:
                 raise InputError(f"method {text!r}: {part!r} is not NAME or NAME(setting=number)")
             self._add(text, *match.groups(), part)
         for step in self.steps:
-            others = set(self.steps) - {step} if step == "reference" else set(steps()[step].without)
-            if useless := sorted(self.steps.keys() & others):
+            if useless := sorted(self.steps.keys() & set(steps()[step].without)):
                 raise InputError(
                     f"method {text!r}: {useless[0]} has no effect together with {step}"
                 )
@@ -142,24 +123,34 @@ class Method:
         return setting in self._given.get(step, ())
 
     @property
+    def parts(self) -> dict[str, Step]:
+        """Its steps by name."""
+        return {name: steps()[name] for name in self.steps}
+
+    @property
     def needs_bank(self) -> bool:
         """Whether it needs training captions."""
-        return any(steps()[step].bank for step in self.steps)
+        return any(step.bank for step in self.parts.values())
 
     @property
     def plugged(self) -> dict[str, Step]:
-        """Its steps that come from plug-ins, with vectors of their own."""
-        return {step: steps()[step] for step in self.steps if steps()[step].vectors}
+        """Its steps with vectors of their own."""
+        return {name: step for name, step in self.parts.items() if step.vectors}
+
+    @property
+    def captions_ask(self) -> bool:
+        """Whether reference captions stand on both sides."""
+        return any(step.captions_ask for step in self.parts.values())
 
     def transductive(self, direction: str) -> bool:
         """Whether ranking a query looks at the other test queries."""
-        return any(direction in steps()[step].transductive for step in self.steps)
+        return any(direction in step.transductive for step in self.parts.values())
 
     @property
     def ranks_one_query(self) -> bool:
         """Whether a query of one's own can be ranked: neither other queries nor reference
         captions are needed."""
-        return not self.transductive("t2i") and "reference" not in self.steps
+        return not self.transductive("t2i") and not self.captions_ask
 
     @property
     def label(self) -> str:

@@ -1,10 +1,4 @@
-"""Parameters: one model of all that notebooks, ``run`` and Python functions are given; and
-published protocols, whose names ``choose`` turns into parameters.
-
-The paper's (arXiv 2512.10596): gpt-4.1 writes five structured captions per image in one reply, at
-temperature 0.3; text-embedding-3-small embeds them, their fields joined under their names; an image
-scores the maximum over its captions. In image-to-text, one free description by LLaVA-NeXT asks.
-"""
+"""Parameters: one model of all that notebooks, ``run`` and Python functions are given."""
 
 from __future__ import annotations
 
@@ -37,19 +31,7 @@ MAX_VARIANTS = 5
 TILE = 1024  # pixels
 TILING = ("tile", "overlap")  # the parameters that windows depend on
 
-PROTOCOLS = {
-    "": {"encoder": MINILM},
-    "paper": {
-        "captioner": "openai:gpt-4.1",
-        "query_captioner": "description:transformers:llava-hf/llava-v1.6-mistral-7b-hf",
-        "encoder": "openai:text-embedding-3-small",
-        "prompt": "rsrt",
-        "variants": 5,
-        "temperature": 0.3,
-        "texts": "joined",
-        "method": "max",
-    },
-}
+PROTOCOLS = ("", "paper")
 
 
 def _one_of(what: str, valid: tuple[str, ...]):
@@ -84,7 +66,7 @@ class Parameters(TypedDict, total=False):
     gsd: Text | Annotated[float, Field(gt=0)]
     captioner: Text
     query_captioner: Text
-    protocol: _one_of("protocol", tuple(PROTOCOLS))
+    protocol: _one_of("protocol", PROTOCOLS)
     compare_with: list[Filled]
     prompt: _one_of("prompt", PROMPTS)
     prompt_file: Text
@@ -180,18 +162,3 @@ def checked(given: dict[str, object], validate: Callable) -> dict[str, Any]:
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
-
-
-def choose(protocol: str, given: dict[str, object]) -> tuple[dict[str, object], str]:
-    """The parameters ``given``, empty ones filled in by the protocol ("" for this project's own),
-    and a sentence that names the protocol's values and where the parameters depart from them.
-
-    Raises:
-        InputError: no such protocol.
-    """
-    usual = PROTOCOLS[check_choice("protocol", protocol, PROTOCOLS)]
-    chosen = {n: usual.get(n, value) if value == "" else value for n, value in given.items()}
-    parts = [f"{name} {value}" for name, value in usual.items() if name in given]
-    other = [f"{n} {chosen[n]}" for n, v in usual.items() if n in given and chosen[n] != v]
-    departs = f". This run departs from it: {', '.join(other)}" if other else ""
-    return chosen, f"protocol {protocol}: {', '.join(parts)}{departs}" if protocol else ""

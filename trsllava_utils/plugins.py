@@ -5,8 +5,12 @@ plug-ins do; the core knows only their names. docs/extending.md shows one of ten
     trsllava.encoders     the word before the colon -> encoder(name, precision)    encoders.py
     trsllava.readers      kinds of image files that Pillow does not read           images.py
     trsllava.layouts      layouts of annotations                                   annotations.py
+    trsllava.gates        gate(settings) -> what refuses bad captions              captioning.py
+    trsllava.runners      many images under way at once                            captioning.py
+    trsllava.labels       classes of images                                        data.py
     trsllava.steps        steps of scoring rules                                   methods.py
-    trsllava.schedulers   where work is spread                                     scoring.py
+    trsllava.schedulers   where work is spread                                     vectors.py
+    trsllava.views        results as pages                                         search.py
     trsllava.commands     commands of ``python -m trsllava_utils``                 __main__.py
 """
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from io import BytesIO
 from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.files import MissingError, fingerprint, keep, slug
-from trsllava_utils.formulas import TIE_TOLERANCE
+from trsllava_utils.files import MissingError, fingerprint, read_sealed, slug, write_sealed
 from trsllava_utils.methods import Method
 from trsllava_utils.parameters import check
-from trsllava_utils.scoring import VERSION, Score, Scorer, Side, blocks, one_each
+from trsllava_utils.scoring import TIE_TOLERANCE, VERSION, Score, Scorer, Side, blocks, one_each
 from trsllava_utils.sources import Sources
 from trsllava_utils.vectors import Embeddings, spread
 
@@ -60,14 +60,21 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     path = sources.dataset.derived / "rankings" / stem
     made_from = {"inputs": sources.identity(parsed), "method": parsed.name, "rules": VERSION}
 
-    def make() -> dict[str, pd.DataFrame]:
-        ranks, top = retrieve(method, sources, top_k)
-        return {"ranks": ranks, "top": top}
-
-    tables, reused = keep(path, made_from, make, ("ranks", "top"), {"top_k": top_k})
+    files = {name: path.with_name(f"{stem}.{name}.parquet") for name in ("ranks", "top")}
+    kept = {name: read_sealed(file) for name, file in files.items()}
+    reused = all(
+        about.get("made_from") == made_from and about.get("top_k", 0) >= top_k
+        for about, _ in kept.values()
+    )
+    if reused:
+        tables = {name: pd.read_parquet(BytesIO(content)) for name, (_, content) in kept.items()}
+    else:
+        tables = dict(zip(files, retrieve(method, sources, top_k), strict=True))
+        for name, file in files.items():
+            content = tables[name].to_parquet()
+            write_sealed(file, content, {"made_from": made_from, "top_k": top_k})
     top = tables["top"][tables["top"]["rank"] <= top_k].reset_index(drop=True)
-    file = path.with_name(f"{stem}.ranks.parquet")
-    return Rankings(tables["ranks"], top, file, reused, fingerprint(made_from))
+    return Rankings(tables["ranks"], top, files["ranks"], reused, fingerprint(made_from))
 
 
 def rank_methods(
@@ -138,7 +145,7 @@ def sides(method: Method, sources: Sources, images: list[str]) -> Sides:
         return NamedSide(side, np.array(images, dtype=object), np.arange(len(images)))
 
     captions = NamedSide(reference, query_ids(reference_rows).to_numpy(), owner)
-    if "reference" in method.steps:  # captions ask in both directions
+    if method.captions_ask:
         return Sides(described(sources.embed_reference()), captions, captions, bank)
     items = described(sources.embed_captions(method.texts))
     asks = sources.query_captioner

@@ -12,33 +12,19 @@ needed only for their maximum, and a tile is small enough to be reduced in the p
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from threadpoolctl import threadpool_limits
 
-from trsllava_utils.formulas import (
-    bm25_weights,
-    centre,
-    csls_penalty,
-    inverted_softmax_penalty,
-    mean_vectors,
-    reciprocal_rank_fusion,
-    weighted_sum,
-)
-from trsllava_utils.methods import Method, steps
+from trsllava_utils.methods import Method, Step
 
 VERSION = 3  # of the rules: raised when a formula changes, so that old rankings are not used
 BLOCK = 512  # queries scored at a time, at most
 TILE = 1 << 21  # scores of texts held at a time: about the size of a processor's cache
-FEW = 256  # below this number of queries: one thread, and tiles as long as for this number
+FEW = 256  # below this number of queries, tiles are as long as for this number
 MATRIX = 1 << 27  # scores of items held at a time: 512 MB
-_LEFT_OUT = -2.0  # below any cosine
+TIE_TOLERANCE = 1e-6  # scores closer than this are tied
 
 Score = Callable[[slice], np.ndarray]  # a block of queries -> (n_in_block, n_items) float32
 
@@ -52,8 +38,7 @@ class Side:
     groups: np.ndarray  # (n_texts,) int from 0, ascending: the group of each text
     vectors: np.ndarray  # (n_texts, dim) float32 unit rows (or float16, for the cosine)
     second: np.ndarray | None = None  # (n_groups, dim) float32 unit rows of a plug-in's space
-    terms: csr_matrix | None = None  # (n_texts, n_words) float32 sparse, for the lexical rule
-    mean: np.ndarray | None = None  # (dim,) mean vector of the texts' writer, for centred
+    mean: np.ndarray | None = None  # (dim,) mean vector of the texts' writer
 
     @property
     def n(self) -> int:
@@ -68,17 +53,12 @@ class Side:
             self.groups[first:last] - block.start,
             self.vectors[first:last],
             None if self.second is None else self.second[block],
-            None if self.terms is None else self.terms[first:last],
             self.mean,
         )
 
-    def centred(self) -> Side:
-        """The side with its mean taken out of its vectors."""
-        return replace(self, vectors=centre(self.vectors, self.mean), mean=None)
-
     def merged(self, unit: bool) -> Side:
         """Each group as one text, its texts one after the other, at the mean of their vectors; see
-        :func:`trsllava_utils.formulas.mean_vectors`."""
+        :func:`mean_vectors`."""
         if self.n == len(self.texts):
             return self
         vectors = mean_vectors(self.vectors, self.groups, unit)
@@ -117,6 +97,28 @@ def one_each(
     return Side(np.asarray(texts), np.arange(len(texts)), vectors, second, mean=mean)
 
 
+def mean_vectors(vectors: np.ndarray, groups: np.ndarray, unit: bool) -> np.ndarray:
+    r"""``mean``: :math:`\mathbf m_i = \frac1n \sum_v \mathbf x_{i,v}`, so that a score is the mean
+    of the cosines; ``centroid``: the same as a unit vector, :math:`\mathbf m_i / \lVert \mathbf m_i
+    \rVert`.
+
+    The prototype of Rocchio (1971) and of Snell et al. (NeurIPS 2017); CLIP takes it over its
+    prompts (Radford et al., ICML 2021, section 3.1.4).
+
+    Args:
+        vectors: ``(n, dim) float32`` unit rows; groups: ``(n,)`` int from 0, ascending.
+
+    Returns:
+        ``(n_groups, dim) float32``; with ``unit``, unit rows.
+    """
+    sizes = np.bincount(groups)
+    starts = np.cumsum(sizes) - sizes
+    means = np.add.reduceat(vectors, starts, axis=0) / sizes[:, None]
+    if unit:
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return means.astype(np.float32)
+
+
 # — products of two sides —
 
 
@@ -126,7 +128,7 @@ def cosine(queries: Side, items: Side) -> Score:
     def score(block: slice) -> np.ndarray:
         asking = queries.take(block)
         vectors = as_float32(asking.vectors)
-        scores = _by_tiles(items, len(vectors), lambda tile, _: _cosines(vectors, tile))
+        scores = by_tiles(items, len(vectors), lambda tile, _: _cosines(vectors, tile))
         return asking.best(scores)
 
     return score
@@ -154,61 +156,6 @@ def as_float32(vectors: np.ndarray) -> np.ndarray:
     return torch.from_numpy(vectors).float().numpy()
 
 
-def bm25_sides(items: Side, k1: float, b: float) -> tuple[Side, Callable[[Side], Side]]:
-    """The items with BM25 weights in ``terms``, and a function that gives queries word counts."""
-    words = sorted({word for text in items.texts for word in _words(text)})
-    number = {word: n for n, word in enumerate(words)}
-
-    def counts(texts: np.ndarray) -> csr_matrix:
-        rows, columns = [], []
-        for row, text in enumerate(texts):
-            known = [number[word] for word in _words(text) if word in number]
-            rows += [row] * len(known)
-            columns += known
-        ones = np.ones(len(rows), np.float32)
-        return csr_matrix((ones, (rows, columns)), (len(texts), len(words)))
-
-    weights = bm25_weights(counts(items.texts), k1, b)
-    return replace(items, terms=weights), lambda side: replace(side, terms=counts(side.texts))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\b\w+\b", text.lower())
-
-
-def lexical(queries: Side, items: Side) -> Score:
-    """BM25 of sides with ``terms`` (see :func:`bm25_sides`); the best of a group counts."""
-
-    def score(block: slice) -> np.ndarray:
-        asking = queries.take(block)
-        counts: csr_matrix = asking.terms.T.tocsc()
-
-        def scored(tile: Side, _: int) -> np.ndarray:
-            return tile.best((tile.terms @ counts).toarray()).T
-
-        return asking.best(_by_tiles(items, counts.shape[1], scored))
-
-    return score
-
-
-def leave_one_out(queries: Side, items: Side) -> Score:
-    """``reference``: a reference caption is the query, and every image is described by all its own
-    without the query itself. Query n is text n of the items."""
-
-    def score(block: slice) -> np.ndarray:
-        vectors = np.ascontiguousarray(queries.vectors[block].T)
-
-        def scored(tile: Side, first: int) -> np.ndarray:
-            cosines = as_float32(tile.vectors) @ vectors
-            own = np.arange(max(block.start, first), min(block.stop, first + len(cosines)))
-            cosines[own - first, own - block.start] = _LEFT_OUT
-            return tile.best(cosines).T
-
-        return _by_tiles(items, vectors.shape[1], scored)
-
-    return score
-
-
 def blocks(n: int, n_items: int = 0) -> list[slice]:
     """Slices that cover ``range(n)``, ``BLOCK`` long, or shorter where that many queries would have
     more than ``MATRIX`` scores with ``n_items``."""
@@ -216,7 +163,7 @@ def blocks(n: int, n_items: int = 0) -> list[slice]:
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
-def _by_tiles(items: Side, n: int, scored: Callable[[Side, int], np.ndarray]) -> np.ndarray:
+def by_tiles(items: Side, n: int, scored: Callable[[Side, int], np.ndarray]) -> np.ndarray:
     """Scores ``(n, n_items) float32`` of n query texts.
 
     Args:
@@ -227,39 +174,11 @@ def _by_tiles(items: Side, n: int, scored: Callable[[Side, int], np.ndarray]) ->
     texts_each = max(1, round(len(items.groups) / max(items.n, 1)))
     step = max(1, TILE // (max(n, FEW) * texts_each))
 
-    def fill(start: int) -> None:
+    for start in range(0, items.n, step):
         tile = slice(start, min(start + step, items.n))
         first = int(np.searchsorted(items.groups, start))
         out[:, tile] = scored(items.take(tile), first)
-
-    starts = range(0, items.n, step)
-    if n < FEW:
-        for start in starts:
-            fill(start)
-    else:
-        in_threads(fill, starts)  # one thread reduces while another multiplies
     return out
-
-
-# Read at import: when Dask starts workers, it sets this to 1 here as well.
-_OMP_NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS") or 0)
-
-
-def threads() -> int:
-    """Number of threads to compute with: OMP_NUM_THREADS where it is set (Dask sets it to 1 for
-    its workers), else the cores that this process may use."""
-    import joblib
-
-    return _OMP_NUM_THREADS or joblib.cpu_count()
-
-
-def in_threads(function: Callable, pieces: Sequence) -> list:
-    """``function(piece)`` of every piece, one thread for each core; BLAS adds none of its own."""
-    n = min(threads(), len(pieces))
-    if n < 2:
-        return [function(piece) for piece in pieces]
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n) as pool:
-        return list(pool.map(function, pieces))
 
 
 # — methods —
@@ -273,71 +192,52 @@ class Scorer:
     Args:
         method: the scoring rule.
         items: what is ranked.
-        bank: training captions, which stand in for the queries where hubs are measured; None leaves
-            ``querybank`` without effect.
+        bank: training captions, for steps that measure hubs by them; None leaves these without
+            effect.
     """
 
     def __init__(self, method: Method, items: Side, bank: Side | None = None) -> None:
-        self.method, self.steps = method, method.steps
+        self.method = method
         self.texts = self.prepare(items)  # the items before their texts are taken together
         self.items = self._together(self.texts)
-        if self.steps.keys() & {"lexical", "hybrid"}:
-            settings = self.steps.get("lexical", steps()["lexical"].settings)
-            self._words, self._counted = bm25_sides(self.items, **settings)
-        self._bank_penalty = None
-        if "querybank" in self.steps and bank is not None:
-            self._bank_penalty = self._querybank(self.prepare(bank))
+        self._states = {
+            name: step.index(self.items, method)
+            for name, step in method.parts.items()
+            if step.index
+        }
+        banked = [s for s in method.parts.values() if s.penalty and s.bank and bank is not None]
+        self._penalty = self._charge(banked, self.prepare(bank)) if banked else None
 
     def __call__(self, queries: Side) -> Score:
-        steps, queries = self.steps, self._together(self.prepare(queries))
-        if "reference" in steps:
-            return leave_one_out(queries, self.items)
-        score, penalty = self._compare(queries), self._bank_penalty
-        if "csls" in steps:
-            penalty = csls_penalty(self._blocks(score, queries), int(steps["csls"]["k"]))
-        elif "dual_softmax" in steps:
-            temperature = steps["dual_softmax"]["temperature"]
-            penalty = inverted_softmax_penalty(self._blocks(score, queries), temperature) / 2
-        if penalty is not None:
-            penalty = penalty.astype(np.float32)
-            return lambda block: score(block) - penalty
-        return score
+        queries = self._together(self.prepare(queries))
+        score, penalty = self._compare(queries), self._penalty
+        if asked := [s for s in self.method.parts.values() if s.penalty and not s.bank]:
+            penalty = self._charge(asked, queries)
+        if penalty is None:
+            return score
+        return lambda block: score(block) - penalty
 
     def prepare(self, side: Side) -> Side:
-        """Step 1: the side with centred vectors, if the method has ``centred``."""
-        return side.centred() if "centred" in self.steps else side
+        """First the steps that move vectors."""
+        for step in self.method.parts.values():
+            side = step.prepare(side) if step.prepare else side
+        return side
 
     def _together(self, side: Side) -> Side:
-        """Step 2: each image as one text, if the method has ``mean`` or ``centroid``."""
-        averaged = self.steps.keys() & {"mean", "centroid"}
+        """Then each image as one text, if the method has ``mean`` or ``centroid``."""
+        averaged = self.method.steps.keys() & {"mean", "centroid"}
         return side.merged(unit="centroid" in averaged) if averaged else side
 
     def _compare(self, queries: Side) -> Score:
-        """Steps 3 and 4: cosine, words, and what plug-ins add."""
-        if "lexical" in self.steps:
-            return lexical(self._counted(queries), self._words)
+        """Then the cosine, and what further steps make of it."""
         score = cosine(queries, self.items)
-        if "hybrid" in self.steps:
-            words = lexical(self._counted(queries), self._words)
-            weight, k = (self.steps["hybrid"][name] for name in ("weight", "k"))
-            if self.method.given("hybrid", "weight"):
-                score = fused(weighted_sum, score, words, weight)
-            else:
-                score = fused(reciprocal_rank_fusion, score, words, k)
-        for name, step in self.method.plugged.items():
-            score = step.compare(score, queries, self.items, self.steps[name])
+        for name, step in self.method.parts.items():
+            if step.compare:
+                state = self._states.get(name)
+                score = step.compare(score, queries, self.items, self.method, state)
         return score
 
-    def _blocks(self, score: Score, queries: Side) -> Iterator[np.ndarray]:
-        return map(score, blocks(queries.n, self.items.n))
-
-    def _querybank(self, bank: Side) -> np.ndarray:
-        settings, scores = self.steps["querybank"], self._blocks(self._compare(bank), bank)
-        if self.method.given("querybank", "k"):
-            return csls_penalty(scores, int(settings["k"]))
-        return inverted_softmax_penalty(scores, settings["temperature"])
-
-
-def fused(formula: Callable, first: Score, second: Score, setting: float) -> Score:
-    """Two scores joined by a formula."""
-    return lambda block: formula(first(block), second(block), setting)
+    def _charge(self, hubs: list[Step], asking: Side) -> np.ndarray:
+        """Last what items pay for being near to everything: ``(n_items,) float32``."""
+        scores = map(self._compare(asking), blocks(asking.n, self.items.n))
+        return hubs[0].penalty(scores, self.method).astype(np.float32)

@@ -9,16 +9,14 @@ Weighted words, pictures, filters, saved pages and the panel are beside the meth
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 import pandas as pd
 
+from trsllava_utils import plugins
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError
-from trsllava_utils.images import thumbnail
 from trsllava_utils.methods import Method
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.ranking import sides, top_items
@@ -28,8 +26,8 @@ from trsllava_utils.sources import Sources
 
 @dataclass(frozen=True, repr=False)
 class Hits:
-    """What a search found: ``table`` has ``rank, image_id, score, label, text``, the text being that
-    of the image which is nearest to the query. Jupyter shows it as pictures."""
+    """What a search found. ``table``: ``rank, image_id, score, label, text``, the text being the one
+    of the image that is nearest to the query. Jupyter shows the pictures (``trsllava.views``)."""
 
     query: str
     table: pd.DataFrame
@@ -39,18 +37,8 @@ class Hits:
         return self.table.drop(columns="text").round({"score": 3}).to_string(index=False)
 
     def _repr_html_(self) -> str:
-        tiles = []
-        for hit in self.table.itertuples():
-            file, picture = self.sources.dataset.file_of(hit.image_id), "no pixels on disk"
-            if file:
-                content = base64.b64encode(
-                    thumbnail(file, rendering=self.sources.dataset.rendering)
-                )
-                picture = f'<img src="data:image/jpeg;base64,{content.decode()}" alt="">'
-            words = f"<b>{hit.rank}. {escape(hit.image_id)}</b> {hit.score:.3f}<br>"
-            style = "display:inline-block;width:200px;vertical-align:top;font-size:12px"
-            tiles.append(f'<div style="{style}">{picture}<br>{words}{escape(hit.text[:180])}</div>')
-        return f"<p><b>{escape(self.query)}</b></p>{''.join(tiles)}"
+        page = plugins.find("views", "hits")
+        return page(self) if page else self.table.to_html()
 
 
 def search(
@@ -96,10 +84,9 @@ def search_sources(query: str, sources: Sources, k: int = 8, method: str = "max"
     asked = one_each(np.array([query]), vector, mean=both.captions.side.mean)
     scores = scorer(asked)(slice(0, 1))
     best = top_items(scores, k)[0]
-    described = both.images.side
-    texts = pd.Series(described.texts[np.argsort(-(described.vectors @ vector[0]), kind="stable")])
-    owner = described.groups[np.argsort(-(described.vectors @ vector[0]), kind="stable")]
-    nearest = texts.groupby(owner).first()
+    side = both.images.side
+    order = np.argsort(-(side.vectors @ vector[0]), kind="stable")  # of the texts
+    nearest = pd.Series(side.texts[order]).groupby(side.groups[order]).first()
     labels = sources.dataset.images.set_index("image_id")["label"]
     ids = [image_ids[n] for n in best]
     table = {"rank": np.arange(1, len(best) + 1), "image_id": ids, "score": scores[0, best]}

@@ -1,8 +1,8 @@
 """Vectors on disk: a text corpus goes in, a unit vector for each row comes out; no text is encoded
 twice.
 
-All vectors of an encoder lie in one file, ``data/<dataset>/derived/embeddings/<encoder>.safetensors``,
-each under the key of its text; beside it the manifest (JSON: encoder, hash, versions).
+All vectors of an encoder lie in one file, ``derived/embeddings/<encoder>.safetensors``, each under
+the key of its text.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from trsllava_utils import plugins
 from trsllava_utils.encoders import Encoder, kept_encoder, unit_vectors
 from trsllava_utils.files import (
     MissingError,
-    atomic_path,
     fingerprint,
     progress,
-    read_kept,
     read_once,
+    read_sealed,
     slug,
     versions,
-    write_json,
+    write_sealed,
 )
 
 CHUNK = 2048  # texts encoded by one call
@@ -36,8 +35,8 @@ SAME = 0.999  # two vectors of the control text with at least this cosine are by
 
 @dataclass(frozen=True)
 class Stored:
-    """What is on disk of an encoder: vectors, the rows they lie in by the key of their text, whether
-    a text was too long, and the manifest."""
+    """What is on disk of an encoder: vectors, their rows by the key of the text, whether a text was
+    too long, and the manifest."""
 
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     rows: dict[bytes, int] = field(default_factory=dict)
@@ -153,10 +152,10 @@ def _read(path: Path) -> Stored:
     """What is stored; nothing if a file is missing or damaged."""
     from safetensors.numpy import load
 
-    manifest, contents = read_kept(path.with_suffix(".json"), [path])
+    manifest, content = read_sealed(path)
     if not manifest:
         return Stored()
-    tensors = load(contents[0])
+    tensors = load(content)
     rows = {key.tobytes(): row for row, key in enumerate(tensors["keys"])}
     return Stored(tensors["vectors"], rows, tensors["too_long"], manifest)
 
@@ -167,12 +166,9 @@ def _write(path: Path, stored: Stored, model: Encoder) -> None:
     keys = np.frombuffer(b"".join(stored.rows), np.uint8).reshape(-1, 32)
     tensors = {"vectors": stored.vectors, "keys": keys, "too_long": stored.too_long}
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
-    with atomic_path(path) as tmp:
-        tmp.write_bytes(content)
     about = {"encoder": model.identity, "control": stored.manifest["control"]}
     about["versions"] = versions("sentence-transformers", "transformers", "torch")
-    about["files"] = {path.name: hashlib.sha256(content).hexdigest()}
-    write_json(path.with_suffix(".json"), about)
+    write_sealed(path, content, about)
 
 
 def spread(

@@ -17,6 +17,7 @@ from trsllava_extras.cli.shell import Parameters, to_shell
 from trsllava_extras.metadata import load_metadata
 from trsllava_extras.pages import notebook_page
 from trsllava_extras.pixels import about_pixels
+from trsllava_extras.protocols import choose
 from trsllava_extras.results import read_results, recall_table, results_path
 from trsllava_utils.captions import choose_captioner, load_captions
 from trsllava_utils.data import KNOWN, Dataset, load_dataset
@@ -34,7 +35,7 @@ from trsllava_utils.files import (
     write_text,
 )
 from trsllava_utils.images import read_image
-from trsllava_utils.parameters import TILING, choose
+from trsllava_utils.parameters import TILING
 from trsllava_utils.sources import SETTING, Sources
 
 NOTEBOOKS = {

@@ -24,9 +24,8 @@ from markupsafe import Markup
 
 from trsllava_extras.figures import place_map, png
 from trsllava_extras.metadata import metadata_of
-from trsllava_extras.pages import LARGE, data_uri, marked, picture_uri, render, said
+from trsllava_extras.pages import LARGE, data_uri, in_scene, jpeg, marked, picture_uri, render, said
 from trsllava_extras.panel.query import Query
-from trsllava_extras.rasters.reader import in_scene
 from trsllava_extras.results import csv_text
 from trsllava_utils.files import (
     InputError,
@@ -42,7 +41,7 @@ from trsllava_utils.files import (
     write_text,
 )
 from trsllava_utils.folder import name_as_text
-from trsllava_utils.images import jpeg, read_image, view
+from trsllava_utils.images import read_image, view
 from trsllava_utils.parameters import check
 from trsllava_utils.records import Variant
 from trsllava_utils.sources import Sources

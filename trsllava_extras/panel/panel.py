@@ -22,7 +22,7 @@ import pandas as pd
 import traitlets
 
 from trsllava_extras.metadata import metadata_of
-from trsllava_extras.pages import SMALL, data_uri
+from trsllava_extras.pages import SMALL, data_uri, jpeg, thumbnail
 from trsllava_extras.panel.found import STATIC, Found, read_settings
 from trsllava_extras.panel.index import Index
 from trsllava_extras.panel.picture import describe, describer_of
@@ -37,7 +37,7 @@ from trsllava_utils.files import (
     slug,
     user_path,
 )
-from trsllava_utils.images import ImageFile, image_suffixes, jpeg, read_image, thumbnail
+from trsllava_utils.images import ImageFile, image_suffixes, read_image
 from trsllava_utils.methods import Method
 from trsllava_utils.parameters import TILING
 from trsllava_utils.sources import SETTING, Sources

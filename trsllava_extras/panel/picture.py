@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from trsllava_extras.quality import gate
 from trsllava_utils.captioner import (
     Captioner,
     Question,
@@ -13,11 +14,10 @@ from trsllava_utils.captioner import (
     open_captioner,
     prompt_and_model,
 )
-from trsllava_utils.captioning import judge
+from trsllava_utils.captioning import Job, judge
 from trsllava_utils.files import InputError, MissingError, user_path
 from trsllava_utils.images import ImageFile, view
 from trsllava_utils.prompts import make_prompt
-from trsllava_utils.run import Job
 from trsllava_utils.sources import Sources
 
 _open = lru_cache(maxsize=1)(open_captioner)  # the weights stay for the next picture
@@ -52,7 +52,7 @@ def describe(picture: str, sources: Sources, captioner: str = "") -> str:
     for attempt in range(describer.attempts):
         seed, heat = settings.seed_of(path.name, attempt), settings.temperature_of(attempt)
         reply = describer.describe([Question(pictures.by_name, seed, heat)])[0]
-        outcome = judge(job, reply, prompt, settings.language)
+        outcome = judge(job, reply, prompt, [gate(settings)])
         if outcome.record:
             return outcome.record.variants[0].caption
         problem = outcome.detail

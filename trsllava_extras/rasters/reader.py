@@ -1,12 +1,10 @@
-"""The plug-in that reads rasters (``trsllava.readers``): see :class:`trsllava_utils.images.Reader`."""
+"""The plug-in that reads rasters (``trsllava.readers``), see ``trsllava_utils/images.py``."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image, ImageDraw
 from rasterio.windows import Window
 
 from trsllava_extras.rasters.bands import choose_bands, further_picture
@@ -21,9 +19,9 @@ from trsllava_extras.rasters.places import ground_sample_distance
 from trsllava_extras.rasters.rendering import SIDE, check, index_picture, render
 from trsllava_extras.rasters.scenes import WINDOW_NAME, check_tile, scan, take_windows
 from trsllava_utils.folder import match_names
-from trsllava_utils.images import DEFAULT, ImageFile, Rendering, View, scaled, thumbnail
+from trsllava_utils.images import ImageFile, Rendering, View, scaled
 
-__all__ = ["check", "companions", "in_scene", "read", "refused", "suffixes", "windows"]
+__all__ = ["check", "companions", "read", "refused", "suffixes", "windows"]
 suffixes = RASTER_SUFFIXES
 _COLOURS = {  # what the model is told of pictures that are no photographs
     "radar": "It is a radar picture, no photograph. Red, green and blue are the two polarisations "
@@ -36,7 +34,7 @@ _COLOURS = {  # what the model is told of pictures that are no photographs
 
 
 def read(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> View:
-    """A raster, or a window of it, as pictures; see :class:`trsllava_utils.images.Reader`."""
+    """A raster, or a window of it, as pictures."""
     max_side = max_side or SIDE
     with open_raster(file.path) as raster:
         window = Window(*(file.window or (0, 0, raster.width, raster.height)))
@@ -100,17 +98,3 @@ def _name_windows(images: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
             found[column].tolist(), images.index[is_window], dtype=object
         )
     return images
-
-
-def in_scene(file: ImageFile, side: int = 384, rendering: Rendering = DEFAULT) -> Image.Image:
-    """The whole scene of a window, the window framed."""
-    scene = ImageFile(file.path, None, file.percentiles)
-    picture = Image.open(io.BytesIO(thumbnail(scene, side, rendering)))
-    with open_raster(file.path) as raster:
-        scale = max(picture.size) / max(raster.width, raster.height)
-        column, row, width, height = file.window
-        row = raster.height - row - height if rows_run_north(raster) else row
-    column, row, width, height = (n * scale for n in (column, row, width, height))
-    frame = (column, row, column + width, row + height)
-    ImageDraw.Draw(picture).rectangle(frame, outline="#D55E00", width=3)
-    return picture

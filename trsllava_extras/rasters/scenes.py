@@ -15,12 +15,12 @@ import pandas as pd
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from trsllava_extras.cluster import in_threads
 from trsllava_extras.rasters import places
 from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster
 from trsllava_extras.rasters.rendering import band_percentiles, read_values
 from trsllava_utils.files import InputError, file_stamp, progress, read_json, write_json
 from trsllava_utils.parameters import check
-from trsllava_utils.scoring import in_threads
 
 WINDOW_NAME = r"@\d+_\d+"
 SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from

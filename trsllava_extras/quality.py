@@ -1,4 +1,4 @@
-"""The quality gate: what a caption must be, whoever wrote it.
+"""The quality gate (``trsllava.gates``): what a caption must be, whoever wrote it.
 
 Small vision-language models loop, refuse, answer in another language or repeat their instructions;
 such text would be embedded and ranked like any other. :func:`check` refuses a record that shows it.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import combinations
 
+from trsllava_utils.captioner import Settings
 from trsllava_utils.files import InputError
-from trsllava_utils.prompts import LIMITS, ReplyError
+from trsllava_utils.prompts import LIMITS, Prompt, ReplyError
 from trsllava_utils.records import Variant
 
 NEAR_DUPLICATE = 0.8  # Jaccard similarity of word pairs from which two variants are near-duplicates
@@ -29,6 +30,18 @@ _REFUSAL = re.compile(
     r"access|process|describe|analy[sz]e)|no image (was|is|has been) (provided|attached|given))",
     re.IGNORECASE,
 )
+
+
+def gate(settings: Settings) -> Callable[[list[Variant], Prompt], None]:
+    """The gate of a run: :func:`check` in its language.
+
+    Raises:
+        InputError: no such language.
+    """
+    language_of("", settings.language)  # refuses unknown ones before anything is spent
+    return lambda variants, prompt: check(
+        variants, settings.language, prompt.rules, prompt.examples
+    )
 
 
 def check(

@@ -1,9 +1,5 @@
-r"""Formulas of the scoring rules, each with its source. Arrays go in, arrays come out.
-
-Rows are queries and columns are items (images, or captions); a higher score is better. The plain
-rule ``max`` (arXiv 2512.10596) needs no formula of its own: it is
-:math:`s(q, i) = \max_v \mathbf q^\top \mathbf x_{i,v}` over the texts v of image i, computed by
-``scoring.Side.best``.
+"""Formulas of the scoring rules beside the plain one, each with its source. Arrays go in, arrays
+come out: rows are queries and columns are items (images, or captions); a higher score is better.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
 
-TIE_TOLERANCE = 1e-6  # scores closer than this are tied
+from trsllava_utils.scoring import TIE_TOLERANCE
 
 
 def centre(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -33,28 +29,6 @@ def centre(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
     moved = vectors - mean
     length = np.linalg.norm(moved, axis=1, keepdims=True)
     return (moved / np.maximum(length, 1e-12)).astype(np.float32)
-
-
-def mean_vectors(vectors: np.ndarray, groups: np.ndarray, unit: bool) -> np.ndarray:
-    r"""``mean``: :math:`\mathbf m_i = \frac1n \sum_v \mathbf x_{i,v}`, so that a score is the mean
-    of the cosines; ``centroid``: the same as a unit vector, :math:`\mathbf m_i / \lVert \mathbf m_i
-    \rVert`.
-
-    The prototype of Rocchio (1971) and of Snell et al. (NeurIPS 2017); CLIP takes it over its
-    prompts (Radford et al., ICML 2021, section 3.1.4).
-
-    Args:
-        vectors: ``(n, dim) float32`` unit rows; groups: ``(n,)`` int from 0, ascending.
-
-    Returns:
-        ``(n_groups, dim) float32``; with ``unit``, unit rows.
-    """
-    sizes = np.bincount(groups)
-    starts = np.cumsum(sizes) - sizes
-    means = np.add.reduceat(vectors, starts, axis=0) / sizes[:, None]
-    if unit:
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    return means.astype(np.float32)
 
 
 def bm25_weights(counts: csr_matrix, k1: float, b: float) -> csr_matrix:

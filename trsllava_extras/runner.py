@@ -1,6 +1,6 @@
-"""The captioning run: images wait in a queue, several are under way at once, and each finished
-record is on disk before it is counted. No single image can stop a run, and stopping it loses at most
-the images under way.
+"""Many images under way at once (``trsllava.runners``): images wait in a queue, each finished record
+is on disk before it is counted. No single image can stop a run, and stopping it loses at most the
+images under way.
 """
 
 from __future__ import annotations
@@ -9,100 +9,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 
 import pandas as pd
 
 from trsllava_utils.caption_file import CaptionFile
-from trsllava_utils.captioner import BudgetSpentError, Captioner, NoAnswerError, Reply, Settings
+from trsllava_utils.captioner import BudgetSpentError, Captioner, NoAnswerError, Settings
+from trsllava_utils.captioning import NO_ANSWER, Job, Outcome, Report, set_aside
 from trsllava_utils.files import InputError, MissingError, progress
-from trsllava_utils.images import ImageFile
 from trsllava_utils.records import Record
-
-GIVE_UP = 3  # runs in which an image alone got no answer; then it is set aside
-NO_ANSWER = "no answer"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to caption."""
-
-    filename: str
-    file: ImageFile
-    sha256: str
-    made_with: str = ""  # fingerprint of the settings
-    attempt: int = 0
-    alone: bool = False  # it must not share a batch
-    last: bool = False  # it got no answer in this run, and is tried once more at the end
-    failed_runs: int = 0  # earlier runs in which it got no answer
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job: a record, or the reason why there is none."""
-
-    job: Job
-    reply: Reply | None = None
-    record: Record | None = None
-    reason: str = ""
-    detail: str = ""
-    unreadable: bool = False
-
-
-@dataclass
-class Report:
-    """A run in numbers. ``a + b`` is two runs side by side."""
-
-    already: int = 0  # images captioned by an earlier run
-    aside: int = 0  # images set aside by an earlier run
-    captioned: int = 0  # images captioned by this run
-    retried: int = 0  # of these, after more than one attempt
-    unreadable: int = 0  # images whose file cannot be read
-    failed: int = 0  # images that got no answer
-    left: int = 0  # images not tried: the budget is spent, or the run was stopped
-    retries: Counter = field(default_factory=Counter)  # refused replies, by reason
-    rejected: Counter = field(default_factory=Counter)  # images set aside, by reason
-    usage: Counter = field(default_factory=Counter)  # requests and tokens
-    problems: list[str] = field(default_factory=list)  # unreadable and failed images, notes
-    seconds: float = 0.0  # of two runs, those of the longer
-    stopped: Exception | None = None  # why the run ended early, if it did
-
-    def __add__(self, other: Report) -> Report:
-        names = [f.name for f in fields(self) if f.name not in ("seconds", "stopped")]
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        sums["usage"] = Counter(self.usage)
-        sums["usage"].update(other.usage)  # unlike +, keeps what is 0
-        longer, reason = max(self.seconds, other.seconds), self.stopped or other.stopped
-        return Report(**sums, seconds=longer, stopped=reason)
-
-    def table(self, settings: Settings) -> pd.DataFrame:
-        """The report as a table: what, how many, and why."""
-        rows = [
-            ("captioned before", self.already, ""),
-            ("captioned now", self.captioned, ""),
-            ("… of these after a retry", self.retried, _counts(self.retries)),
-            ("set aside now", self.rejected.total(), _counts(self.rejected)),
-            ("set aside before", self.aside, ""),
-            ("unreadable files", self.unreadable, ""),
-            ("no answer in this run", self.failed, ""),
-            ("not tried", self.left, str(self.stopped or "")),
-        ]
-        rows = [row for row in rows if row[1]]
-        if self.captioned and self.seconds > 0:
-            rows.append(("images per second", round(self.captioned / self.seconds, 2), ""))
-        rows += [(name, n, "") for name, n in self.usage.items()]
-        cost = self.usage["input tokens"] * settings.price_in
-        cost += self.usage["output tokens"] * settings.price_out
-        if cost:
-            rows.append(("estimated cost (US $)", round(cost / 1e6, 4), ""))
-        # object: counts stay whole numbers beside the rate
-        columns = ["number", "why"] if any(why for _, _, why in rows) else ["number"]
-        table = pd.DataFrame(rows, columns=["what", "number", "why"], dtype=object)
-        return table.set_index("what")[columns]
-
-
-def _counts(counts: Counter) -> str:
-    return ", ".join(f"{reason} {n}" for reason, n in counts.most_common())
 
 
 def run(
@@ -246,7 +161,7 @@ class _Run:
             else:
                 rejected.append(outcome)
         self.unsaved += [outcome.record for outcome in captioned]
-        self.set_aside += [self._rejected(outcome) for outcome in rejected]
+        self.set_aside += [set_aside(outcome) for outcome in rejected]
         answered = [o for o in outcomes if o.reply]
         self.control = self.control or next((o.job for o in answered), None)
         self._save(answered)
@@ -274,19 +189,37 @@ class _Run:
         except InputError as error:
             self.report.stopped = self.report.stopped or error
 
-    def _rejected(self, outcome: Outcome) -> dict:
-        return {
-            "image": outcome.job.filename,
-            "reason": outcome.reason,
-            "detail": outcome.detail,
-            "attempts": outcome.job.attempt + 1,
-            "model": outcome.reply.model,
-            "reply": outcome.reply.text[:4000],
-            "image_sha256": outcome.job.sha256,
-            "settings": outcome.job.made_with,
-        }
-
 
 def _is_final(error: Exception) -> bool:
     """Whether the run cannot continue: the budget is spent, the key wrong, the weights missing."""
     return isinstance(error, InputError | MissingError) and not isinstance(error, NoAnswerError)
+
+
+def report_table(report: Report, settings: Settings) -> pd.DataFrame:
+    """The report as a table: what, how many, and why."""
+    rows = [
+        ("captioned before", report.already, ""),
+        ("captioned now", report.captioned, ""),
+        ("… of these after a retry", report.retried, _counts(report.retries)),
+        ("set aside now", report.rejected.total(), _counts(report.rejected)),
+        ("set aside before", report.aside, ""),
+        ("unreadable files", report.unreadable, ""),
+        ("no answer in this run", report.failed, ""),
+        ("not tried", report.left, str(report.stopped or "")),
+    ]
+    rows = [row for row in rows if row[1]]
+    if report.captioned and report.seconds > 0:
+        rows.append(("images per second", round(report.captioned / report.seconds, 2), ""))
+    rows += [(name, n, "") for name, n in report.usage.items()]
+    cost = report.usage["input tokens"] * settings.price_in
+    cost += report.usage["output tokens"] * settings.price_out
+    if cost:
+        rows.append(("estimated cost (US $)", round(cost / 1e6, 4), ""))
+    # object: counts stay whole numbers beside the rate
+    columns = ["number", "why"] if any(why for _, _, why in rows) else ["number"]
+    table = pd.DataFrame(rows, columns=["what", "number", "why"], dtype=object)
+    return table.set_index("what")[columns]
+
+
+def _counts(counts: Counter) -> str:
+    return ", ".join(f"{reason} {n}" for reason, n in counts.most_common())
