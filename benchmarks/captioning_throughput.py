@@ -28,8 +28,8 @@ from PIL import Image
 
 from trsllava_utils.captioner import Settings
 from trsllava_utils.captioning import caption_dataset
-from trsllava_utils.prompts import make_prompt
 from trsllava_utils.data import load_dataset
+from trsllava_utils.prompts import make_prompt
 
 LATENCY = 0.2  # seconds
 CONCURRENCY = 32

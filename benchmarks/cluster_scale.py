@@ -30,12 +30,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from trsllava_extras.cluster import connect
-from trsllava_utils.parameters import MINILM
-from trsllava_utils.encoders import kept_encoder, load_encoder
-from trsllava_utils.vectors import Embeddings
-from trsllava_utils.recall import KS, recall_at_k
-from trsllava_utils.figures import charts
 from trsllava_extras.gallery.gallery import Gallery, open_part
+from trsllava_utils.encoders import kept_encoder, load_encoder
+from trsllava_utils.figures import charts
+from trsllava_utils.parameters import MINILM
+from trsllava_utils.recall import KS, recall_at_k
+from trsllava_utils.vectors import Embeddings
 
 SCHEDULERS = ("", "local[1]", "local[2]", "local[3]", "local[4]")
 EACH, QUERIES, K = 5, 2_000, 100

@@ -39,8 +39,7 @@ from trsllava_utils import recall as evaluation
 from trsllava_utils.figures import charts
 from trsllava_utils.methods import Method
 from trsllava_utils.ranking import NamedSide, RankingTask
-from trsllava_utils.scoring import Scorer
-from trsllava_utils.scoring import Side, one_each
+from trsllava_utils.scoring import Scorer, Side, one_each
 
 ROUNDS = 3
 SIZES = (5_000, 50_000, 500_000, 1_000_000)

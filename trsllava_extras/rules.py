@@ -19,7 +19,7 @@ from trsllava_extras.formulas import (
     weighted_sum,
 )
 from trsllava_utils.methods import Method, Step
-from trsllava_utils.scoring import Score, Side, as_float32, by_tiles, fused
+from trsllava_utils.scoring import Score, Side, as_float32, by_tiles
 
 _BOTH = ("t2i", "i2t")
 _LEFT_OUT = -2.0  # below any cosine
@@ -90,6 +90,11 @@ def _hybrid(score: Score, queries: Side, items: Side, method: Method, index: Wor
     if method.given("hybrid", "weight"):
         return fused(weighted_sum, score, words, settings["weight"])
     return fused(reciprocal_rank_fusion, score, words, settings["k"])
+
+
+def fused(formula: Callable, first: Score, second: Score, setting: float) -> Score:
+    """Two scores joined by a formula."""
+    return lambda block: formula(first(block), second(block), setting)
 
 
 # — hubs —

@@ -1,8 +1,8 @@
 """Files: where things are kept, how they are read and written, and what is said when that fails.
 
 Every file is written under a temporary name and moved into place, so that a crash or a full disk
-leaves the earlier one intact. JSON holds its own fingerprint, other artefacts have a *manifest* (JSON)
-beside them, so that one that is stale, damaged or edited is never used.
+leaves the earlier one intact. JSON holds its own fingerprint, other artefacts have a *manifest*
+(JSON) beside them, so that one that is stale, damaged or edited is never used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from functools import cache, lru_cache, wraps
 from importlib import metadata
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO
+from typing import Any
 
 _PARENT = Path(__file__).resolve().parent.parent
 PROJECT_ROOT = _PARENT if (_PARENT / "notebooks").is_dir() else Path.cwd()
@@ -54,21 +53,17 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> InputError:
     )
 
 
-def cannot_read(path: str | os.PathLike, error: Exception) -> InputError:
-    """The error for a file that is damaged, or of another kind than its name says."""
-    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return InputError(f"{shown(path)} cannot be read: {reason.splitlines()[0][:200]}")
-
-
 @contextmanager
-def reading(path: str | os.PathLike) -> Iterator[str | os.PathLike]:
-    """Whatever a reader raises on a damaged file becomes :func:`cannot_read`."""
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Whatever a reader raises on a damaged file, or one of another kind, becomes a sentence."""
     try:
-        yield path
+        yield
     except (InputError, MissingError):
         raise
     except Exception as error:
-        raise cannot_read(path, error) from error
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        reason = reason.splitlines()[0][:200]
+        raise InputError(f"{shown(path)} cannot be read: {reason}") from error
 
 
 def check_choice(what: str, value: str, valid: Iterable[str], hint: str = "") -> str:
@@ -79,9 +74,7 @@ def check_choice(what: str, value: str, valid: Iterable[str], hint: str = "") ->
         return value
     near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(
-        f"unknown {what} {value!r}; valid: {', '.join(valid)}.{guess}{' ' + hint if hint else ''}"
-    )
+    raise InputError(f"unknown {what} {value!r}; valid: {', '.join(valid)}.{guess} {hint}".strip())
 
 
 # — names —
@@ -121,8 +114,7 @@ def first_few(names: Iterable[str]) -> str:
 
 
 def slug(name: str) -> str:
-    """A file-name-safe form of an id: ``openai:gpt-4.1`` -> ``openai-gpt-4.1``; never empty, never
-    a path."""
+    """A file-name-safe form of an id: ``openai:gpt-4.1`` -> ``openai-gpt-4.1``; never empty."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
 
 
@@ -184,7 +176,7 @@ def progress(*iterable, **options):
     return tqdm(*iterable, disable=bool(os.environ.get("TQDM_DISABLE")), **options)
 
 
-# — text —
+# — text and JSON —
 
 
 @contextmanager
@@ -195,18 +187,16 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     Raises:
         InputError: the folder cannot be written (read-only, full); the old file is intact.
     """
-    target, tmp = Path(os.path.realpath(target)), None
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        yield target
+        return
+    tmp = target.with_name(f".{target.stem[:40]}.tmp-{token_hex(6)}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        is_device = target.exists() and not target.is_file()
-        folder = Path(tempfile.gettempdir()) if is_device else target.parent
-        _sweep(folder)
-        tmp = folder / f".{target.stem[:40]}.tmp-{token_hex(6)}{target.suffix}"
+        _sweep(target.parent)
         os.close(os.open(tmp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # as umask has it
         yield tmp
-        if is_device:
-            target.write_bytes(tmp.read_bytes())
-            return
         if target.exists():
             os.chmod(tmp, stat.S_IMODE(target.stat().st_mode))
         with open(tmp, "rb") as f:
@@ -217,9 +207,8 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(target, error) from error
     finally:
-        if tmp is not None:
-            with suppress(OSError):
-                tmp.unlink(missing_ok=True)
+        with suppress(OSError):
+            tmp.unlink(missing_ok=True)
 
 
 @cache
@@ -244,20 +233,15 @@ def read_text(path: str | os.PathLike) -> str:
     Raises:
         InputError: it cannot be opened, or is in another encoding; the message names the line.
     """
-    try:
+    with reading(path):
         content = Path(path).read_bytes()
+    try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
         raise InputError(
-            f"{shown(path)}, line {line}: byte {content[error.start]:#04x} is not UTF-8; save the "
-            "file as UTF-8"
+            f"{shown(path)}, line {line}: byte {byte:#04x} is not UTF-8; save the file as UTF-8"
         ) from error
-    except OSError as error:
-        raise cannot_read(path, error) from error
-
-
-# — JSON —
 
 
 def parse_json(text: str | bytes, where: str = "") -> Any:
@@ -289,7 +273,7 @@ def write_json(path: str | os.PathLike, value: dict, indent: int | None = 2) -> 
 def read_json(path: str | os.PathLike) -> dict:
     """What :func:`write_json` wrote; empty if the file is missing, damaged or was edited."""
     try:
-        value = parse_json(read_text(path), shown(path))
+        value = parse_json(read_text(path))
     except InputError:
         return {}
     value = value if isinstance(value, dict) else {}
@@ -339,8 +323,13 @@ def append_lines(path: Path, values: Iterable[dict]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as f:
-            _end_last_line(f)
             end = f.seek(0, os.SEEK_END)
+            f.seek(max(0, end - (1 << 20)))  # bytes; far above the longest line
+            last = f.read().rpartition(b"\n")[2]
+            with suppress(InputError):
+                parse_json(last or b"0")
+                lines, last = (b"\n" if last else b"") + lines, b""
+            end = f.truncate(end - len(last))
             try:
                 f.write(lines)
                 f.flush()
@@ -352,39 +341,23 @@ def append_lines(path: Path, values: Iterable[dict]) -> None:
         raise cannot_write(path, error) from error
 
 
-def _end_last_line(f: BinaryIO) -> None:
-    end = f.seek(0, os.SEEK_END)
-    f.seek(max(0, end - (1 << 20)))  # bytes; far above the longest line
-    last = f.read().rpartition(b"\n")[2]
-    try:
-        if last:
-            parse_json(last)
-            f.write(b"\n")
-    except InputError:
-        f.truncate(end - len(last))
-
-
-# — sealed files: beside each a manifest that says what it was made from, and its hash —
+# — sealed files —
 
 
 def write_sealed(path: Path, content: bytes, about: dict) -> None:
-    """Write a file and, last, its manifest ``<path>.json``."""
+    """Write a file and, last, its manifest ``<file>.json``: what it was made from, and its hash."""
     with atomic_path(path) as tmp:
         tmp.write_bytes(content)
-    write_json(_manifest(path), {**about, "sha256": hashlib.sha256(content).hexdigest()})
+    about = {**about, "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(path.with_name(f"{path.name}.json"), about)
 
 
 def read_sealed(path: Path) -> tuple[dict, bytes]:
     """What a manifest says, and the content of its file, if that still has the hash in it; else
     nothing. The file is read once, since another run may be writing it anew."""
-    about = read_json(_manifest(path))
-    try:
+    about = read_json(path.with_name(f"{path.name}.json"))
+    with suppress(OSError):
         content = path.read_bytes()
-    except OSError:
-        return {}, b""
-    whole = about.get("sha256") == hashlib.sha256(content).hexdigest()
-    return (about, content) if whole else ({}, b"")
-
-
-def _manifest(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
+        if about.get("sha256") == hashlib.sha256(content).hexdigest():
+            return about, content
+    return {}, b""

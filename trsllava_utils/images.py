@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from trsllava_utils import plugins
-from trsllava_utils.files import InputError, cannot_read, file_sha256, file_stamp, fingerprint
+from trsllava_utils.files import InputError, file_sha256, file_stamp, fingerprint, reading
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 MAX_PIXELS = 100_000_000  # of a photograph
@@ -71,11 +71,9 @@ class ImageFile:
         Raises:
             InputError: a file cannot be read.
         """
-        try:
+        with reading(self.path):
             files = (self.path, *companions(self.path))
             whole = _sha256(files, tuple(map(file_stamp, files)))
-        except OSError as error:
-            raise cannot_read(self.path, error) from error
         return fingerprint(whole, self.window) if self.window else whole
 
 

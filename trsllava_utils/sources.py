@@ -170,8 +170,8 @@ class Sources:
 
     def _embed(self, corpus: Callable, *args: Any, role: str) -> Embeddings:
         """The vectors of ``corpus(*args)``, a table that is made only once."""
-        made = (_embedded, corpus, args, role, self.model, self.dataset.derived, self.scheduler)
-        return self.once(*made)
+        where = (self.model, self.dataset.derived, self.scheduler)
+        return self.once(_embedded, corpus, args, role, where)
 
     def encode(self, query: str) -> np.ndarray:
         """A free query as a unit row ``(1, dim) float32``, in memory only."""
@@ -221,7 +221,6 @@ def training_captions(dataset: Dataset) -> pd.DataFrame:
     return captions
 
 
-def _embedded(
-    corpus: Callable, args: tuple, role: str, model: Encoder, derived: Path, scheduler: str
-) -> Embeddings:
+def _embedded(corpus: Callable, args: tuple, role: str, where: tuple) -> Embeddings:
+    model, derived, scheduler = where
     return embed_corpus(corpus(*args), model, derived, role=role, scheduler=scheduler)

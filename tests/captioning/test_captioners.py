@@ -14,13 +14,13 @@ from tests import tiny_models
 from tests.conftest import captions_file, draw
 from tests.openai_server import GERMAN, answer
 from trsllava_extras.local_vlm import TransformersCaptioner
+from trsllava_extras.quality import check
 from trsllava_utils.captioner import Question, Settings
 from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError, MissingError
 from trsllava_utils.images import Rendering, view
 from trsllava_utils.prompts import LIMITS, ReplyError, make_prompt, parse_reply
-from trsllava_utils.quality import check
 from trsllava_utils.records import Variant
 
 GOOD = [Variant(**v) for v in answer(1, 5)["variants"]]

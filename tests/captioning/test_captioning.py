@@ -9,14 +9,15 @@ from dataclasses import replace
 import pytest
 
 from tests.conftest import draw
+from trsllava_extras.shards import _merge
 from trsllava_utils import captioning
 from trsllava_utils.caption_file import CaptionFile
 from trsllava_utils.captioner import Settings
+from trsllava_utils.captioning import Report
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.records import Record, Variant, parse_line, read_records
-from trsllava_utils.run import Report
 
 SAMPLE = PROJECT_ROOT / "data" / "sample" / "images"
 TWO = Settings(variants=2)
@@ -157,7 +158,7 @@ def test_merging_keeps_the_example_and_reports_add_up(tmp_path):
     for part in ("", "shard-1-of-2", "shard-2-of-2"):
         replace(whole, part=part).claim({"model": "m"})
     whole.keep_example("a.png", "word for word")
-    assert whole.merge() == 2 and whole.manifest()["example"]["image"] == "a.png"
+    assert _merge(whole) == 2 and whole.manifest()["example"]["image"] == "a.png"
     one = Report(captioned=2, seconds=3.0, usage=Counter(requests=2, tokens=0))
     two = Report(captioned=1, seconds=5.0, usage=Counter(requests=1), problems=["x"])
     both = sum([one, two], Report())

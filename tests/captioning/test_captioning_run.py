@@ -14,10 +14,12 @@ import pytest
 
 from tests.conftest import KEY, captions_file, scenes
 from tests.openai_server import Server
+from trsllava_extras.runner import report_table
 from trsllava_extras.servers import client as openai_api
+from trsllava_extras.shards import caption_shard, merge
 from trsllava_utils.__main__ import main
 from trsllava_utils.captioner import Settings
-from trsllava_utils.captioning import caption_dataset, merge
+from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.captions import load_captions
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.records import read_records
@@ -46,7 +48,7 @@ def test_two_hundred_images_and_a_misbehaving_server(serve, tmp_path, impatient,
     assert all(value["reason"] and value["attempts"] == 3 for value in aside.values())
     reasons = {"refusal", "loop", "wrong language", "empty reply", "wrong schema", "not JSON"}
     assert reasons <= set(report.retries)
-    table = report.table(Settings(price_in=1, price_out=2))
+    table = report_table(report, Settings(price_in=1, price_out=2))
     assert table.loc["captioned now", "number"] == len(lines)
     tokens = report.usage["input tokens"] + 2 * report.usage["output tokens"]
     assert table.loc["estimated cost (US $)", "number"] == pytest.approx(tokens / 1e6, abs=1e-4)
@@ -122,7 +124,7 @@ def test_budget(serve, tmp_path):
     settings = Settings(concurrency=4, max_requests=7)
     first = caption_dataset(ds, "openai:vlm", settings).report
     assert (first.captioned, first.left, len(server.requests)) == (7, 5, 7)
-    assert "max_requests=7 are spent" in str(first.table(settings).loc["not tried", "why"])
+    assert "max_requests=7 are spent" in str(report_table(first, settings).loc["not tried", "why"])
     second = caption_dataset(ds, "openai:vlm", settings).report
     assert (second.already, second.captioned, second.left) == (7, 5, 0)
 
@@ -199,12 +201,12 @@ def test_shards_merge_into_what_one_run_makes(serve, tmp_path, capsys):
     whole = caption_dataset(ds, "openai:vlm")
     expected = set(whole.files[0].path.read_text().splitlines())
     whole.files[0].path.unlink()
-    parts = [caption_dataset(ds, "openai:vlm", shard=f"{i}/3") for i in (1, 2)]
+    parts = [caption_shard(ds, "openai:vlm", shard=f"{i}/3") for i in (1, 2)]
     assert sum(p.report.captioned for p in parts) < 20 and all(p.records for p in parts)
     some = load_captions(ds, "openai:vlm")  # shards are read like the whole
     assert len(some.records) == sum(p.report.captioned for p in parts)
     assert "images are still to do" in merge(ds, "openai:vlm")
-    caption_dataset(ds, "openai:vlm", shard="3/3")
+    caption_shard(ds, "openai:vlm", shard="3/3")
     command = ["merge", str(tmp_path / "scenes"), "-p", "data_dir", str(tmp_path)]
     command += ["-p", "captioner", "openai:vlm"]
     assert main(command) == 0 and "20 images captioned" in capsys.readouterr().out
@@ -216,15 +218,15 @@ def test_shards_merge_into_what_one_run_makes(serve, tmp_path, capsys):
 def test_shards_of_other_settings_are_not_merged(serve, tmp_path):
     serve()
     ds = scenes(tmp_path, 12)
-    caption_dataset(ds, "openai:vlm", Settings(seed=1), shard="1/2")
-    caption_dataset(ds, "openai:vlm", Settings(seed=2), shard="2/2")
+    caption_shard(ds, "openai:vlm", Settings(seed=1), shard="1/2")
+    caption_shard(ds, "openai:vlm", Settings(seed=2), shard="2/2")
     said = merge(ds, "openai:vlm")  # those of the settings that were run last
     assert "merged 1 shards" in said and "images are still to do" in said
     assert {r.settings for r in load_captions(ds, "openai:vlm").records.values()} == {
         captions_file(ds, "openai:vlm").made_with
     }
     with pytest.raises(InputError, match="i/n"):
-        caption_dataset(ds, "openai:vlm", shard="3/2")
+        caption_shard(ds, "openai:vlm", shard="3/2")
 
 
 def kill_at_random(

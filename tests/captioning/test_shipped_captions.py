@@ -7,7 +7,9 @@ import json
 import pytest
 
 from tests.conftest import draw, nested
-from trsllava_utils import captioning, quality
+from trsllava_extras import quality
+from trsllava_extras.shards import caption_shard
+from trsllava_utils import captioning
 from trsllava_utils.captioner import Settings
 from trsllava_utils.captions import choose_captioner, load_captions
 from trsllava_utils.data import load_dataset
@@ -114,5 +116,5 @@ def test_captions_that_exist_answer_no_other_prompt_and_need_no_shards():
     assert choose_captioner(dataset, prompt="query") == "query"
     with pytest.raises(InputError, match="prompt='query'"):
         captioning.caption_dataset(dataset, "rsrt", Settings(prompt="query"))
-    with pytest.raises(InputError, match="shard='1/2'"):
-        captioning.caption_dataset(dataset, "rsrt", shard="1/2")
+    with pytest.raises(InputError, match="shard='shard-1-of-2'"):
+        caption_shard(dataset, "rsrt", shard="1/2")

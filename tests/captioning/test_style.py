@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import scenes
+from trsllava_extras.quality import check
+from trsllava_extras.shards import caption_shard, merge
 from trsllava_utils.captioner import Settings, captioner_id, in_style
-from trsllava_utils.captioning import caption_dataset, merge
+from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.captions import choose_captioner, load_captions
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError, MissingError
 from trsllava_utils.prompts import EXAMPLES, ReplyError, make_prompt, parse_reply, with_examples
-from trsllava_utils.quality import check
 from trsllava_utils.records import Variant
 
 STYLE = Settings(prompt="style")
@@ -155,7 +156,7 @@ def test_shards_of_several_captioners_are_merged(serve, ten):
     serve()
     both, settings = "openai:vlm + style:openai:vlm", Settings(variants=1)
     for shard in ("1/2", "2/2"):
-        caption_dataset(ten, both, settings, shard)
+        caption_shard(ten, both, settings, shard)
     assert merge(ten, both).count("10 images captioned") == 2
     assert len(load_captions(ten, both).records) == 10
 

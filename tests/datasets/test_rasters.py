@@ -12,9 +12,10 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 
 from tests.conftest import draw
+from trsllava_extras.pages import thumbnail
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError
-from trsllava_utils.images import ImageFile, Rendering, read_image, thumbnail, view
+from trsllava_utils.images import ImageFile, Rendering, read_image, view
 
 RNG = np.random.default_rng(0)
 KNOWN = np.asarray(Image.fromarray(RNG.integers(0, 255, (9, 9, 3), np.uint8)).resize((64, 64)))

@@ -48,8 +48,9 @@ def test_stale_vectors_are_not_used(tmp_path):
     other = HashEncoder("two")
     path = first.path
     moved = tmp_path / "embeddings" / "two.safetensors"
-    for suffix in (".safetensors", ".json"):
-        moved.with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
+    for end in ("", ".json"):
+        content = path.with_name(path.name + end).read_bytes()
+        moved.with_name(moved.name + end).write_bytes(content)
     assert embed_corpus(corpus("a", "b"), other, tmp_path).encoded == 2
     path.write_bytes(path.read_bytes()[:-8])  # damaged
     assert embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path).encoded == 2

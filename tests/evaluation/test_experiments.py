@@ -87,7 +87,7 @@ def test_rankings_are_reused_and_made_again(sources):
     assert not retrieval.rank_dataset("max", sources, 15).reused
     assert not retrieval.rank_dataset("max", replace(sources, variants=1), 3).reused
     assert retrieval.rank_dataset("max", sources, 3).reused
-    manifest = first.path.with_name(first.path.name.replace(".ranks.parquet", ".json"))
+    manifest = first.path.with_name(f"{first.path.name}.json")
     manifest.write_text('{"made_from": "other"}')
     assert not retrieval.rank_dataset("max", sources, 3).reused
     shorter = pd.read_parquet(first.path).iloc[1:]

@@ -1,12 +1,11 @@
-"""Faults: every test here is a fault that the project survives. Each is marked with its area;
-``make faults`` writes how many were tried, and survived, to ``docs/reliability.md``.
+"""Faults: every test here is a kind of fault that the project survives, tried on several items. Each
+is marked with its area; ``make faults`` writes which kinds were tried to ``docs/reliability.md``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -18,42 +17,42 @@ from trsllava_extras.servers import client as openai_api
 from trsllava_utils.captioner import Settings
 from trsllava_utils.captioning import caption_dataset
 
-COLLECTED: Counter[str] = Counter()  # those that only `make faults` runs, too
-TRIED: Counter[str] = Counter()
-SURVIVED: Counter[str] = Counter()
+COLLECTED: dict[str, set[str]] = {}  # area -> its kinds, those that only `make faults` runs too
+FAILED: set[str] = set()
+
+
+def kind(item: pytest.Item) -> str:
+    """What a test is about, in its own words."""
+    return item.originalname.removeprefix("test_").replace("_", " ")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    marks = (item.get_closest_marker("fault") for item in items)
-    for mark in filter(None, marks):
-        COLLECTED[mark.args[0]] += mark.kwargs.get("times", 1)
+    for item in items:
+        if mark := item.get_closest_marker("fault"):
+            COLLECTED.setdefault(mark.args[0], set()).add(kind(item))
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
-    mark = item.get_closest_marker("fault")
-    report = outcome.get_result()
-    if mark and (call.when == "call" or (call.when == "setup" and report.failed)):
-        times = mark.kwargs.get("times", 1)
-        TRIED[mark.args[0]] += times
-        SURVIVED[mark.args[0]] += times * report.passed
+    if item.get_closest_marker("fault") and outcome.get_result().failed:
+        FAILED.add(kind(item))
 
 
 def pytest_sessionfinish(session):
     if path := os.environ.get("FAULT_TABLE"):
-        Path(path).write_text(table(TRIED, SURVIVED), encoding="utf-8")
+        Path(path).write_text(table(COLLECTED, FAILED), encoding="utf-8")
 
 
-def table(tried: Counter[str], survived: Counter[str]) -> str:
+def table(kinds: dict[str, set[str]], failed: set[str]) -> str:
     """The page of docs/."""
-    rows = [f"| {area} | {n} | {survived[area]} |" for area, n in sorted(tried.items())]
-    total = f"| **all** | **{tried.total()}** | **{survived.total()}** |"
     text = Path(__file__).with_name("reliability.txt").read_text(encoding="utf-8")
-    return text + "\n".join(
-        ["| area | tried | survived |", "| --- | --: | --: |", *rows, total, ""]
-    )
+    rows = ["| area | kinds of faults |", "| --- | --- |"]
+    for area, several in sorted(kinds.items()):
+        said = (f"{one} (**not survived**)" if one in failed else one for one in sorted(several))
+        rows.append(f"| {area} ({len(several)}) | {'; '.join(said)} |")
+    return text + "\n".join([*rows, ""])
 
 
 class RawServer(LocalServer):

@@ -27,6 +27,7 @@ from trsllava_extras.cli import shell
 from trsllava_extras.gallery.gallery import Gallery
 from trsllava_extras.metadata import load_metadata
 from trsllava_extras.panel import search
+from trsllava_extras.shards import caption_shard
 from trsllava_utils import __main__ as command_line
 from trsllava_utils import parameters
 from trsllava_utils.captioner import Settings
@@ -85,7 +86,7 @@ def mutations(content: bytes, seed: int):
         yield bytes(damaged)
 
 
-@pytest.mark.fault("Image files", times=40)
+@pytest.mark.fault("Image files")
 @pytest.mark.parametrize("name", MAKERS)
 def test_damaged_images_are_pictures_or_sentences(tmp_path, name):
     MAKERS[name](tmp_path / name)
@@ -370,7 +371,7 @@ def test_tables_that_are_none(tmp_path, content, name):
     assert ds.images["image_id"].tolist() == ["good_0"]
 
 
-@pytest.mark.fault("Annotations and captions", times=60)
+@pytest.mark.fault("Annotations and captions")
 @pytest.mark.parametrize("name", ["captions.parquet", "metadata.parquet"])
 def test_damaged_parquet_is_read_or_refused(tmp_path, name):
     draw(tmp_path / "mine" / "good_0.png")
@@ -465,7 +466,7 @@ CALLS = {
     "a long captioner": lambda: load_captions(load_dataset("sample"), "openai:" + "x" * 300),
     "a long file": lambda: load_captions(load_dataset("sample"), "file:" + "x" * 300),
     "a long encoder": lambda: Sources(load_dataset("sample"), encoder="x" * 300).embed_captions(),
-    "a long shard": lambda: caption_dataset(
+    "a long shard": lambda: caption_shard(
         load_dataset("sample"), "pixels", shard="9" * 4000 + "/1"
     ),
     "Gallery('')": lambda: Gallery("").find("boats"),

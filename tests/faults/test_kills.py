@@ -16,8 +16,9 @@ import pytest
 from tests.conftest import captions_file, draw, nested
 from trsllava_extras.gallery.gallery import Gallery
 from trsllava_extras.results import results_path, write_results
+from trsllava_extras.shards import caption_shard, merge
 from trsllava_utils.captioner import Settings
-from trsllava_utils.captioning import caption_dataset, merge
+from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import read_json
 from trsllava_utils.ranking import rank_dataset
@@ -35,7 +36,7 @@ def whole_way(folder: str, encoder: str) -> None:
     whole = captions_file(ds, "pixels")
     if not (whole and whole.path.exists()):
         for part in ("1/2", "2/2"):
-            caption_dataset(ds, "pixels", Settings(variants=2), shard=part)
+            caption_shard(ds, "pixels", Settings(variants=2), shard=part)
     merge(ds, "pixels")
     caption_dataset(ds, "pixels", Settings(variants=2))
     sources = Sources(ds, "pixels", encoder)
@@ -108,13 +109,13 @@ def kills(tmp_path: Path, encoder: str, n: int, seed: int) -> None:
     assert any("part-" in name for name in made)
 
 
-@pytest.mark.fault("Kills", times=8)
+@pytest.mark.fault("Kills")
 def test_kills_at_random_instants(tmp_path, static_encoder):
     kills(tmp_path, static_encoder, 8, seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.fault("Kills", times=10)
+@pytest.mark.fault("Kills")
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_a_hundred_kills(tmp_path, static_encoder, seed):
     kills(tmp_path, static_encoder, 10, seed)

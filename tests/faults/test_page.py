@@ -16,5 +16,5 @@ def test_the_page_counts_these_faults(request):
     all_of_them = {path.name for path in Path(__file__).parent.glob("test_*.py")}
     if not all_of_them <= files or request.config.option.keyword or "FAULT_TABLE" in os.environ:
         pytest.skip("not all faults are collected, or the page is being written")
-    assert COLLECTED.total() >= 300
-    assert (PROJECT_ROOT / "docs" / "reliability.md").read_text() == table(COLLECTED, COLLECTED)
+    assert sum(map(len, COLLECTED.values())) >= 80
+    assert (PROJECT_ROOT / "docs" / "reliability.md").read_text() == table(COLLECTED, set())

@@ -112,7 +112,7 @@ def test_tiles_and_blocks_of_any_size_give_the_same(monkeypatch):
         whole = retrieval.retrieve(method, given)
         with monkeypatch.context() as small:
             small.setattr(scoring, "TILE", 7)
-            small.setattr(scoring, "FEW", 1)  # threads too
+            small.setattr(scoring, "FEW", 1)
             small.setattr(scoring, "MATRIX", 40)
             pieces = retrieval.retrieve(method, given)
         for a, b in zip(whole, pieces, strict=True):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from trsllava_utils import formulas
+from trsllava_extras import formulas
 from trsllava_utils.files import InputError
 from trsllava_utils.methods import Method, steps
-from trsllava_utils.scoring import Scorer, Side, one_each
+from trsllava_utils.scoring import Scorer, Side, mean_vectors, one_each
 
 ALL = slice(0, 100)
 
@@ -134,7 +134,7 @@ def test_centroids_are_taken_after_centring():
 
 
 def test_opposite_texts_have_a_mean_without_direction():
-    nothing = formulas.mean_vectors(unit([1, 0], [-1, 0]), np.array([0, 0]), unit=True)
+    nothing = mean_vectors(unit([1, 0], [-1, 0]), np.array([0, 0]), unit=True)
     assert nothing.tolist() == [[0, 0]]
 
 

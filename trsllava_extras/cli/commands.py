@@ -7,7 +7,7 @@ import sys
 from textwrap import shorten
 
 from trsllava_extras.cli.shell import parse, parser
-from trsllava_utils.captioning import merge as merge_shards
+from trsllava_extras.shards import merge as merge_shards
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import shown

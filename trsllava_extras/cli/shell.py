@@ -43,15 +43,15 @@ def to_shell(command: str, dataset: str, parameters: Parameters) -> str:
     return " ".join(words)
 
 
-def next_notebook(stem: str, given: Mapping[str, Any]) -> str:
-    """The papermill command of another notebook, with those of a notebook's variables that are its
-    parameters too, where they are not its defaults."""
+def next_notebook(here: str, there: str, given: Mapping[str, Any]) -> str:
+    """The papermill command of the notebook ``there``, with the parameters that it shares with
+    ``here`` as they are ``given``, where they are not its defaults."""
     import papermill
 
-    words = ["papermill", f"{stem}.ipynb", "out.ipynb"]
-    known = papermill.inspect_notebook(str(PROJECT_ROOT / "notebooks" / f"{stem}.ipynb"))
-    for name, parameter in known.items():
-        if name in given and given[name] != ast.literal_eval(parameter["default"]):
+    folder, words = PROJECT_ROOT / "notebooks", ["papermill", f"{there}.ipynb", "out.ipynb"]
+    mine, theirs = (papermill.inspect_notebook(str(folder / f"{n}.ipynb")) for n in (here, there))
+    for name, parameter in theirs.items():
+        if name in mine and given[name] != ast.literal_eval(parameter["default"]):
             words += ["-p", name, shlex.quote(str(given[name]))]
     return " ".join(words)
 

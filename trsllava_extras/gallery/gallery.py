@@ -233,7 +233,8 @@ def open_part(gallery: Gallery, name: str) -> Part:
     except (SafetensorError, TypeError, OSError):  # TypeError: of a kind that numpy lacks
         made_of, vectors = {}, np.empty((0, 0))
     of_vectors, _, of_rows = made_of.get("sha256", "").partition(" ")
-    with reading(gallery.store.local(f"{name}.parquet")) as parquet:
+    parquet = gallery.store.local(f"{name}.parquet")
+    with reading(parquet):
         rows = Path(parquet).read_bytes()
     if of_rows != hashlib.sha256(rows).hexdigest():
         gallery.store.rows(name)  # raises where it is the rows that were changed
