@@ -14,14 +14,13 @@ import pytest
 
 from tests.conftest import captions, questions, write_captions
 from trsllava_extras import cluster
-from trsllava_extras.cluster import connect, spread
+from trsllava_extras.cluster import connect, threads
 from trsllava_extras.gallery.gallery import Gallery
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError
 from trsllava_utils.ranking import retrieve
-from trsllava_utils.scoring import threads
 from trsllava_utils.sources import Sources
-from trsllava_utils.vectors import embed_corpus
+from trsllava_utils.vectors import embed_corpus, spread
 
 distributed = pytest.importorskip("distributed")
 HERE = "local[2]"
@@ -60,7 +59,7 @@ def test_spread():
 def test_workers_have_a_thread_each_and_this_process_keeps_its_own():
     before = threads()
     assert set(connect(HERE).run(threads).values()) == {1}
-    assert threads() == before == (cluster._omp_num_threads or joblib.cpu_count())
+    assert threads() == before == (cluster._OMP_NUM_THREADS or joblib.cpu_count())
 
 
 @pytest.mark.parametrize("name", ["local", "local[0]", "8786", "http://host:1", "local[2]; x"])

@@ -533,7 +533,7 @@ RESULTS = pytest.mark.fault("Results and reports")
 
 def write(sources: Sources) -> Path:
     from trsllava_extras.results import results_path
-    from trsllava_utils.statistics import intervals
+    from trsllava_extras.statistics import intervals
 
     made = rank_dataset("max", sources)
     path = results_path(sources.dataset.derived, sources.setting)
