@@ -32,13 +32,13 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from trsllava_extras.cluster import connect
 from trsllava_extras.gallery.gallery import Gallery, open_part
 from trsllava_utils.encoders import kept_encoder, load_encoder
-from trsllava_utils.figures import charts
 from trsllava_utils.parameters import MINILM
 from trsllava_utils.recall import KS, recall_at_k
 from trsllava_utils.vectors import Embeddings
 
 SCHEDULERS = ("", "local[1]", "local[2]", "local[3]", "local[4]")
 EACH, QUERIES, K = 5, 2_000, 100
+PALETTE, MARKERS = ("C0", "C1", "C2", "C3", "C4", "C5"), "osD^vP"
 NOUNS = "river port runway forest field road house pool boat lake bridge church beach tank crop"
 ADJECTIVES = "green blue large small long dark bright round narrow wide red white grey old new"
 
@@ -156,8 +156,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     for ax, column in zip(axes, ("embed s", "rank s"), strict=True):
         for (where, rows), colour, marker in zip(
             table[~table["killed"]].groupby("where", sort=False),
-            charts.PALETTE,
-            charts.MARKERS,
+            PALETTE,
+            MARKERS,
             strict=False,
         ):
             ax.plot(rows["captions"], rows[column], color=colour, marker=marker, label=where)

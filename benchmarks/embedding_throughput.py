@@ -22,13 +22,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from trsllava_extras.cluster import threads
 from trsllava_utils import recall as evaluation
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import Dataset, load_dataset
 from trsllava_utils.encoders import Encoder, computes_bfloat16, load_encoder
 from trsllava_utils.parameters import MINILM
 from trsllava_utils.ranking import retrieve
-from trsllava_utils.scoring import threads
 from trsllava_utils.vectors import Embeddings, embed_corpus
 
 PIECE = 2_000  # distinct captions of the side-by-side rounds

@@ -5,7 +5,7 @@ five an image, 384 dimensions. Every side is asked for the rank of each query's 
 100 images, and R@1/5/10:
 
 * *matrix product*: bare, in blocks, with torch; nothing is kept: the limit of an exact scan;
-* *this project*: ``trsllava_utils.retrieval``;
+* *this project*: ``trsllava_utils.ranking``;
 * *per-query loop*: as the paper's code does: dot product, scatter-max to images, full argsort;
 * *semantic_search*: of sentence-transformers, then grouped by image; no ranks beyond its list;
 * *faiss*: ``IndexFlatIP``, likewise (left out where it is not installed: pip install faiss-cpu).
@@ -36,12 +36,12 @@ import torch
 from sentence_transformers.util import semantic_search
 
 from trsllava_utils import recall as evaluation
-from trsllava_utils.figures import charts
 from trsllava_utils.methods import Method
 from trsllava_utils.ranking import NamedSide, RankingTask
 from trsllava_utils.scoring import Scorer, Side, one_each
 
 ROUNDS = 3
+PALETTE, MARKERS = ("C0", "C1", "C2", "C3", "C4", "C5"), "osD^vP"
 SIZES = (5_000, 50_000, 500_000, 1_000_000)
 QUERIES, EACH, DIM, K = 5_465, 5, 384, 100
 LOOP_PRODUCTS = 200_000_000  # of the loop, before it is scaled up
@@ -189,7 +189,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.8))
     for (side, rows), colour, marker in zip(
-        table.groupby("side", sort=False), charts.PALETTE, charts.MARKERS, strict=False
+        table.groupby("side", sort=False), PALETTE, MARKERS, strict=False
     ):
         style = "--" if side == "matrix product" else "-"
         for ax, column in zip(axes, ("seconds", "MB"), strict=True):

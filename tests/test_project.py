@@ -174,7 +174,8 @@ def test_a_run_and_every_command_that_it_prints(data_dir, tmp_path, static_encod
     assert {words[1].split("_")[0] for words in printed if words[0] == "papermill"} == {
         *("01", "02", "03", "04")
     }
-    assert [words[3] for words in printed if words[0] == "python"].count("report") == 2
+    asked = {words[3] for words in printed if words[0] == "python"}
+    assert asked >= {"report", "search"}
     vectors = sorted((derived / "embeddings").glob("*.safetensors"))
     before = [p.stat().st_mtime_ns for p in vectors]
     page.unlink()

@@ -1,5 +1,5 @@
-"""Experiments: sources go in and are varied (split, settings, captioner, gallery), or ranks go in and
-are broken down (by class, by the size of the gallery), and tables come out.
+"""Experiments: sources go in and are varied (split, settings, captioner, gallery), or ranks go in
+and are broken down (by class, by the size of the gallery), and tables come out.
 
 Settings are chosen on the *validation* split; test queries play no part in the choice.
 """

@@ -242,7 +242,9 @@ def notebook_page(path: Path, title: str, command: str) -> str:
             notes = (re.match(r"\*[^*]+\*", line) for line in lines)
             kept = zip(lines, notes, strict=True)
             cell.source = "\n\n".join(note[0] if note else line for line, note in kept)
-    body = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
+        else:  # a progress bar is no result
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    body = HTMLExporter(template_name="basic", exclude_input=True, exclude_anchor_links=True)
     html = body.from_notebook_node(notebook)[0]
     return render(
         "report.html", title=title, command=command, body=Markup(html), today=date.today()

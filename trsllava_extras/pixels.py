@@ -84,8 +84,8 @@ class PixelCaptioner:
 
 
 def ground(picture: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-    """``(H, W, 3) uint8`` -> a mask ``(SIDE, SIDE)`` for each cover, every pixel in one of them; and
-    the roughness, the mean step in lightness from pixel to pixel, 0 to 1."""
+    """``(H, W, 3) uint8`` -> a mask ``(SIDE, SIDE)`` for each cover, every pixel in one of them;
+    and the roughness, the mean step in lightness from pixel to pixel, 0 to 1."""
     small = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BOX)
     red, green, blue = np.moveaxis(np.asarray(small, np.float32) / 255, -1, 0)
     light = (red + green + blue) / 3
@@ -154,5 +154,5 @@ def about_pixels(images: int) -> str:
         "a mixed archive 8 of 25 images among the first five were right). A vision-language model "
         f"describes them better: -p captioner transformers:{SMOLVLM} takes about a minute an image "
         f"on two cores without a GPU, for these {images:,} images {hours:,.1f} hours; -p captioner "
-        "openai:MODEL asks a server or an API (README, Captioners)"
+        "openai:MODEL asks a server or an API (docs/captioning.md)"
     )

@@ -1,5 +1,5 @@
-"""Steps of scoring rules beside the plain one (``trsllava.steps``): words, hubs, a common direction,
-and the reference captions themselves. The formulas are in ``formulas.py``."""
+"""Steps of scoring rules beside the plain one (``trsllava.steps``): words, hubs, a common
+direction, and the reference captions themselves. The formulas are in ``formulas.py``."""
 
 from __future__ import annotations
 

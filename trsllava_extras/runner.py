@@ -1,6 +1,6 @@
-"""Many images under way at once (``trsllava.runners``): images wait in a queue, each finished record
-is on disk before it is counted. No single image can stop a run, and stopping it loses at most the
-images under way.
+"""Many images under way at once (``trsllava.runners``): images wait in a queue, each finished
+record is on disk before it is counted. No single image can stop a run, and stopping it loses at
+most the images under way.
 """
 
 from __future__ import annotations

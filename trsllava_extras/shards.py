@@ -1,5 +1,5 @@
-"""Captioning shared by several machines: each takes a shard "i/n" of the images and writes a file of
-its own, which is read like the whole; :func:`merge` makes one file of them."""
+"""Captioning shared by several machines: each takes a shard "i/n" of the images and writes a file
+of its own, which is read like the whole; :func:`merge` makes one file of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Annotation files: images with their captions, from the layouts that people meet.
 
 Here: nested JSON (``{"images": [{"filename", "split", "sentences": [{"raw"}]}]}``), COCO captions,
-flat JSON and JSONL, CSV (also with semicolons or tabs). More come as plug-ins (``trsllava.layouts``).
+flat JSON and JSONL, CSV (also with semicolons or tabs). More are plug-ins (``trsllava.layouts``).
 A table or JSON without captions is none of them; it may be metadata.
 """
 

@@ -101,7 +101,7 @@ def caption_dataset(
 
     Args:
         dataset: whose images.
-        captioner: its name, or several; empty: see :func:`trsllava_utils.captions.choose_captioner`.
+        captioner: its name, or several; empty: see :func:`~.captions.choose_captioner`.
         settings: how it is asked; the prompt in a captioner's name comes before theirs.
         part: name of the file that a shard goes to, where ``dataset`` is one.
 

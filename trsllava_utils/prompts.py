@@ -63,7 +63,7 @@ class Prompt:
         return fingerprint(VERSION, self.text, self.kind, self.n, LIMITS, _template("renderings"))
 
     def for_question(self, question: Question) -> str:
-        """The text for one image: with how many pictures there are, and the facts that are known."""
+        """The text for one image: with the number of pictures and the facts that are known."""
         names, notes = list(question.pictures), []
         if "false colour" in names:
             values = {"count": len(names), "names": ", ".join(names)}

@@ -26,8 +26,8 @@ from trsllava_utils.sources import Sources
 
 @dataclass(frozen=True, repr=False)
 class Hits:
-    """What a search found. ``table``: ``rank, image_id, score, label, text``, the text being the one
-    of the image that is nearest to the query. Jupyter shows the pictures (``trsllava.views``)."""
+    """What a search found. ``table``: ``rank, image_id, score, label, text``, the text being the
+    image's nearest to the query. Jupyter shows the pictures (``trsllava.views``)."""
 
     query: str
     table: pd.DataFrame

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ class Sources:
         clip: name of a CLIP, for the rules ``clip`` and ``fusion``; empty: none.
         precision: of the text encoder, see :func:`trsllava_utils.encoders.load_encoder`.
         variants: use only so many captions per image and captioner; 0: all.
-        scheduler: where texts are encoded and queries ranked, see :func:`trsllava_utils.vectors.spread`.
+        scheduler: where texts are encoded and queries ranked, see :func:`~.vectors.spread`.
     """
 
     dataset: Dataset

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from trsllava_extras import experiments
-from trsllava_utils import recall as evaluation
 from trsllava_extras import statistics as stats
+from trsllava_utils import recall as evaluation
 from trsllava_utils.ranking import rank_relevant
 from trsllava_utils.recall import hit_probability
 

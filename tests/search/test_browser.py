@@ -326,5 +326,5 @@ def test_report_on_a_phone(browser, data_dir, static_encoder):
     assert pictures.count() > 8
     assert pictures.evaluate_all("all => all.every(i => i.naturalWidth > 0 && i.alt)")
     assert all(url.startswith(("file:", "data:")) for url in requests)
-    assert page.get_by_role("heading", name="To reproduce").is_visible()
+    assert page.get_by_text("The same again").is_visible()
     shoot(page, "report_phone")

@@ -85,9 +85,8 @@ def run(datasets: list[str], given: Parameters, first: str = "00", last: str = "
     for name in datasets:
         print(f'  {to_shell("search", name, also)} "what the images should show"')
         if last == "04":
-            print(
-                f"  {to_shell('report', name, {n: v for n, v in given.items() if n in _known('04')})}"
-            )
+            known = {n: v for n, v in given.items() if n in _known("04")}
+            print(f"  {to_shell('report', name, known)}")
 
 
 def run_chain(
@@ -203,8 +202,8 @@ def _run_one(stem: str, output: Path, parameters: Parameters, dataset: str) -> N
 
 class StatusLine:
     """One line of the terminal that says how far a notebook is. It takes what the notebook writes
-    to stderr, and shows the last state of a progress bar; in a log file, once a minute. (Papermill's
-    own bar counts cells, and captioning is one cell of hours.)"""
+    to stderr, and shows the last state of a progress bar; in a log file, once a minute.
+    (Papermill's own bar counts cells, and captioning is one cell of hours.)"""
 
     def __init__(self, title: str) -> None:
         self._title, self._shown_at = title, time.monotonic()

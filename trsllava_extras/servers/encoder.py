@@ -1,4 +1,4 @@
-"""Encoder ``openai:MODEL``: an embedding model behind any server that speaks the OpenAI protocol."""
+"""Encoder ``openai:MODEL``: an embedding model behind a server that speaks the OpenAI protocol."""
 
 from __future__ import annotations
 
