@@ -176,15 +176,18 @@ def test_a_run_and_every_command_that_it_prints(data_dir, tmp_path, static_encod
     }
     asked = {words[3] for words in printed if words[0] == "python"}
     assert asked >= {"report", "search"}
-    vectors = sorted((derived / "embeddings").glob("*.safetensors"))
-    before = [p.stat().st_mtime_ns for p in vectors]
+    captions = next(derived.glob("captions/*.jsonl"))
+    rankings = sorted(derived.glob("rankings/**/*.parquet"))
+    before = captions.read_bytes(), [path.stat().st_mtime_ns for path in rankings]
+    assert len(rankings) > 5
     page.unlink()
     for words in printed:
         words = [str(tmp_path / "out.ipynb") if word == "out.ipynb" else word for word in words]
         words = ["-m", *words] if words[0] == "papermill" else words[1:]
         done = run(*words, cwd=PROJECT_ROOT / "notebooks" if "papermill" in words else PROJECT_ROOT)
         assert done.returncode == 0, (words, done.stderr)
-    assert page.is_file() and [p.stat().st_mtime_ns for p in vectors] == before
+    assert page.is_file()
+    assert (captions.read_bytes(), [path.stat().st_mtime_ns for path in rankings]) == before
 
 
 def test_own_folder_searches_without_captions_and_says_what_evaluation_needs(

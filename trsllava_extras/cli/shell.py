@@ -66,8 +66,10 @@ def parser(command: str, about: str) -> ArgumentParser:
 
 def parse(made: ArgumentParser, words: list[str], known: set[str] | None = None) -> tuple:
     """The arguments, and the parameters by name, all of them ``known``."""
-    # argparse takes "-122.5,37.2,…" for an option, but not with a blank before it
-    args = made.parse_args([f" {w}" if re.match(r"-\d[\d.]*[-,]", w) else w for w in words])
+    # argparse takes "-122.5,37.2,…" for an option, but not with a blank before it; and it finds a
+    # query that stands behind the options only if they may be mixed
+    words = [f" {w}" if re.match(r"-\d[\d.]*[-,]", w) else w for w in words]
+    args = made.parse_intermixed_args(words)
     given = {name: from_shell(name, value) for name, value in args.parameters}
     for name in given if known is not None else ():
         check_choice("parameter", name, sorted(known))
