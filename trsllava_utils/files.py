@@ -147,15 +147,17 @@ def file_stamp(path: str | os.PathLike) -> tuple[int, ...]:
 
 
 def read_once(read: Callable) -> Callable:
-    """A reader of one file that reads it again only when the file has changed. The value is shared:
-    nobody may change it."""
-    kept = lru_cache(maxsize=64)(lambda path, stamp: read(Path(path)))
+    """A reader of one file that reads it again only when the file or its manifest has changed. The
+    value is shared: nobody may change it."""
+    kept = lru_cache(maxsize=512)(lambda path, stamp: read(Path(path)))
 
     @wraps(read)
     def once(path: str | os.PathLike):
         with reading(path):
-            stamp = file_stamp(path)
-        return kept(os.path.abspath(path), stamp)
+            stamps = [file_stamp(path)]
+        with suppress(OSError):
+            stamps.append(file_stamp(f"{path}.json"))
+        return kept(os.path.abspath(path), tuple(stamps))
 
     return once
 
@@ -273,9 +275,14 @@ def write_json(path: str | os.PathLike, value: dict, indent: int | None = 2) -> 
 def read_json(path: str | os.PathLike) -> dict:
     """What :func:`write_json` wrote; empty if the file is missing, damaged or was edited."""
     try:
-        value = parse_json(read_text(path))
+        return dict(_written_json(path))
     except InputError:
         return {}
+
+
+@read_once
+def _written_json(path: Path) -> dict:
+    value = parse_json(read_text(path))
     value = value if isinstance(value, dict) else {}
     sealed = value.pop("fingerprint", None)
     return value if sealed == fingerprint(value) else {}

@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.files import MissingError, fingerprint, read_sealed, slug, write_sealed
+from trsllava_utils.files import (
+    MissingError,
+    fingerprint,
+    read_once,
+    read_sealed,
+    slug,
+    write_sealed,
+)
 from trsllava_utils.methods import Method
 from trsllava_utils.parameters import check
 from trsllava_utils.scoring import TIE_TOLERANCE, VERSION, Score, Scorer, Side, blocks, one_each
@@ -61,13 +68,13 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     made_from = {"inputs": sources.identity(parsed), "method": parsed.name, "rules": VERSION}
 
     files = {name: path.with_name(f"{stem}.{name}.parquet") for name in ("ranks", "top")}
-    kept = {name: read_sealed(file) for name, file in files.items()}
-    reused = all(
+    kept = {name: _stored(file) for name, file in files.items() if file.exists()}
+    reused = len(kept) == len(files) and all(
         about.get("made_from") == made_from and about.get("top_k", 0) >= top_k
         for about, _ in kept.values()
     )
     if reused:
-        tables = {name: pd.read_parquet(BytesIO(content)) for name, (_, content) in kept.items()}
+        tables = {name: table.copy() for name, (_, table) in kept.items()}
     else:
         tables = dict(zip(files, retrieve(method, sources, top_k), strict=True))
         for name, file in files.items():
@@ -75,6 +82,13 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
             write_sealed(file, content, {"made_from": made_from, "top_k": top_k})
     top = tables["top"][tables["top"]["rank"] <= top_k].reset_index(drop=True)
     return Rankings(tables["ranks"], top, files["ranks"], reused, fingerprint(made_from))
+
+
+@read_once
+def _stored(path: Path) -> tuple[dict, pd.DataFrame | None]:
+    """A table and what it was made from; nothing if it is damaged."""
+    about, content = read_sealed(path)
+    return about, pd.read_parquet(BytesIO(content)) if about else None
 
 
 def rank_methods(
