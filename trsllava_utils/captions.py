@@ -97,8 +97,9 @@ def choose_captioner(dataset: Dataset, captioner: str = "", prompt: str = "rsrt"
 def load_captions(dataset: Dataset, captioner: str = "") -> Captions:
     """The captions that notebook 01 made, that come with the data, or of a file.
 
-    >>> load_captions(load_dataset("sample"), "rsrt").records["harbor90"].variants[0].one_sentence
-    'A harbour with rows of white motorboats moored on both sides of several long piers.'
+    >>> captions = load_captions(load_dataset("sample"), "rsrt")
+    >>> captions.records["harbor92"].variants[0].one_sentence
+    'A harbour with white boats moored along branching docks, a long pier in the west and ...'
 
     Raises:
         MissingError: there are none yet; the message says how to get some.

@@ -140,7 +140,7 @@ def load_dataset(
     """Load one split of a dataset.
 
     >>> load_dataset("sample").images["image_id"].head(2).tolist()
-    ['agricultural84', 'agricultural86']
+    ['agricultural83', 'agricultural84']
 
     Args:
         dataset: "sample", "rsitmd", "rsicd", "ucm", "sydney", or the path of a folder of images.

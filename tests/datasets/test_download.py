@@ -144,6 +144,7 @@ def test_without_a_network_one_sentence(tmp_path):
         (parquet(7), "7 rows .* not the 1,093 images of RSICD test"),
         (parquet(1093, captions="text"), "columns filename, text, image"),
     ],
+    ids=["rows", "columns"],
 )
 def test_a_copy_that_is_not_rsicd_is_refused(content, message, tmp_path, monkeypatch):
     path = tmp_path / "test.parquet"
