@@ -12,8 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m trsllava_utils run sample
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
-	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax notebooks -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax notebooks tests -n 2 --dist loadfile
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --notebook-dir . notebooks/index.ipynb

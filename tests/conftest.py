@@ -18,18 +18,6 @@ from trsllava_utils.data import load_dataset
 from trsllava_utils.encoders import load_encoder
 from trsllava_utils.vectors import Embeddings
 
-# Files whose tests share something dear, a browser or a model, and stay in one process.
-TOGETHER = ("test_browser", "test_panel", "test_captioners", "test_experiments", "test_search")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for the processes of pytest-xdist."""
-    for item in items:
-        if item.path.stem in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 def draw(path: Path, seed: int = 0, size: int = 64) -> Path:
     """A small picture of smooth random colours."""
     rng = np.random.default_rng(seed)
