@@ -1,7 +1,8 @@
 """Captioning: images go in, RSRT records come out, one JSON line per image.
 
 Each image goes the same way: :func:`ask` shows its pictures to the captioner, :func:`judge` makes a
-record of the reply or refuses it, and :func:`run_in_turn` puts the record on disk, or asks again.
+record of the reply or refuses it, and a runner puts the record on disk, or asks again: the plug-in
+for many images at once, or :func:`run_in_turn`.
 :func:`_to_do` finds what an earlier run has done, so a run that was stopped goes on where it was.
 """
 
@@ -44,8 +45,8 @@ class Job:
     sha256: str
     made_with: str = ""  # fingerprint of the settings
     attempt: int = 0
-    alone: bool = False  # it must not share a batch
-    last: bool = False  # it got no answer in this run, and is tried once more at the end
+    alone: bool = False  # for runners: it must not share a batch
+    last: bool = False  # for runners: it got no answer, and is tried once more at the end
     failed_runs: int = 0  # earlier runs in which it got no answer
 
 
@@ -193,6 +194,7 @@ def _to_do(
             continue
         earlier = rejected.get(row.filename, {})
         earlier = earlier if earlier.get("image_sha256") == sha256 else {}
+        # where there was no answer, "attempts" counts runs
         counted = earlier.get("attempts") if isinstance(earlier.get("attempts"), int) else 1
         failed_runs = counted if earlier.get("reason") == NO_ANSWER else 0
         job = Job(row.filename, image, sha256, file.made_with, failed_runs=failed_runs)
@@ -209,11 +211,11 @@ def _to_do(
 def ask(seen: dict[Job, View], describer: Captioner, settings: Settings) -> list[Reply]:
     """Show the captioner the pictures of some images, and get its replies."""
     questions = []
-    for job, picture in seen.items():
+    for job, shown_as in seen.items():
         seed = settings.seed_of(job.filename, job.attempt)
         temperature = settings.temperature_of(job.attempt)
-        facts = _facts(picture, settings.gsd)
-        questions.append(Question(picture.by_name, seed, temperature, facts))
+        facts = _facts(shown_as, settings.gsd)
+        questions.append(Question(shown_as.by_name, seed, temperature, facts))
     return describer.describe(questions)
 
 
@@ -234,8 +236,9 @@ def _facts(seen: View, gsd: str) -> tuple[str, ...]:
 def judge(
     job: Job, reply: Reply, prompt: Prompt, gates: list[Callable[[list, Prompt], None]]
 ) -> Outcome:
-    """A reply becomes a record, or is refused with a reason: it is no JSON of the right shape, or
-    does not pass a gate (``trsllava.gates``: it loops, is in another language, …)."""
+    """A reply becomes a record, or is refused with a reason: the captioner itself says so, it is no
+    JSON of the right shape, or a gate (``trsllava.gates``: it loops, is in another language, …)
+    raises ReplyError."""
     try:
         if reply.problem:
             reason, _, detail = reply.problem.partition(": ")
@@ -259,8 +262,9 @@ def run_in_turn(
     control: Job | None = None,
 ) -> tuple[Report, dict[str, Record]]:
     """Caption one image after the other. After a bad reply the image is asked about again, with
-    another seed; after ``describer.attempts`` bad replies it is set aside with the reason. A runner
-    (``trsllava.runners``) keeps many images under way, and survives a server's moods."""
+    another seed and at least temperature 0.5; after ``describer.attempts`` bad replies it is set
+    aside with the reason. A runner (``trsllava.runners``) keeps many images under way, and survives
+    a server's moods."""
     report, records = Report(), {}
     for job in progress(jobs, desc="captioning", unit="image"):
         for attempt in range(describer.attempts):
@@ -271,7 +275,11 @@ def run_in_turn(
         if outcome.record:
             file.append([outcome.record])
             records[job.filename] = outcome.record
-        elif not outcome.unreadable:
+            report.retried += attempt > 0
+        elif outcome.unreadable:
+            report.unreadable += 1
+            report.problems.append(f"{outcome.detail}; the run went on without it")
+        else:
             file.set_aside([set_aside(outcome)])
             report.rejected[outcome.reason] += 1
     report.captioned, report.usage = len(records), Counter(describer.usage)

@@ -1,7 +1,7 @@
 """Encoders: texts go in, unit vectors come out.
 
-Named by a string: ``all-MiniLM-L6-v2`` (embedded), any sentence-transformers id or folder, or the
-kind of a plug-in (``trsllava.encoders``) before a colon, ``openai:MODEL``.
+Named by a string: ``all-MiniLM-L6-v2`` (it comes with the package), any sentence-transformers id or
+folder, or the kind of a plug-in (``trsllava.encoders``) before a colon, ``openai:MODEL``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache, wraps
+from functools import cache, wraps
 from importlib import metadata
 from pathlib import Path
 from secrets import token_hex
@@ -27,6 +27,7 @@ PROJECT_ROOT = _PARENT if (_PARENT / "notebooks").is_dir() else Path.cwd()
 TEXT_BARS = "TRSLLAVA_TEXT_BARS"  # environment variable: progress bars are text
 DAY = 86_400  # seconds, after which a temporary file is that of a run that was killed
 NAMED = 5  # of many names in a sentence
+KEPT = 512  # files that a reader keeps in memory
 
 
 class _OneSentence:
@@ -147,18 +148,34 @@ def file_stamp(path: str | os.PathLike) -> tuple[int, ...]:
 
 
 def read_once(read: Callable) -> Callable:
-    """A reader of one file that reads it again only when the file or its manifest has changed. The
-    value is shared: nobody may change it."""
-    kept = lru_cache(maxsize=512)(lambda path, stamp: read(Path(path)))
+    """A reader of one file that reads it again only when the file or its manifest has changed;
+    ``put(path, value)`` is for whoever has just written it. The value is shared: nobody may change
+    it."""
+    kept: dict[str, tuple[list, Any]] = {}
+
+    def stamps(path: str | os.PathLike) -> list[tuple[int, ...]]:
+        found = [file_stamp(path)]
+        with suppress(OSError):
+            found.append(file_stamp(f"{path}.json"))
+        return found
+
+    def put(path: str | os.PathLike, value: Any, stamp: list | None = None) -> None:
+        kept.pop(name := os.path.abspath(path), None)
+        kept[name] = stamp or stamps(path), value
+        if len(kept) > KEPT:
+            kept.pop(next(iter(kept)), None)  # the oldest
 
     @wraps(read)
-    def once(path: str | os.PathLike):
+    def once(path: str | os.PathLike) -> Any:
         with reading(path):
-            stamps = [file_stamp(path)]
-        with suppress(OSError):
-            stamps.append(file_stamp(f"{path}.json"))
-        return kept(os.path.abspath(path), tuple(stamps))
+            stamp = stamps(path)
+        found = kept.get(os.path.abspath(path))
+        if found is None or found[0] != stamp:
+            found = stamp, read(Path(path))
+            put(path, found[1], stamp)
+        return found[1]
 
+    once.put = put
     return once
 
 

@@ -118,7 +118,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def reader_of(path: str | Path) -> Any:
-    """The plug-in for files of this name; None where Pillow reads them."""
+    """The plug-in for files of this name; None where there is none."""
     suffix = Path(path).suffix.lower()
     return next((reader for reader in _readers() if suffix in reader.suffixes), None)
 
@@ -147,7 +147,7 @@ def view(
     *,
     first: bool = False,
 ) -> View:
-    """Read an image file or a window.
+    """Read an image file, or a window of a raster (photographs have none).
 
     Args:
         file: the image.

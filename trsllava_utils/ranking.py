@@ -3,7 +3,8 @@
 In text-to-image the queries are reference captions and the items images, described by the texts of
 a captioner; in image-to-text it is the other way round. Both are one scoring function over two
 sides of texts. Scores within 1e-6 are tied; ties are counted here (:func:`rank_relevant`), and
-``recall.py`` gives each its expected value.
+``recall.py`` gives each its expected value. (Lists of results, ``top``, are sorted by plain
+score.)
 """
 
 from __future__ import annotations

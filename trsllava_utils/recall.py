@@ -1,8 +1,8 @@
 """Recall: ranks go in, recall at K, median rank and mean recall come out.
 
 A tie counts as its *expected* value: with the tied items put in random order, the probability that
-a relevant one is among the first K. So results do not depend on the order of a file. All values
-are percentages unless the name says otherwise.
+a relevant one is among the first K. So results do not depend on the order of a file. Recalls
+are percentages; MedR, the median rank, is a rank from 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The RSRT record, its JSONL file, and the text corpus made of it.
+"""The RSRT record (Remote Sensing Rich Text), its JSONL file, and the text corpus made of it.
+
+A *variant* is one description of an image, its *fields* are ``one_sentence``, ``feature`` and
+``caption``; a *text* is what is embedded of it. (``rsrt`` is also the name of the prompt that asks
+for such records, and of the captioner whose records come with the data. *Reference captions* are
+those of people.)
 
 One line per image: ``{"image": "port_3.jpg", "model": "…", "variants": [{"one_sentence",
 "feature", "caption"}, …]}``.

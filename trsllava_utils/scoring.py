@@ -1,11 +1,13 @@
 r"""Scoring: two sides of texts go in, a score for each query and item comes out.
 
-The rule of the paper is here in two functions: :func:`cosine` multiplies unit vectors, and
-:meth:`Side.best` takes the maximum over the texts of an image,
+The rule of the paper is :func:`cosine`: dot products of unit vectors, of which the best counts over
+the texts of an image,
 
 .. math:: s(q, i) = \max_v \mathbf q^\top \mathbf x_{i,v}.
 
-:class:`Scorer` puts the other steps of a method before and behind it. Queries are scored a block at
+Both are computed in :func:`_cosines`; where groups have unequal numbers of texts, and where an
+image asks, :meth:`Side.best` takes the maximum. :class:`Scorer` puts the other steps of a method
+before and behind it. Queries are scored a block at
 a time, against a tile of items at a time: most numbers made on the way are scores of single texts,
 needed only for their maximum, and a tile is small enough to be reduced in the processor's cache.
 """
@@ -21,7 +23,7 @@ from trsllava_utils.methods import Method, Step
 
 VERSION = 3  # of the rules: raised when a formula changes, so that old rankings are not used
 BLOCK = 512  # queries scored at a time, at most
-TILE = 1 << 21  # scores of texts held at a time: about the size of a processor's cache
+TILE_SCORES = 1 << 21  # scores of texts held at a time: about the size of a processor's cache
 FEW = 256  # below this number of queries, tiles are as long as for this number
 MATRIX = 1 << 27  # scores of items held at a time: 512 MB
 TIE_TOLERANCE = 1e-6  # scores closer than this are tied
@@ -37,8 +39,8 @@ class Side:
     texts: np.ndarray  # (n_texts,) str
     groups: np.ndarray  # (n_texts,) int from 0, ascending: the group of each text
     vectors: np.ndarray  # (n_texts, dim) float32 unit rows (or float16, for the cosine)
-    second: np.ndarray | None = None  # (n_groups, dim) float32 unit rows of a plug-in's space
-    mean: np.ndarray | None = None  # (dim,) mean vector of the texts' writer
+    second: np.ndarray | None = None  # (n_groups, dim) float32 unit rows of a step's own model
+    mean: np.ndarray | None = None  # (dim,) mean vector of all texts from the same source
 
     @property
     def n(self) -> int:
@@ -172,7 +174,7 @@ def by_tiles(items: Side, n: int, scored: Callable[[Side, int], np.ndarray]) -> 
     """
     out = np.empty((n, items.n), np.float32)
     texts_each = max(1, round(len(items.groups) / max(items.n, 1)))
-    step = max(1, TILE // (max(n, FEW) * texts_each))
+    step = max(1, TILE_SCORES // (max(n, FEW) * texts_each))
 
     for start in range(0, items.n, step):
         tile = slice(start, min(start + step, items.n))
@@ -188,11 +190,13 @@ class Scorer:
     """A method over a set of items; what does not depend on the queries is computed once, here.
 
     ``scorer(queries)`` gives their scoring function: a slice -> ``(n_in_slice, n_items) float32``.
+    The order: vectors are prepared, texts of an image averaged (only by ``mean`` and ``centroid``),
+    both sides compared, and hubs, items near to very many queries, pay a penalty.
 
     Args:
         method: the scoring rule.
         items: what is ranked.
-        bank: training captions, for steps that measure hubs by them; None leaves these without
+        bank: training captions, by which some steps measure hubs; None leaves these without
             effect.
     """
 
@@ -218,18 +222,18 @@ class Scorer:
         return lambda block: score(block) - penalty
 
     def prepare(self, side: Side) -> Side:
-        """First the steps that move vectors."""
+        """The steps that move vectors."""
         for step in self.method.parts.values():
             side = step.prepare(side) if step.prepare else side
         return side
 
     def _together(self, side: Side) -> Side:
-        """Then each image as one text, if the method has ``mean`` or ``centroid``."""
+        """Each image as one text, if the method has ``mean`` or ``centroid``."""
         averaged = self.method.steps.keys() & {"mean", "centroid"}
         return side.merged(unit="centroid" in averaged) if averaged else side
 
     def _compare(self, queries: Side) -> Score:
-        """Then the cosine, and what further steps make of it."""
+        """The cosine, and what further steps make of it."""
         score = cosine(queries, self.items)
         for name, step in self.method.parts.items():
             if step.compare:
@@ -238,6 +242,6 @@ class Scorer:
         return score
 
     def _charge(self, hubs: list[Step], asking: Side) -> np.ndarray:
-        """Last what items pay for being near to everything: ``(n_items,) float32``."""
+        """The penalty of each item for being near to very many queries: ``(n_items,) float32``."""
         scores = map(self._compare(asking), blocks(asking.n, self.items.n))
         return hubs[0].penalty(scores, self.method).astype(np.float32)

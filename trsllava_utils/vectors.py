@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,7 @@ def _write(path: Path, stored: Stored, model: Encoder) -> None:
     about = {"encoder": model.identity, "control": stored.manifest["control"]}
     about["versions"] = versions("sentence-transformers", "transformers", "torch")
     write_sealed(path, content, about)
+    _read.put(path, replace(stored, manifest=about))
 
 
 def spread(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +13,8 @@ from tests.conftest import draw
 from trsllava_extras.shards import _merge
 from trsllava_utils import captioning
 from trsllava_utils.caption_file import CaptionFile
-from trsllava_utils.captioner import Settings
-from trsllava_utils.captioning import Report
+from trsllava_utils.captioner import Reply, Settings
+from trsllava_utils.captioning import Job, Outcome, Report, run_in_turn
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
@@ -184,3 +185,28 @@ def test_files_of_earlier_versions_are_found_and_kept(data_dir):
     again = captioning.caption_dataset(ds, "pixels", Settings(variants=2))
     assert again.report.already == 4 and again.records == made[2].records
     assert load_captions(ds, "pixels").records == made[2].records  # the last one that was run
+
+
+def test_one_image_after_the_other_names_files_that_cannot_be_read(tmp_path):
+    """Without the extras' runner."""
+    jobs = [Job(name, None, "") for name in ("good.png", "bad.png", "again.png")]
+
+    def outcomes_of(batch):
+        (job,) = batch
+        if job.filename == "bad.png":
+            return [Outcome(job, detail="bad.png cannot be read", unreadable=True)]
+        if job.filename == "again.png" and not job.attempt:
+            return [Outcome(job, Reply("", "m"), reason="empty")]
+        return [
+            Outcome(
+                job,
+                Reply("", "m"),
+                Record(image=job.filename, model="m", variants=[Variant(caption="a view")]),
+            )
+        ]
+
+    file = CaptionFile(tmp_path, "made", "0" * 16)
+    report, records = run_in_turn(jobs, outcomes_of, SimpleNamespace(attempts=2, usage={}), file)
+    assert list(records) == ["good.png", "again.png"] == list(file.read()[0])
+    assert (report.captioned, report.retried, report.unreadable) == (2, 1, 1)
+    assert report.problems == ["bad.png cannot be read; the run went on without it"]

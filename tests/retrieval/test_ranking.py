@@ -111,7 +111,7 @@ def test_tiles_and_blocks_of_any_size_give_the_same(monkeypatch):
     for method in ("max", "mean", "reference", "hybrid(weight=0.3)"):
         whole = retrieval.retrieve(method, given)
         with monkeypatch.context() as small:
-            small.setattr(scoring, "TILE", 7)
+            small.setattr(scoring, "TILE_SCORES", 7)
             small.setattr(scoring, "FEW", 1)
             small.setattr(scoring, "MATRIX", 40)
             pieces = retrieval.retrieve(method, given)
