@@ -23,7 +23,7 @@ from trsllava_utils.files import InputError, MissingError, fingerprint, slug
 from trsllava_utils.methods import Method
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.records import text_forms
-from trsllava_utils.vectors import Embeddings, embed_corpus
+from trsllava_utils.vectors import Embeddings, embed_corpus, stored_vector
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,10 @@ class Sources:
         return self.once(_embedded, corpus, args, role, where)
 
     def encode(self, query: str) -> np.ndarray:
-        """A free query as a unit row ``(1, dim) float32``, in memory only."""
-        return unit_vectors([query], self.model, "query")
+        """A free query as a unit row ``(1, dim) float32``: the one on disk if the text is a
+        reference caption, else in memory only."""
+        known = stored_vector(query, self.model, self.dataset.derived, "query")
+        return unit_vectors([query], self.model, "query") if known is None else known
 
     @property
     def model(self) -> Encoder:

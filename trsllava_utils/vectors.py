@@ -102,16 +102,9 @@ def embed_corpus(
         MissingError: its weights or its key are not there.
     """
     model = kept_encoder(encoder) if isinstance(encoder, str) else encoder
-    half = "-bfloat16" * (model.precision == "bfloat16")
-    path = derived / "embeddings" / f"{slug(model.name)[-100:]}{half}.safetensors"
+    path, stored = _kept(model, derived)
     corpus = corpus.reset_index(drop=True)
-    stored = _read(path) if path.is_file() else Stored()
-    if not stored.is_by(model):
-        stored = Stored(manifest={"control": [*model.control]})
-    keys = [
-        hashlib.sha256(f"{role}\0{text}".encode("utf-8", "surrogatepass")).digest()
-        for text in corpus["text"]
-    ]
+    keys = [_key(text, role) for text in corpus["text"]]
     texts = dict(zip(keys, corpus["text"], strict=True))
     missing = {key: text for key, text in texts.items() if key not in stored.rows}
     if missing:
@@ -126,6 +119,26 @@ def embed_corpus(
     vectors = stored.vectors[[stored.rows[key] for key in keys]]
     too_long = int(stored.too_long[[stored.rows[key] for key in texts]].sum())
     return Embeddings(corpus, vectors, path, len(missing), identity, too_long)
+
+
+def stored_vector(text: str, model: Encoder, derived: Path, role: str) -> np.ndarray | None:
+    """The vector of one text, ``(1, dim) float32``, if it is on disk."""
+    stored = _kept(model, derived)[1]
+    row = stored.rows.get(_key(text, role))
+    return None if row is None else stored.vectors[row : row + 1]
+
+
+def _kept(model: Encoder, derived: Path) -> tuple[Path, Stored]:
+    """The file of an encoder, and what is in it by this model."""
+    half = "-bfloat16" * (model.precision == "bfloat16")
+    path = derived / "embeddings" / f"{slug(model.name)[-100:]}{half}.safetensors"
+    stored = _read(path) if path.is_file() else Stored()
+    fresh = Stored(manifest={"control": [*model.control]})
+    return path, stored if stored.is_by(model) else fresh
+
+
+def _key(text: str, role: str) -> bytes:
+    return hashlib.sha256(f"{role}\0{text}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _added(stored: Stored, keys: list[bytes], vectors: np.ndarray, too_long: list[bool]) -> Stored:

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from trsllava_extras.cli.shell import Parameters, to_shell
+from trsllava_extras.cli.shell import Parameters, defaults, to_shell
 from trsllava_extras.metadata import load_metadata
 from trsllava_extras.pages import notebook_page
 from trsllava_extras.pixels import about_pixels
@@ -85,7 +85,7 @@ def run(datasets: list[str], given: Parameters, first: str = "00", last: str = "
     for name in datasets:
         print(f'  {to_shell("search", name, also)} "what the images should show"')
         if last == "04":
-            known = {n: v for n, v in given.items() if n in _known("04")}
+            known = {n: v for n, v in given.items() if n in defaults(NOTEBOOKS["04"])}
             print(f"  {to_shell('report', name, known)}")
 
 
@@ -103,7 +103,7 @@ def run_chain(
     if first > last:
         raise InputError(f"--from {first} comes after --to {last}")
     numbers = [number for number in NOTEBOOKS if first <= number <= last]
-    known = {number: _known(number) for number in numbers}
+    known = {number: set(defaults(NOTEBOOKS[number])) for number in numbers}
     for name in given:
         check_choice("parameter", name, sorted(set().union(*known.values())))
     if "dataset" in given:
@@ -143,13 +143,6 @@ def _write_page(chain: Chain, path: str | Path = "") -> Path:
     title = f"{chain.dataset.title} · {chain.split.split}"
     page = notebook_page(_executed(chain.dataset, NOTEBOOKS["04"]), title, command)
     return write_text(path or _results(chain).with_suffix(".html"), page)
-
-
-def _known(number: str) -> set[str]:
-    import papermill
-
-    path = PROJECT_ROOT / "notebooks" / f"{NOTEBOOKS[number]}.ipynb"
-    return set(papermill.inspect_notebook(str(path)))
 
 
 def _executed(dataset: Dataset, stem: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from argparse import ArgumentParser
@@ -43,15 +44,21 @@ def to_shell(command: str, dataset: str, parameters: Parameters) -> str:
     return " ".join(words)
 
 
+def defaults(notebook: str) -> Parameters:
+    """The parameters of a notebook, from its cell for papermill, which takes seconds to import."""
+    path = PROJECT_ROOT / "notebooks" / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (cell,) = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
+    lines = ast.parse("".join(cell["source"])).body
+    return {line.target.id: ast.literal_eval(line.value) for line in lines}
+
+
 def next_notebook(here: str, there: str, given: Mapping[str, Any]) -> str:
     """The papermill command of the notebook ``there``, with the parameters that it shares with
     ``here`` as they are ``given``, where they are not its defaults."""
-    import papermill
-
-    folder, words = PROJECT_ROOT / "notebooks", ["papermill", f"{there}.ipynb", "out.ipynb"]
-    mine, theirs = (papermill.inspect_notebook(str(folder / f"{n}.ipynb")) for n in (here, there))
-    for name, parameter in theirs.items():
-        if name in mine and given[name] != ast.literal_eval(parameter["default"]):
+    mine, words = defaults(here), ["papermill", f"{there}.ipynb", "out.ipynb"]
+    for name, default in defaults(there).items():
+        if name in mine and given[name] != default:
             words += ["-p", name, shlex.quote(str(given[name]))]
     return " ".join(words)
 
