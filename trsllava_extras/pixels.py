@@ -150,9 +150,9 @@ def about_pixels(images: int) -> str:
     """What those should know who search their own images by the captioner ``pixels``."""
     hours = images * SECONDS / 3600
     return (
-        "captions by pixels, rules of thumb without a model, are a baseline, often wrong (in "
-        "a mixed archive 8 of 25 images among the first five were right). A vision-language model "
-        f"describes them better: -p captioner transformers:{SMOLVLM} takes about a minute an image "
+        "captions by pixels, rules of thumb without a model, are a baseline, and often wrong. A "
+        f"vision-language model describes them better: -p captioner transformers:{SMOLVLM} takes "
+        "about a minute an image "
         f"on two cores without a GPU, for these {images:,} images {hours:,.1f} hours; -p captioner "
         "openai:MODEL asks a server or an API (docs/captioning.md)"
     )
