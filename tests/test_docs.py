@@ -4,15 +4,12 @@ docs/extending.md shows is found in a package that is not ours."""
 from __future__ import annotations
 
 import doctest
-import json
 import re
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 import trsllava_utils
 from tests.conftest import scenes
@@ -103,31 +100,3 @@ def test_the_readme_is_short_and_names_no_repository_that_is_not_there():
     for path in [README, *NOTEBOOKS, PROJECT_ROOT / "pyproject.toml"]:
         assert not re.search(r"github\.com/[^)\s]*trsllava|colab\.research|mybinder", markdown(path)
                              if path.suffix != ".toml" else path.read_text(), re.I)  # fmt: skip
-
-
-COUNT = """
-import collections, os, sys
-reads = collections.Counter()
-def count(event, arguments):
-    if event == "open" and isinstance(arguments[0], (str, bytes)):
-        writes = (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
-        reads[os.fsdecode(arguments[0])] += not writes
-sys.addaudithook(count)
-"""
-
-
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem != "index"], ids=lambda p: p.stem)
-def test_a_notebook_reads_no_file_of_data_more_than_twice(path):
-    """Annotations, captions, manifests, vectors and rankings. (A picture is read once for its hash,
-    and once for each size in which it is shown.)"""
-    notebook = nbformat.read(path, as_version=4)
-    show = 'import json; print("reads:" + json.dumps(reads))'
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(COUNT))
-    notebook.cells.append(nbformat.v4.new_code_cell(show))
-    folder = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=600, resources=folder).execute()
-    reads = Counter(json.loads(notebook.cells[-1].outputs[-1].text.partition("reads:")[2]))
-    data = {
-        name: n for name, n in reads.items() if Path(name).is_relative_to(PROJECT_ROOT / "data")
-    }
-    assert len(data) > 1 and not {name for name, n in data.items() if n > 2 and name[-4:] != ".jpg"}

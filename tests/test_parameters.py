@@ -32,7 +32,7 @@ def test_a_protocol_fills_what_is_empty_and_names_what_departs():
         choose("papr", given)
 
 
-def test_the_papers_protocol_on_files(data_dir, tmp_path):
+def test_the_papers_protocol_on_files(data_dir, tmp_path, static_encoder):
     """The gallery by one captioner, the image queries by another, from 01 to a report."""
     dataset = load_dataset("rsitmd", str(data_dir))
     own = dataset.captions.groupby("image_id")["text"].first()
@@ -41,7 +41,8 @@ def test_the_papers_protocol_on_files(data_dir, tmp_path):
         lines = [{"image": names[i], "caption": text + more} for i, text in own.items()]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     words = ["-p", "data_dir", str(data_dir), "-p", "captioner", f"file:{tmp_path / 'gpt.jsonl'}"]
-    words += ["-p", "query_captioner", f"file:{tmp_path / 'llava.jsonl'}", "-p", "encoder", MINILM]
+    words += ["-p", "query_captioner", f"file:{tmp_path / 'llava.jsonl'}", "-p"]
+    words += ["encoder", static_encoder]
     run = ["run", "rsitmd", "--from", "01", "-p", "protocol", "paper", "-p", "methods", "[mean]"]
     assert main([*run, *words]) == 0
     (path,) = (data_dir / "rsitmd" / "derived" / "results").glob("*.json")

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -134,20 +135,8 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines]
 
 
-def test_a_run_and_every_command_that_it_prints(data_dir, tmp_path, static_encoder):
-    """Notebooks 00 to 04 with a captioner that asks; then whatever they tell the user to run next,
-    which makes nothing anew."""
-    dataset = load_dataset("rsitmd", str(data_dir))
-    lines = [{"image": name, "caption": f"view {name}"} for name in dataset.images["filename"]]
-    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    asking = f"file:{tmp_path / 'q.jsonl'}"
-    how = {"data_dir": str(data_dir), "encoder": static_encoder, "query_captioner": asking}
-    how["methods"] = "[mean, csls, hybrid(weight=0.3), texts(caption,feature)]"
-    how["figures_dir"] = str(tmp_path / "f")
-    given = [word for item in how.items() for word in ("-p", *item)]
-    first = run("-m", "trsllava_utils", "run", "rsitmd", *given)
-    assert first.returncode == 0, first.stderr
-    derived = data_dir / "rsitmd" / "derived"
+def results_are_whole(derived: Path) -> Path:
+    """What notebook 04 left; returns the page."""
     (results,) = (p for p in (derived / "results").glob("*.json"))
     result = json.loads(results.read_text())
     assert result["n_images"] == 4 and list(result["methods"]) == [
@@ -164,6 +153,55 @@ def test_a_run_and_every_command_that_it_prints(data_dir, tmp_path, static_encod
     assert page.stat().st_size < 5_000_000 and 'src="http' not in html and "import " not in html
     for part in ("95 % of mR", "Successes", "-p query_captioner file:", "csls†", "data:image/png"):
         assert part in html, part
+    return page
+
+
+COUNT = """
+import os, sys
+log = os.open(f"{os.environ['COUNTS']}/{os.getpid()}.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+def note(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes)):
+        if not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+            os.write(log, os.fsencode(arguments[0]) + b"\\n")
+sys.addaudithook(note)
+"""
+
+
+def most_reads(counts: Path, folder: Path) -> list[int]:
+    """How often each process that :data:`COUNT` watched read one file of a folder, at most. (A
+    picture is read once for its hash, and once for each size in which it is shown.)"""
+    most = []
+    for path in counts.glob("*.txt"):
+        reads = Counter(path.read_text().splitlines())
+        of_data = [n for name, n in reads.items() if name.startswith(str(folder))
+                   and not name.endswith(".png")]  # fmt: skip
+        most += [max(of_data)] if of_data else []
+    return most
+
+
+def test_a_run_and_every_command_that_it_prints(data_dir, tmp_path, static_encoder, monkeypatch):
+    """Notebooks 00 to 04 with a captioner that asks; then whatever they tell the user to run next,
+    which makes nothing anew."""
+    dataset = load_dataset("rsitmd", str(data_dir))
+    lines = [{"image": name, "caption": f"view {name}"} for name in dataset.images["filename"]]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asking = f"file:{tmp_path / 'q.jsonl'}"
+    how = {"data_dir": str(data_dir), "encoder": static_encoder, "query_captioner": asking}
+    how["methods"] = "[mean, csls, hybrid(weight=0.3), texts(caption,feature)]"
+    how["figures_dir"] = str(tmp_path / "f")
+    given = [word for item in how.items() for word in ("-p", *item)]
+    counts = tmp_path / "counts"
+    counts.mkdir()
+    (counts / "sitecustomize.py").write_text(COUNT)
+    with monkeypatch.context() as counting:
+        counting.setenv("PYTHONPATH", str(counts))
+        counting.setenv("COUNTS", str(counts))
+        first = run("-m", "trsllava_utils", "run", "rsitmd", *given)
+    assert first.returncode == 0, first.stderr
+    reads = most_reads(counts, data_dir)
+    assert len(reads) >= 5 and max(reads) <= 2  # five notebooks
+    derived = data_dir / "rsitmd" / "derived"
+    page = results_are_whole(derived)
 
     written = first.stdout
     for path in sorted((derived / "notebooks").glob("*.ipynb")):

@@ -135,7 +135,9 @@ class CaptionFile:
                 self.manifest_path,
                 {"identity": identity, "prompt": prompt_text, "versions": made_with},
             )
-        self.path.touch()  # the newest file of a captioner is the one that is loaded
+        newest = newest_file(self.folder, self.captioner)  # that is the one which is loaded
+        if not self.path.exists() or newest.made_with != self.made_with:
+            self.path.touch()
 
     def append(self, records: Iterable[Record]) -> None:
         """Add records; they are on disk when this returns."""
