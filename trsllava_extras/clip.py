@@ -25,7 +25,7 @@ from trsllava_utils.files import InputError, MissingError, progress, user_path
 from trsllava_utils.images import DEFAULT, ImageFile, Rendering, read_image
 from trsllava_utils.methods import Method, Step
 from trsllava_utils.scoring import Score, Side, as_float32
-from trsllava_utils.sources import Sources, reference_captions, training_captions
+from trsllava_utils.sources import Sources, reference_texts, training_captions
 from trsllava_utils.vectors import Embeddings, embed_corpus
 
 BATCH = 32
@@ -175,7 +175,7 @@ def vectors(sources: Sources, what: str, query: str = "") -> Embeddings | np.nda
     if what == "images":
         return sources.once(_embed_images, dataset, clip)
     if what in ("reference", "bank"):
-        corpus = {"reference": reference_captions, "bank": training_captions}[what]
+        corpus = {"reference": reference_texts, "bank": training_captions}[what]
         return sources.once(_embed_texts, corpus, dataset, clip)
     if what == "query":
         return unit_vectors([query], sources.once(ClipEncoder, clip), "text")

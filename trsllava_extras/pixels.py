@@ -152,7 +152,7 @@ def about_pixels(images: int) -> str:
     return (
         "captions by pixels, rules of thumb without a model, are a baseline, and often wrong. A "
         f"vision-language model describes them better: -p captioner transformers:{SMOLVLM} takes "
-        "about a minute an image "
-        f"on two cores without a GPU, for these {images:,} images {hours:,.1f} hours; -p captioner "
-        "openai:MODEL asks a server or an API (docs/captioning.md)"
+        "about a minute an image on two cores without a GPU, for these "
+        f"{images:,} images {hours:,.1f} hours; -p captioner openai:MODEL asks a server or an API "
+        "(docs/captioning.md)"
     )

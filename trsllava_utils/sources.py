@@ -157,7 +157,7 @@ class Sources:
 
     def embed_reference(self) -> Embeddings:
         """The reference captions, as queries."""
-        return self._embed(reference_captions, self.dataset, role="query")
+        return self._embed(reference_texts, self.dataset, role="query")
 
     def embed_bank(self) -> Embeddings:
         """The bank: distinct reference captions of the *training* split, as queries.
@@ -199,7 +199,7 @@ SETTING = tuple(
 )
 
 
-def reference_captions(dataset: Dataset) -> pd.DataFrame:
+def reference_texts(dataset: Dataset) -> pd.DataFrame:
     """The dataset's own captions."""
     return dataset.captions
 

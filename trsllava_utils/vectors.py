@@ -102,7 +102,9 @@ def embed_corpus(
         MissingError: its weights or its key are not there.
     """
     model = kept_encoder(encoder) if isinstance(encoder, str) else encoder
-    path, stored = _kept(model, derived)
+    path, stored = _on_disk(model, derived)
+    if not stored.is_by(model):
+        stored = Stored(manifest={"control": [*model.control]})
     corpus = corpus.reset_index(drop=True)
     keys = [_key(text, role) for text in corpus["text"]]
     texts = dict(zip(keys, corpus["text"], strict=True))
@@ -123,18 +125,16 @@ def embed_corpus(
 
 def stored_vector(text: str, model: Encoder, derived: Path, role: str) -> np.ndarray | None:
     """The vector of one text, ``(1, dim) float32``, if it is on disk."""
-    stored = _kept(model, derived)[1]
+    stored = _on_disk(model, derived)[1]
     row = stored.rows.get(_key(text, role))
-    return None if row is None else stored.vectors[row : row + 1]
+    # is_by last, because it may ask a server
+    return stored.vectors[row : row + 1] if row is not None and stored.is_by(model) else None
 
 
-def _kept(model: Encoder, derived: Path) -> tuple[Path, Stored]:
-    """The file of an encoder, and what is in it by this model."""
+def _on_disk(model: Encoder, derived: Path) -> tuple[Path, Stored]:
     half = "-bfloat16" * (model.precision == "bfloat16")
     path = derived / "embeddings" / f"{slug(model.name)[-100:]}{half}.safetensors"
-    stored = _read(path) if path.is_file() else Stored()
-    fresh = Stored(manifest={"control": [*model.control]})
-    return path, stored if stored.is_by(model) else fresh
+    return path, _read(path) if path.is_file() else Stored()
 
 
 def _key(text: str, role: str) -> bytes:
