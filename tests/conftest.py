@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +17,6 @@ from trsllava_extras.servers import client as openai_api
 from trsllava_utils.data import load_dataset
 from trsllava_utils.encoders import load_encoder
 from trsllava_utils.vectors import Embeddings
-
-# multiprocessing looks for it, and the processes of pytest-xdist have none
-sys.modules["__main__"].__dict__.setdefault("__spec__", None)
 
 
 def draw(path: Path, seed: int = 0, size: int = 64) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -24,6 +25,8 @@ def solutions(notebook: nbformat.NotebookNode) -> list[str]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_solutions_run(path: Path, capsys, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")  # bars go to stderr
+    # IPython puts a module of its own there, without what multiprocessing looks for
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     notebook = nbformat.read(path, as_version=4)
     exercises = next(c.source for c in notebook.cells if "## Try it yourself" in c.source)
     asked = re.findall(r"^\d\. ", exercises.partition("<details>")[0], re.MULTILINE)
