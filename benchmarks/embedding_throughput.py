@@ -26,10 +26,11 @@ from trsllava_extras.cluster import threads
 from trsllava_utils import recall as evaluation
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import Dataset, load_dataset
-from trsllava_utils.encoders import Encoder, computes_bfloat16, load_encoder
+from trsllava_utils.encoders import Encoder, load_encoder
 from trsllava_utils.parameters import MINILM
 from trsllava_utils.ranking import retrieve
 from trsllava_utils.vectors import Embeddings, embed_corpus
+from trsllava_utils.weights import computes_bfloat16
 
 PIECE = 2_000  # distinct captions of the side-by-side rounds
 ROUNDS = 5

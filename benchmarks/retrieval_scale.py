@@ -37,7 +37,7 @@ from sentence_transformers.util import semantic_search
 
 from trsllava_utils import recall as evaluation
 from trsllava_utils.methods import Method
-from trsllava_utils.ranking import NamedSide, RankingTask
+from trsllava_utils.ranking import NamedSide, rank_queries
 from trsllava_utils.scoring import Scorer, Side, one_each
 
 ROUNDS = 3
@@ -78,8 +78,7 @@ def this_project(texts: np.ndarray, queries: np.ndarray, owner: np.ndarray) -> d
     left = NamedSide(asked, ids, owner)
     right = NamedSide(described, np.array(images, dtype=object), np.arange(n))
     score = Scorer(Method("max"), described)(asked)
-    names = np.array(images, dtype=object)
-    ranks, top = RankingTask("t2i", score, left, right, names, len(queries), K).run()
+    ranks, top = rank_queries(score, left, right, len(queries), K)
     recalls = {k: evaluation.recall_at_k(ranks, k) for k in evaluation.KS}
     return {"recalls": recalls, "top": top["item_id"].astype(int).to_numpy().reshape(-1, K)}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -12,14 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import captions, questions, write_captions
+from tests.conftest import captions, questions
 from trsllava_extras import cluster
 from trsllava_extras.cluster import connect, threads
 from trsllava_extras.gallery.gallery import Gallery
-from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError
-from trsllava_utils.ranking import retrieve
-from trsllava_utils.sources import Sources
 from trsllava_utils.vectors import embed_corpus, spread
 
 distributed = pytest.importorskip("distributed")
@@ -107,14 +103,3 @@ def test_embedding_on_workers(static_encoder, tmp_path, monkeypatch):
     mine = embed_corpus(corpus, static_encoder, tmp_path / "a")
     theirs = embed_corpus(corpus, static_encoder, tmp_path / "b", scheduler=HERE)
     assert np.array_equal(mine.vectors, theirs.vectors) and theirs.encoded == mine.encoded > 100
-
-
-def test_retrieval_on_workers(static_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("trsllava_utils.scoring.BLOCK", 100)
-    dataset = load_dataset("sample", str(tmp_path))
-    captioner = write_captions(tmp_path / "made.jsonl", dataset)
-    here = Sources(dataset, captioner, static_encoder)
-    there = replace(here, scheduler=HERE)
-    for method in ("max", "hybrid", "csls", "reference"):
-        for mine, theirs in zip(retrieve(method, here), retrieve(method, there), strict=True):
-            pd.testing.assert_frame_equal(mine, theirs, check_exact=True)

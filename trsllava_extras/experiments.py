@@ -14,10 +14,30 @@ import pandas as pd
 
 from trsllava_utils.annotations import folded
 from trsllava_utils.files import InputError, MissingError
-from trsllava_utils.methods import Method
-from trsllava_utils.ranking import rank_dataset, retrieve
+from trsllava_utils.methods import Method, steps
+from trsllava_utils.ranking import retrieve
+from trsllava_utils.rankings import Rankings, rank_dataset
 from trsllava_utils.recall import KS, expected_rank, hit_probability, metrics
 from trsllava_utils.sources import Sources
+
+
+def rank_methods(
+    methods: Iterable[str], sources: Sources, top_k: int = 10
+) -> tuple[dict[str, Rankings], dict[str, str]]:
+    """:func:`rank_dataset` for several methods.
+
+    Returns:
+        Rankings by the label of the method, and the reason for every method that draws on something
+        that is not there.
+    """
+    done, missing = {}, {}
+    for method in dict.fromkeys(methods):
+        parsed = Method(method)
+        try:
+            done[parsed.label] = rank_dataset(method, sources, top_k)
+        except MissingError as error:
+            missing[parsed.label] = str(error)
+    return done, missing
 
 
 def validation(sources: Sources) -> Sources:
@@ -58,7 +78,7 @@ def tune(methods: Iterable[str], sources: Sources) -> tuple[pd.DataFrame, dict[s
             try:
                 tried = [
                     (metrics(rank_dataset(m.name, sources, top_k=1).ranks)["mR"], m)
-                    for m in best.candidates(step)
+                    for m in candidates(best, step)
                 ]
             except MissingError:
                 break
@@ -66,6 +86,13 @@ def tune(methods: Iterable[str], sources: Sources) -> tuple[pd.DataFrame, dict[s
             best = max(tried, key=lambda pair: pair[0])[1] if tried else best
         chosen[rule] = best.name
     return pd.DataFrame(rows, columns=["rule", "step", "method", "mR"]), chosen
+
+
+def candidates(method: Method, step: str) -> list[Method]:
+    """The method with every setting of the grid of ``step``; nothing if the step's settings are
+    written out or it has no grid."""
+    grid = () if method.is_given(step) else steps()[step].grid
+    return [Method("+".join({**method.written, step: step + s}.values())) for s in grid]
 
 
 def compare_captioners(

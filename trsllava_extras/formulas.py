@@ -31,6 +31,28 @@ def centre(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return (moved / np.maximum(length, 1e-12)).astype(np.float32)
 
 
+def mean_vectors(vectors: np.ndarray, groups: np.ndarray, unit: bool) -> np.ndarray:
+    r"""``mean``: :math:`\mathbf m_i = \frac1n \sum_v \mathbf x_{i,v}`, so that a score is the mean
+    of the cosines; ``centroid``: the same as a unit vector, :math:`\mathbf m_i / \lVert \mathbf m_i
+    \rVert`.
+
+    The prototype of Rocchio (1971) and of Snell et al. (NeurIPS 2017); CLIP takes it over its
+    prompts (Radford et al., ICML 2021, section 3.1.4).
+
+    Args:
+        vectors: ``(n, dim) float32`` unit rows; groups: ``(n,)`` int from 0, ascending.
+
+    Returns:
+        ``(n_groups, dim) float32``; with ``unit``, unit rows.
+    """
+    sizes = np.bincount(groups)
+    starts = np.cumsum(sizes) - sizes
+    means = np.add.reduceat(vectors, starts, axis=0) / sizes[:, None]
+    if unit:
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return means.astype(np.float32)
+
+
 def bm25_weights(counts: csr_matrix, k1: float, b: float) -> csr_matrix:
     r"""``lexical``: word counts of texts, weighted so that a query's counts times a row is BM25.
 

@@ -25,9 +25,9 @@ from transformers import (
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
 from trsllava_utils.captioner import Question, Reply, Settings
-from trsllava_utils.encoders import device, not_here
 from trsllava_utils.files import InputError, MissingError, content_fingerprint
 from trsllava_utils.prompts import LIMITS, make_prompt
+from trsllava_utils.weights import device, not_here
 
 LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"
 MAX_BATCH = 64

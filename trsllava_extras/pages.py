@@ -29,10 +29,12 @@ from trsllava_extras.rasters.opening import open_raster, rows_run_north
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError
 from trsllava_utils.images import DEFAULT, ImageFile, Rendering, read_image
-from trsllava_utils.ranking import Rankings, caption_texts
+from trsllava_utils.ranking import query_ids
+from trsllava_utils.rankings import Rankings
 from trsllava_utils.records import Record
 from trsllava_utils.search import Hits
 from trsllava_utils.sources import Sources
+from trsllava_utils.vectors import Embeddings
 
 SMALL, LARGE = 240, 512  # sides of a picture on a tile and on a card, in pixels
 _PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "ss": "ss", "s": ""}
@@ -179,6 +181,11 @@ def captions_beside(
         picture = picture_uri(dataset, image_id, LARGE)
         items.append({"image_id": image_id, "picture": picture, "columns": columns})
     return HTML(render("captions.html", items=items))
+
+
+def caption_texts(queries: Embeddings) -> dict[str, str]:
+    """The text of every reference caption by its id ``<image_id>#<variant>``."""
+    return dict(zip(query_ids(queries.rows), queries.rows["text"], strict=True))
 
 
 def query_examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources, k: int = 4) -> HTML:

@@ -1,4 +1,4 @@
-"""Steps of scoring rules beside the plain one (``trsllava.steps``): words, hubs, a common
+"""Steps of scoring rules beside the plain one (``trsllava.steps``): means, words, hubs, a common
 direction, and the reference captions themselves. The formulas are in ``formulas.py``."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -15,11 +16,12 @@ from trsllava_extras.formulas import (
     centre,
     csls_penalty,
     inverted_softmax_penalty,
+    mean_vectors,
     reciprocal_rank_fusion,
     weighted_sum,
 )
 from trsllava_utils.methods import Method, Step
-from trsllava_utils.scoring import Score, Side, as_float32, by_tiles
+from trsllava_utils.scoring import Score, Side, as_float32, by_tiles, run_starts
 
 _BOTH = ("t2i", "i2t")
 _LEFT_OUT = -2.0  # below any cosine
@@ -35,6 +37,17 @@ _TEMPERATURES = _each("temperature", 0.05, 0.01, 0.02, 0.1, 0.2)
 def _centred(side: Side) -> Side:
     """The side with its mean taken out of its vectors."""
     return replace(side, vectors=centre(side.vectors, side.mean), mean=None)
+
+
+def merged(side: Side, unit: bool) -> Side:
+    """Each group as one text, its texts one after the other, at the mean of their vectors; see
+    :func:`mean_vectors`."""
+    if side.n == len(side.texts):
+        return side
+    vectors = mean_vectors(side.vectors, side.groups, unit)
+    each = np.split(side.texts, run_starts(side.groups)[1:])
+    texts = np.array(["\n".join(several) for several in each], dtype=object)
+    return replace(side, texts=texts, groups=np.arange(side.n), vectors=vectors)
 
 
 # — words —
@@ -87,7 +100,7 @@ def _lexical(_: Score, queries: Side, items: Side, method: Method, index: Words)
 def _hybrid(score: Score, queries: Side, items: Side, method: Method, index: Words) -> Score:
     """Cosine and words together."""
     words, settings = _lexical(score, queries, items, method, index), method.steps["hybrid"]
-    if method.given("hybrid", "weight"):
+    if method.is_given("hybrid", "weight"):
         return fused(weighted_sum, score, words, settings["weight"])
     return fused(reciprocal_rank_fusion, score, words, settings["k"])
 
@@ -102,7 +115,7 @@ def fused(formula: Callable, first: Score, second: Score, setting: float) -> Sco
 
 def _by_bank(scores: Iterable[np.ndarray], method: Method) -> np.ndarray:
     settings = method.steps["querybank"]
-    if method.given("querybank", "k"):
+    if method.is_given("querybank", "k"):
         return csls_penalty(scores, int(settings["k"]))
     return inverted_softmax_penalty(scores, settings["temperature"])
 
@@ -136,6 +149,8 @@ def _leave_one_out(_: Score, queries: Side, items: Side, method: Method, index: 
     return score
 
 
+MEAN = Step(2, together=partial(merged, unit=False))
+CENTROID = Step(2, together=partial(merged, unit=True))
 CENTRED = Step(1, bank=True, transductive=("i2t",), prepare=_centred)
 LEXICAL = Step(3, {"k1": 1.2, "b": 0.75}, without=("centred",), index=_word_index, compare=_lexical)
 HYBRID = Step(

@@ -15,7 +15,8 @@ import pandas as pd
 
 from trsllava_utils.caption_file import CaptionFile
 from trsllava_utils.captioner import BudgetSpentError, Captioner, NoAnswerError, Settings
-from trsllava_utils.captioning import NO_ANSWER, Job, Outcome, Report, set_aside
+from trsllava_utils.captioning import NO_ANSWER, Job, Outcome, set_aside
+from trsllava_utils.captions import Report
 from trsllava_utils.files import InputError, MissingError, progress
 from trsllava_utils.records import Record
 

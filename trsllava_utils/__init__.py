@@ -19,7 +19,7 @@ from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.captions import load_captions
 from trsllava_utils.vectors import embed_corpus
 from trsllava_utils.sources import Sources
-from trsllava_utils.ranking import rank_dataset
+from trsllava_utils.rankings import rank_dataset
 from trsllava_utils.recall import metrics
 from trsllava_utils.search import search
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 
 from trsllava_utils import captions, plugins
 from trsllava_utils.caption_file import CaptionFile
@@ -24,7 +24,7 @@ from trsllava_utils.captioner import (
     open_captioner,
     prompt_and_model,
 )
-from trsllava_utils.captions import Captions
+from trsllava_utils.captions import Captions, Report
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError, MissingError, fingerprint, progress, shown
 from trsllava_utils.images import ImageFile, View, view
@@ -60,33 +60,6 @@ class Outcome:
     reason: str = ""
     detail: str = ""
     unreadable: bool = False
-
-
-@dataclass
-class Report:
-    """A run in numbers. ``a + b`` is two runs side by side."""
-
-    already: int = 0  # images captioned by an earlier run
-    aside: int = 0  # images set aside by an earlier run
-    captioned: int = 0  # images captioned by this run
-    retried: int = 0  # of these, after more than one attempt
-    unreadable: int = 0  # images whose file cannot be read
-    failed: int = 0  # images that got no answer
-    left: int = 0  # images not tried: the budget is spent, or the run was stopped
-    retries: Counter = field(default_factory=Counter)  # refused replies, by reason
-    rejected: Counter = field(default_factory=Counter)  # images set aside, by reason
-    usage: Counter = field(default_factory=Counter)  # requests and tokens
-    problems: list[str] = field(default_factory=list)  # unreadable and failed images, notes
-    seconds: float = 0.0  # of two runs, those of the longer
-    stopped: Exception | None = None  # why the run ended early, if it did
-
-    def __add__(self, other: Report) -> Report:
-        names = [f.name for f in fields(self) if f.name not in ("usage", "seconds", "stopped")]
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        usage = Counter(self.usage)
-        usage.update(other.usage)  # unlike +, keeps what is 0
-        longer, reason = max(self.seconds, other.seconds), self.stopped or other.stopped
-        return Report(**sums, usage=usage, seconds=longer, stopped=reason)
 
 
 def caption_dataset(

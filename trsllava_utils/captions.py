@@ -4,10 +4,10 @@ by ``captioning.py``, come with the data (``rsrt``, ``style``, ``query``), or we
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -37,14 +37,38 @@ from trsllava_utils.images import Rendering
 from trsllava_utils.parameters import MAX_VARIANTS, TILE, TILING
 from trsllava_utils.records import Record, Variant, caption_corpus, read_records
 
-if TYPE_CHECKING:
-    from trsllava_utils.run import Report
-
 WAYS = (
     "write them with notebook 01 (-p captioner transformers:MODEL runs a vision-language model "
     "here, openai:MODEL asks a server, pixels needs no weights but is often wrong) or bring your "
     "own (-p captioner file:PATH.jsonl)"
 )
+
+
+@dataclass
+class Report:
+    """A run in numbers. ``a + b`` is two runs side by side."""
+
+    already: int = 0  # images captioned by an earlier run
+    aside: int = 0  # images set aside by an earlier run
+    captioned: int = 0  # images captioned by this run
+    retried: int = 0  # of these, after more than one attempt
+    unreadable: int = 0  # images whose file cannot be read
+    failed: int = 0  # images that got no answer
+    left: int = 0  # images not tried: the budget is spent, or the run was stopped
+    retries: Counter = field(default_factory=Counter)  # refused replies, by reason
+    rejected: Counter = field(default_factory=Counter)  # images set aside, by reason
+    usage: Counter = field(default_factory=Counter)  # requests and tokens
+    problems: list[str] = field(default_factory=list)  # unreadable and failed images, notes
+    seconds: float = 0.0  # of two runs, those of the longer
+    stopped: Exception | None = None  # why the run ended early, if it did
+
+    def __add__(self, other: Report) -> Report:
+        names = [f.name for f in fields(self) if f.name not in ("usage", "seconds", "stopped")]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        usage = Counter(self.usage)
+        usage.update(other.usage)  # unlike +, keeps what is 0
+        longer, reason = max(self.seconds, other.seconds), self.stopped or other.stopped
+        return Report(**sums, usage=usage, seconds=longer, stopped=reason)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Step:
         grid: settings tried on the validation split, the default first.
         without: steps that have no effect beside it; a method with both is refused.
         prepare: side -> side, with other vectors.
+        together: side -> side, with one text of each group.
         index: (items, method) -> what ``compare`` needs and does not depend on the queries.
         compare: (score so far, queries, items, method, index) -> score.
         penalty: (blocks of scores, method) -> ``(n_items,)``, subtracted from all scores; the
@@ -48,6 +49,7 @@ class Step:
     grid: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     prepare: Callable | None = None
+    together: Callable | None = None
     index: Callable | None = None
     compare: Callable | None = None
     penalty: Callable | None = None
@@ -62,7 +64,7 @@ _FORMS = "joined plain one_sentence caption one_sentence+caption fields one_sent
 def steps() -> dict[str, Step]:
     """All steps by name, in their order."""
     core = {"texts": Step(0, grid=tuple(f"({form})" for form in _FORMS.split()))}
-    core |= {"max": Step(2), "mean": Step(2), "centroid": Step(2)}
+    core["max"] = Step(2)
     return dict(sorted((core | plugins.load_all("steps")).items(), key=lambda item: item[1].place))
 
 
@@ -118,9 +120,10 @@ class Method:
         given = dict(_setting(text, step, s) for s in (settings or "").split(",") if s)
         self.steps[step], self._given[step] = {**steps()[step].settings, **given}, set(given)
 
-    def given(self, step: str, setting: str) -> bool:
-        """Whether the setting was written out."""
-        return setting in self._given.get(step, ())
+    def is_given(self, step: str, setting: str = "") -> bool:
+        """Whether the setting, or any, was written out."""
+        given = self._given.get(step, set())
+        return setting in given if setting else bool(given)
 
     @property
     def parts(self) -> dict[str, Step]:
@@ -159,12 +162,6 @@ class Method:
         if self.name == "reference":
             return "reference captions"
         return self.name + ("†" if self.transductive("t2i") else "‡" * self.transductive("i2t"))
-
-    def candidates(self, step: str) -> list[Method]:
-        """The method with every setting of the grid of ``step``; nothing if the step's settings
-        are written out or it has no grid."""
-        grid = () if self._given[step] else steps()[step].grid
-        return [Method("+".join({**self.written, step: step + s}.values())) for s in grid]
 
 
 def _setting(text: str, step: str, setting: str) -> tuple[str, float]:

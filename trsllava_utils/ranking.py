@@ -4,111 +4,23 @@ In text-to-image the queries are reference captions and the items images, descri
 a captioner; in image-to-text it is the other way round. Both are one scoring function over two
 sides of texts. Scores within 1e-6 are tied; ties are counted here (:func:`rank_relevant`), and
 ``recall.py`` gives each its expected value. (Lists of results, ``top``, are sorted by plain
-score.)
+score.) ``rankings.py`` keeps what comes out on disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from io import BytesIO
-from operator import itemgetter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.files import (
-    MissingError,
-    fingerprint,
-    read_once,
-    read_sealed,
-    slug,
-    write_sealed,
-)
+from trsllava_utils.files import MissingError
 from trsllava_utils.methods import Method
 from trsllava_utils.parameters import check
-from trsllava_utils.scoring import TIE_TOLERANCE, VERSION, Score, Scorer, Side, blocks, one_each
+from trsllava_utils.scoring import TIE_TOLERANCE, Score, Scorer, Side, blocks, one_each
 from trsllava_utils.sources import Sources
-from trsllava_utils.vectors import Embeddings, spread
-
-
-@dataclass(frozen=True)
-class Rankings:
-    """The outcome of retrieval in both directions.
-
-    Attributes:
-        ranks: one row per query: ``direction, query_id, image_id, n_greater, n_tied,
-            n_relevant_tied, n_relevant, n_items``: all that recall with exact ties needs.
-        top: the first ``top_k`` items of every query: ``direction, query_id, rank, item_id,
-            image_id, score, hit``.
-        path: the Parquet file of ``ranks``; that of ``top`` lies beside it.
-        reused: whether they were on disk and up to date.
-        identity: fingerprint of all that they were made from.
-    """
-
-    ranks: pd.DataFrame
-    top: pd.DataFrame
-    path: Path
-    reused: bool
-    identity: str
-
-
-def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
-    """Rank every query of a split, in both directions (:func:`retrieve`); kept on disk as Parquet,
-    and loaded from there while vectors and settings are the same and ``top_k`` results were kept.
-
-    >>> ranks = rank_dataset("max", Sources(load_dataset("sample"), "rsrt")).ranks
-    >>> len(ranks)
-    630
-    """
-    check(top_k=top_k)
-    parsed = Method(method)
-    stem = f"{sources.setting}.{slug(parsed.name)}-{fingerprint(parsed.name)[:6]}"
-    path = sources.dataset.derived / "rankings" / stem
-    made_from = {"inputs": sources.identity(parsed), "method": parsed.name, "rules": VERSION}
-
-    files = {name: path.with_name(f"{stem}.{name}.parquet") for name in ("ranks", "top")}
-    kept = {name: _stored(file) for name, file in files.items() if file.exists()}
-    reused = len(kept) == len(files) and all(
-        about.get("made_from") == made_from and about.get("top_k", 0) >= top_k
-        for about, _ in kept.values()
-    )
-    if reused:
-        tables = {name: table.copy() for name, (_, table) in kept.items()}
-    else:
-        tables = dict(zip(files, retrieve(method, sources, top_k), strict=True))
-        for name, file in files.items():
-            content = tables[name].to_parquet()
-            write_sealed(file, content, {"made_from": made_from, "top_k": top_k})
-    top = tables["top"][tables["top"]["rank"] <= top_k].reset_index(drop=True)
-    return Rankings(tables["ranks"], top, files["ranks"], reused, fingerprint(made_from))
-
-
-@read_once
-def _stored(path: Path) -> tuple[dict, pd.DataFrame | None]:
-    """A table and what it was made from; nothing if it is damaged."""
-    about, content = read_sealed(path)
-    return about, pd.read_parquet(BytesIO(content)) if about else None
-
-
-def rank_methods(
-    methods: Iterable[str], sources: Sources, top_k: int = 10
-) -> tuple[dict[str, Rankings], dict[str, str]]:
-    """:func:`rank_dataset` for several methods.
-
-    Returns:
-        Rankings by the label of the method, and the reason for every method that draws on something
-        that is not there.
-    """
-    done, missing = {}, {}
-    for method in dict.fromkeys(methods):
-        parsed = Method(method)
-        try:
-            done[parsed.label] = rank_dataset(method, sources, top_k)
-        except MissingError as error:
-            missing[parsed.label] = str(error)
-    return done, missing
+from trsllava_utils.vectors import Embeddings
 
 
 @dataclass(frozen=True)
@@ -198,7 +110,10 @@ def retrieve(
             Default: all.
 
     Returns:
-        The ``ranks`` and ``top`` tables of :class:`Rankings`.
+        Two tables. ``ranks``, one row per query: ``direction, query_id, image_id, n_greater,
+        n_tied, n_relevant_tied, n_relevant, n_items``, all that recall with exact ties needs; and
+        ``top``, the first ``top_k`` items of every query: ``direction, query_id, rank, item_id,
+        image_id, score, hit``.
 
     Raises:
         InputError: an unknown method, or ``top_k`` is not positive.
@@ -209,7 +124,7 @@ def retrieve(
     gallery = sorted(images) or sources.gallery
     own = set(queries) or set(gallery)
     gallery.sort(key=lambda image_id: image_id not in own)  # distractors last
-    both, ranks, top = sides(parsed, sources, gallery), [], []
+    names, both, tables = np.array(gallery, dtype=object), sides(parsed, sources, gallery), []
     for direction, left, right in (
         ("t2i", both.captions, both.images),
         ("i2t", both.image_queries, both.captions),
@@ -217,79 +132,69 @@ def retrieve(
         n = int(np.searchsorted(left.owner, len(own)))
         # the bank holds reference captions: it can stand in for the queries of text-to-image only
         bank = both.bank if direction == "t2i" else None
-        scorer = Scorer(parsed, right.side, bank)
-        score = scorer(left.side.take(slice(0, n)))
-        task = RankingTask(direction, score, left, right, np.array(gallery, dtype=object), n, top_k)
-        tables = task.run(sources.scheduler)
-        ranks.append(tables[0])
-        top.append(tables[1])
+        score = Scorer(parsed, right.side, bank)(left.side.take(slice(0, n)))
+        made = rank_queries(score, left, right, n, top_k)
+        for table in made:
+            table.insert(0, "direction", direction)
+            table["image_id"] = names[table["image_id"]]
+        tables.append(made)
+    ranks, top = zip(*tables, strict=True)
     return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
 
 
-@dataclass(frozen=True)
-class RankingTask:
-    """The queries of one direction, to be ranked against all items."""
+def rank_queries(
+    score: Score, queries: NamedSide, items: NamedSide, n: int, top_k: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``ranks`` and ``top`` of one direction, made a block of queries at a time; ``image_id`` is
+    the index of the image.
 
-    direction: str  # "t2i" or "i2t"
-    score: Score  # of the first n queries against the items
-    queries: NamedSide
-    items: NamedSide  # the same object where queries are items
-    images: np.ndarray  # (n_images,) str: the gallery, to which owner of both sides refers
-    n: int  # how many of the queries are ranked
-    top_k: int  # results kept for each
-
-    def run(self, scheduler: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The ``ranks`` and ``top`` tables of :class:`Rankings`, a block of queries at a time."""
-        each = blocks(self.n, self.items.side.n)
-        pieces = [[block] for block in each] if scheduler else [each]  # or all at once
-        done = sorted(spread(_rank_blocks, pieces, scheduler, (self,)), key=itemgetter(0))
-        ranks, top = zip(*(tables for _, several in done for tables in several), strict=True)
-        return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
-
-    def tables(self, block: slice, scores: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The rows of one block of queries, from their ``scores (n_in_block, n_items)``."""
-        ids, owner = self.queries.ids[block], self.queries.owner[block]
-        queries, relevant = self._relevant(block)
+    Args:
+        score: of the queries against the items.
+        queries, items: the two sides, one object where queries are items.
+        n: how many of the queries are ranked.
+        top_k: results kept for each.
+    """
+    tables = []
+    for block in blocks(n, items.side.n):
+        scores = score(block)
+        ids, owner = queries.ids[block], queries.owner[block]
+        asked, relevant = _relevant(block, queries, items)
         ranks = {
-            "direction": self.direction,
             "query_id": ids,
-            "image_id": self.images[owner],
-            **rank_relevant(scores, queries, relevant),
-            "n_relevant": np.bincount(queries, minlength=len(owner)),
+            "image_id": owner,
+            **rank_relevant(scores, asked, relevant),
+            "n_relevant": np.bincount(asked, minlength=len(owner)),
             "n_items": scores.shape[1],
         }
-        best = top_items(scores, self.top_k)
+        best = top_items(scores, top_k)
         k = best.shape[1]
-        hit = self.items.owner[best] == owner[:, None]
-        if self.queries is self.items:  # a caption is no answer to itself
+        hit = items.owner[best] == owner[:, None]
+        if queries is items:  # a caption is no answer to itself
             hit &= best != np.arange(block.start, block.start + len(owner))[:, None]
         top = {
-            "direction": self.direction,
             "query_id": np.repeat(ids, k),
             "rank": np.tile(np.arange(1, k + 1), len(best)),
-            "item_id": self.items.ids[best].ravel(),
-            "image_id": self.images[self.items.owner[best]].ravel(),
+            "item_id": items.ids[best].ravel(),
+            "image_id": items.owner[best].ravel(),
             "score": np.take_along_axis(scores, best, 1).ravel().astype(np.float32),
             "hit": hit.ravel(),
         }
-        return pd.DataFrame(ranks), pd.DataFrame(top)
-
-    def _relevant(self, block: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of a query of the block and a relevant item: those of the same image."""
-        owner, owners = self.queries.owner[block], self.items.owner
-        first, last = (np.searchsorted(owners, owner, side) for side in ("left", "right"))
-        each = last - first  # the items of an image are adjacent
-        queries = np.repeat(np.arange(len(owner)), each)
-        items = np.arange(len(queries)) - np.repeat(np.cumsum(each) - each, each) + first[queries]
-        if self.queries is self.items:
-            others = items != queries + block.start
-            queries, items = queries[others], items[others]
-        return queries, items
+        tables.append((pd.DataFrame(ranks), pd.DataFrame(top)))
+    ranks, top = zip(*tables, strict=True)
+    return pd.concat(ranks, ignore_index=True), pd.concat(top, ignore_index=True)
 
 
-def _rank_blocks(pieces: list[slice], task: RankingTask) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """``ranks`` and ``top`` of each block."""
-    return [task.tables(block, task.score(block)) for block in pieces]
+def _relevant(block: slice, queries: NamedSide, items: NamedSide) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a query of the block and a relevant item: those of the same image."""
+    owner = queries.owner[block]
+    first, last = (np.searchsorted(items.owner, owner, side) for side in ("left", "right"))
+    each = last - first  # the items of an image are adjacent
+    asked = np.repeat(np.arange(len(owner)), each)
+    relevant = np.arange(len(asked)) - np.repeat(np.cumsum(each) - each, each) + first[asked]
+    if queries is items:
+        others = relevant != asked + block.start
+        asked, relevant = asked[others], relevant[others]
+    return asked, relevant
 
 
 def rank_relevant(
@@ -351,8 +256,3 @@ def top_items(scores: np.ndarray, k: int) -> np.ndarray:
 def query_ids(rows: pd.DataFrame) -> pd.Series:
     """The name of every reference caption, ``<image_id>#<variant>``."""
     return rows["image_id"] + "#" + rows["variant"].astype(str)
-
-
-def caption_texts(queries: Embeddings) -> dict[str, str]:
-    """The text of every reference caption by its id ``<image_id>#<variant>``."""
-    return dict(zip(query_ids(queries.rows), queries.rows["text"], strict=True))

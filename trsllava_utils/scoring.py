@@ -15,7 +15,7 @@ needed only for their maximum, and a tile is small enough to be reduced in the p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,16 +58,6 @@ class Side:
             self.mean,
         )
 
-    def merged(self, unit: bool) -> Side:
-        """Each group as one text, its texts one after the other, at the mean of their vectors; see
-        :func:`mean_vectors`."""
-        if self.n == len(self.texts):
-            return self
-        vectors = mean_vectors(self.vectors, self.groups, unit)
-        each = np.split(self.texts, run_starts(self.groups)[1:])
-        texts = np.array(["\n".join(several) for several in each], dtype=object)
-        return replace(self, texts=texts, groups=np.arange(self.n), vectors=vectors)
-
     def best(self, scores: np.ndarray) -> np.ndarray:
         """Scores of texts ``(n_texts, n)`` to scores of groups ``(n_groups, n)``: the maximum, by
         whole rows, which is ten times as fast as ``np.maximum.reduceat``."""
@@ -97,28 +87,6 @@ def one_each(
 ) -> Side:
     """A side in which every text is a group of its own."""
     return Side(np.asarray(texts), np.arange(len(texts)), vectors, second, mean=mean)
-
-
-def mean_vectors(vectors: np.ndarray, groups: np.ndarray, unit: bool) -> np.ndarray:
-    r"""``mean``: :math:`\mathbf m_i = \frac1n \sum_v \mathbf x_{i,v}`, so that a score is the mean
-    of the cosines; ``centroid``: the same as a unit vector, :math:`\mathbf m_i / \lVert \mathbf m_i
-    \rVert`.
-
-    The prototype of Rocchio (1971) and of Snell et al. (NeurIPS 2017); CLIP takes it over its
-    prompts (Radford et al., ICML 2021, section 3.1.4).
-
-    Args:
-        vectors: ``(n, dim) float32`` unit rows; groups: ``(n,)`` int from 0, ascending.
-
-    Returns:
-        ``(n_groups, dim) float32``; with ``unit``, unit rows.
-    """
-    sizes = np.bincount(groups)
-    starts = np.cumsum(sizes) - sizes
-    means = np.add.reduceat(vectors, starts, axis=0) / sizes[:, None]
-    if unit:
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    return means.astype(np.float32)
 
 
 # — products of two sides —
@@ -190,8 +158,9 @@ class Scorer:
     """A method over a set of items; what does not depend on the queries is computed once, here.
 
     ``scorer(queries)`` gives their scoring function: a slice -> ``(n_in_slice, n_items) float32``.
-    The order: vectors are prepared, texts of an image averaged (only by ``mean`` and ``centroid``),
-    both sides compared, and hubs, items near to very many queries, pay a penalty.
+    The order: vectors are prepared, the texts of an image taken together (by ``mean`` and
+    ``centroid``; by ``max`` they stay apart), both sides compared, and hubs, items near to very
+    many queries, pay a penalty.
 
     Args:
         method: the scoring rule.
@@ -228,9 +197,10 @@ class Scorer:
         return side
 
     def _together(self, side: Side) -> Side:
-        """Each image as one text, if the method has ``mean`` or ``centroid``."""
-        averaged = self.method.steps.keys() & {"mean", "centroid"}
-        return side.merged(unit="centroid" in averaged) if averaged else side
+        """The steps that make one text of the texts of an image."""
+        for step in self.method.parts.values():
+            side = step.together(side) if step.together else side
+        return side
 
     def _compare(self, queries: Side) -> Score:
         """The cosine, and what further steps make of it."""

@@ -172,9 +172,15 @@ class Sources:
         where = (self.model, self.dataset.derived, self.scheduler)
         return self.once(_embedded, corpus, args, role, where)
 
+    def embed_queries(self, texts: list[str]) -> np.ndarray:
+        """Queries of one's own as unit rows ``(n, dim) float32``, kept on disk, so that asking them
+        again loads no model."""
+        corpus, where = pd.DataFrame({"text": texts}), self.dataset.derived
+        return embed_corpus(corpus, self.model, where, role="query").vectors
+
     def encode(self, query: str) -> np.ndarray:
-        """A free query as a unit row ``(1, dim) float32``: the one on disk if the text is a
-        reference caption, else in memory only."""
+        """A free query as a unit row ``(1, dim) float32``: the one on disk if the text is there as
+        a query, else in memory only."""
         known = stored_vector(query, self.model, self.dataset.derived, "query")
         return unit_vectors([query], self.model, "query") if known is None else known
 

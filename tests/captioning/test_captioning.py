@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import draw
-from trsllava_extras.shards import _merge
 from trsllava_utils import captioning
 from trsllava_utils.caption_file import CaptionFile
 from trsllava_utils.captioner import Reply, Settings
-from trsllava_utils.captioning import Job, Outcome, Report, run_in_turn
-from trsllava_utils.captions import load_captions
+from trsllava_utils.captioning import Job, Outcome, run_in_turn
+from trsllava_utils.captions import Report, load_captions
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.records import Record, Variant, parse_line, read_records
@@ -154,12 +152,7 @@ def test_images_set_aside_stay_aside_whatever_the_model_said(tmp_path):
     assert set(file.read_rejected()) == {"0.png", "1.png", "3.png"}
 
 
-def test_merging_keeps_the_example_and_reports_add_up(tmp_path):
-    whole = CaptionFile(tmp_path, "x", "0" * 16)
-    for part in ("", "shard-1-of-2", "shard-2-of-2"):
-        replace(whole, part=part).claim({"model": "m"})
-    whole.keep_example("a.png", "word for word")
-    assert _merge(whole) == 2 and whole.manifest()["example"]["image"] == "a.png"
+def test_reports_add_up():
     one = Report(captioned=2, seconds=3.0, usage=Counter(requests=2, tokens=0))
     two = Report(captioned=1, seconds=5.0, usage=Counter(requests=1), problems=["x"])
     both = sum([one, two], Report())

@@ -16,8 +16,7 @@ from tests.conftest import KEY, captions_file, scenes
 from tests.openai_server import Server
 from trsllava_extras.runner import report_table
 from trsllava_extras.servers import client as openai_api
-from trsllava_extras.shards import caption_shard, merge
-from trsllava_utils.__main__ import main
+from trsllava_extras.shards import caption_shard
 from trsllava_utils.captioner import Settings
 from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.captions import load_captions
@@ -195,8 +194,8 @@ def test_a_second_run_says_so_and_stops(serve, tmp_path):
         caption_dataset(ds, "openai:vlm")
 
 
-def test_shards_merge_into_what_one_run_makes(serve, tmp_path, capsys):
-    serve()
+def test_shards_together_are_what_one_run_makes(serve, tmp_path):
+    server = serve()
     ds = scenes(tmp_path, 20)
     whole = caption_dataset(ds, "openai:vlm")
     expected = set(whole.files[0].path.read_text().splitlines())
@@ -205,26 +204,23 @@ def test_shards_merge_into_what_one_run_makes(serve, tmp_path, capsys):
     assert sum(p.report.captioned for p in parts) < 20 and all(p.records for p in parts)
     some = load_captions(ds, "openai:vlm")  # shards are read like the whole
     assert len(some.records) == sum(p.report.captioned for p in parts)
-    assert "images are still to do" in merge(ds, "openai:vlm")
     caption_shard(ds, "openai:vlm", shard="3/3")
-    command = ["merge", str(tmp_path / "scenes"), "-p", "data_dir", str(tmp_path)]
-    command += ["-p", "captioner", "openai:vlm"]
-    assert main(command) == 0 and "20 images captioned" in capsys.readouterr().out
-    assert set(whole.files[0].path.read_text().splitlines()) == expected
-    assert not list(whole.files[0].path.parent.glob("*shard*.jsonl"))
-    assert main(command) == 0 and "merged 0 shards" in capsys.readouterr().out
+    shards = whole.files[0].path.parent.glob("*shard-?-of-3.jsonl")
+    assert {line for file in shards for line in file.read_text().splitlines()} == expected
+    asked = len(server.requests)
+    again = caption_dataset(ds, "openai:vlm")
+    assert again.records == whole.records and len(server.requests) == asked
 
 
-def test_shards_of_other_settings_are_not_merged(serve, tmp_path):
+def test_shards_of_other_settings_are_left_alone(serve, tmp_path):
     serve()
     ds = scenes(tmp_path, 12)
     caption_shard(ds, "openai:vlm", Settings(seed=1), shard="1/2")
     caption_shard(ds, "openai:vlm", Settings(seed=2), shard="2/2")
-    said = merge(ds, "openai:vlm")  # those of the settings that were run last
-    assert "merged 1 shards" in said and "images are still to do" in said
-    assert {r.settings for r in load_captions(ds, "openai:vlm").records.values()} == {
-        captions_file(ds, "openai:vlm").made_with
-    }
+    records = load_captions(ds, "openai:vlm").records  # of the settings that were run last
+    assert len(records) < 12
+    made_with = captions_file(ds, "openai:vlm").made_with
+    assert {record.settings for record in records.values()} == {made_with}
     with pytest.raises(InputError, match="i/n"):
         caption_shard(ds, "openai:vlm", shard="3/2")
 

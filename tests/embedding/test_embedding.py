@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from tests.conftest import HashEncoder
-from trsllava_utils import encoders
 from trsllava_utils import files as artefacts
+from trsllava_utils import weights
 from trsllava_utils.encoders import load_encoder
 from trsllava_utils.files import InputError, MissingError
 from trsllava_utils.vectors import embed_corpus
@@ -142,7 +142,7 @@ def test_precision_is_part_of_every_identity(tmp_path, monkeypatch):
     off = np.abs(half.encode(texts, "document") - exact.encode(texts, "document")).max(axis=1)
     assert ((off > 1e-5) & (off < 0.02)).all()
     for units, meant in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(encoders, "computes_bfloat16", lambda units=units: units)
+        monkeypatch.setattr(weights, "computes_bfloat16", lambda units=units: units)
         assert load_encoder(precision="auto").identity.endswith(" " + meant)
     with pytest.raises(InputError, match="Did you mean 'bfloat16'"):
         load_encoder(precision="float16")
@@ -156,7 +156,7 @@ def test_precision_is_part_of_every_identity(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_corpus_embedded_in_two_goes_has_the_vectors_of_one(tmp_path, precision, monkeypatch):
-    monkeypatch.setattr(encoders, "computes_bfloat16", lambda: True)
+    monkeypatch.setattr(weights, "computes_bfloat16", lambda: True)
     texts = [f"{n} boats " + "near a pier " * (n % 9) for n in range(200)]
     how = {"encoder": load_encoder(precision=precision)}
     whole = embed_corpus(corpus(*texts), derived=tmp_path / "a", **how)

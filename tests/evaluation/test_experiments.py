@@ -16,14 +16,16 @@ from tests import tiny_models
 from tests.conftest import write_captions
 from trsllava_extras import experiments, results
 from trsllava_extras.clip import ClipEncoder, vectors
+from trsllava_extras.pages import caption_texts
 from trsllava_extras.panel.index import Index
-from trsllava_utils import ranking as retrieval
 from trsllava_utils import recall as evaluation
 from trsllava_utils.data import load_dataset
-from trsllava_utils.encoders import _embedded_minilm
 from trsllava_utils.files import InputError, MissingError
 from trsllava_utils.methods import Method
+from trsllava_utils.ranking import retrieve
+from trsllava_utils.rankings import rank_dataset
 from trsllava_utils.sources import Sources
+from trsllava_utils.weights import embedded_minilm
 
 
 @pytest.fixture(scope="module")
@@ -59,44 +61,44 @@ def models(tmp_path_factory) -> dict[str, str]:
 
 
 def test_rules_that_lack_something_say_so_and_leave_the_others(sources, data_dir):
-    done, missing = retrieval.rank_methods(["max", "clip", "fusion", "mean"], sources)
+    done, missing = experiments.rank_methods(["max", "clip", "fusion", "mean"], sources)
     assert list(done) == ["max", "mean"] and set(missing) == {"clip", "fusion"}
     assert "-p clip openai/clip-vit-base-patch32" in missing["clip"]
     train = replace(sources, dataset=load_dataset("sample", str(data_dir), "train"))
-    done, missing = retrieval.rank_methods(["querybank", "centred", "max"], train)
+    done, missing = experiments.rank_methods(["querybank", "centred", "max"], train)
     assert list(done) == ["max"] and set(missing) == {"querybank", "centred‡"}
     assert "needs a bank of training captions" in missing["querybank"]
 
 
 def test_weights_that_cannot_be_had_are_named(sources, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    _, missing = retrieval.rank_methods(["clip"], replace(sources, clip="/no/such/clip"))
+    _, missing = experiments.rank_methods(["clip"], replace(sources, clip="/no/such/clip"))
     assert "/no/such/clip" in missing["clip"]
-    _, missing = retrieval.rank_methods(["clip"], replace(sources, clip="open_clip:ViT-B-32:no.pt"))
+    _, missing = experiments.rank_methods(
+        ["clip"], replace(sources, clip="open_clip:ViT-B-32:no.pt")
+    )
     assert "open_clip" in missing["clip"]
 
 
 def test_rankings_are_reused_and_made_again(sources):
-    first = retrieval.rank_dataset("max", sources, 5)
-    assert retrieval.rank_dataset("max", sources, 5).reused
-    fewer = retrieval.rank_dataset("max", sources, 3)
+    first = rank_dataset("max", sources, 5)
+    assert rank_dataset("max", sources, 5).reused
+    fewer = rank_dataset("max", sources, 3)
     assert fewer.reused and fewer.top["rank"].max() == 3
-    pd.testing.assert_frame_equal(fewer.top, retrieval.retrieve("max", sources, 3)[1])
+    pd.testing.assert_frame_equal(fewer.top, retrieve("max", sources, 3)[1])
     with pytest.raises(InputError, match="top_k=0"):
-        retrieval.rank_dataset("max", sources, 0)
-    assert not retrieval.rank_dataset("max", sources, 15).reused
-    assert not retrieval.rank_dataset("max", replace(sources, variants=1), 3).reused
-    assert retrieval.rank_dataset("max", sources, 3).reused
+        rank_dataset("max", sources, 0)
+    assert not rank_dataset("max", sources, 15).reused
+    assert not rank_dataset("max", replace(sources, variants=1), 3).reused
+    assert rank_dataset("max", sources, 3).reused
     manifest = first.path.with_name(f"{first.path.name}.json")
     manifest.write_text('{"made_from": "other"}')
-    assert not retrieval.rank_dataset("max", sources, 3).reused
+    assert not rank_dataset("max", sources, 3).reused
     shorter = pd.read_parquet(first.path).iloc[1:]
     shorter.to_parquet(first.path)  # somebody took a row out
-    assert not retrieval.rank_dataset("max", sources, 3).reused
-    assert len(retrieval.rank_dataset("max", sources, 3).ranks) == len(shorter) + 1
-    names = {
-        retrieval.rank_dataset(m, sources).path for m in ("texts(fields)", "mean", "texts(caption)")
-    }
+    assert not rank_dataset("max", sources, 3).reused
+    assert len(rank_dataset("max", sources, 3).ranks) == len(shorter) + 1
+    names = {rank_dataset(m, sources).path for m in ("texts(fields)", "mean", "texts(caption)")}
     assert len(names) == 3
 
 
@@ -120,7 +122,7 @@ def test_settings_are_chosen_on_validation_queries_only(sources):
     assert chosen["querybank(k=3)"] == "querybank(k=3)" and chosen["fusion"] == "fusion"
     best = table.loc[table["mR"].idxmax(), "method"]
     assert chosen["csls"] == best.removeprefix("csls ") and "csls(k=" in chosen["csls"]
-    by_hand = {m: evaluation.metrics(retrieval.retrieve(m, val)[0])["mR"] for m in table["method"]}
+    by_hand = {m: evaluation.metrics(retrieve(m, val)[0])["mR"] for m in table["method"]}
     assert by_hand == pytest.approx(table.set_index("method")["mR"].to_dict())
 
 
@@ -153,10 +155,10 @@ def test_another_captioner_asks_in_image_to_text(sources, tmp_path):
     other = write_captions(tmp_path / "others.jsonl", sources.dataset, every=2)
     asked = replace(sources, query_captioner=other)
     assert len(asked.gallery) == 9 < len(sources.gallery)
-    ranks = retrieval.retrieve("max", asked)[0].set_index("direction")
+    ranks = retrieve("max", asked)[0].set_index("direction")
     alone = {  # the same gallery, described by one of them in both directions
-        "t2i": retrieval.retrieve("max", sources, images=asked.gallery)[0],
-        "i2t": retrieval.retrieve("max", replace(sources, captioner=other))[0],
+        "t2i": retrieve("max", sources, images=asked.gallery)[0],
+        "i2t": retrieve("max", replace(sources, captioner=other))[0],
     }
     for direction, expected in alone.items():
         expected = expected.set_index("direction").loc[direction]
@@ -171,10 +173,10 @@ def test_another_captioner_asks_in_image_to_text(sources, tmp_path):
 
 def test_texts_are_those_of_the_method_or_else_of_the_sources(sources):
     plain = replace(sources, texts="one_sentence")
-    by_method = retrieval.retrieve("texts(one_sentence)+max", sources)[0]
-    pd.testing.assert_frame_equal(retrieval.retrieve("max", plain)[0], by_method)
-    back = retrieval.retrieve("texts(joined)+max", plain)[0]
-    pd.testing.assert_frame_equal(back, retrieval.retrieve("max", sources)[0])
+    by_method = retrieve("texts(one_sentence)+max", sources)[0]
+    pd.testing.assert_frame_equal(retrieve("max", plain)[0], by_method)
+    back = retrieve("texts(joined)+max", plain)[0]
+    pd.testing.assert_frame_equal(back, retrieve("max", sources)[0])
     settings = [replace(sources, texts=t).setting for t in ("caption,feature", "caption+feature")]
     assert len({*settings, sources.setting}) == 3
     rows = sources.embed_captions("one_sentence+caption,fields").rows
@@ -202,7 +204,7 @@ def test_a_growing_gallery_passes_through_the_measured_one(sources):
     table, own = experiments.growing_gallery("max", sources)
     assert own == 18 and table["images"].max() == 210  # all splits are described
     assert (np.diff(table[["R@1", "R@5", "R@10"]], axis=0) <= 1e-9).all()
-    largest = retrieval.retrieve(
+    largest = retrieve(
         "max",
         replace(sources, dataset=sources.dataset.on("all")),
         queries=sources.gallery,
@@ -236,7 +238,7 @@ def test_clip_of_real_architecture(kind, sources, models):
         images.encoded == 18
         and vectors(replace(sources, clip=models[kind], _known={}), "images").encoded == 0
     )
-    done, missing = retrieval.rank_methods(
+    done, missing = experiments.rank_methods(
         ["clip", "fusion", "clip+csls", "clip+querybank", "centred+fusion(weight=0.2)"], seen
     )
     assert len(done) == 5 and not missing
@@ -256,14 +258,14 @@ def test_clip_needs_pixels_and_a_model_with_image_features(sources, models, tmp_
     images = sources.dataset.images.copy()
     images.loc[images.index[0], "path"] = ""
     blind = replace(sources, dataset=replace(sources.dataset, images=images), clip=models["clip"])
-    _, missing = retrieval.rank_methods(["clip"], blind)
+    _, missing = experiments.rank_methods(["clip"], blind)
     assert "1 of 18 images of the gallery have no pixels" in missing["clip"]
     with pytest.raises(InputError, match="is no CLIP"):
-        ClipEncoder(_embedded_minilm()).encode(["text"], "text")
+        ClipEncoder(embedded_minilm()).encode(["text"], "text")
 
 
 def test_results_of_several_runs_join_into_one_table(sources, tmp_path):
-    ranks = retrieval.retrieve("max", sources)[0]
+    ranks = retrieve("max", sources)[0]
     result = {"max": evaluation.metrics(ranks), "csls†": evaluation.metrics(ranks)}
     for name in ("a", "b_c"):
         path = results.results_path(tmp_path / name / "derived", "test.pixels.e")
@@ -298,8 +300,8 @@ def test_published_results_are_sourced_and_add_up():
 
 
 def test_extremes_are_the_clearest_hits_and_the_farthest_misses(sources):
-    ranks, top = retrieval.retrieve("max", sources, 5)
-    texts = retrieval.caption_texts(sources.embed_reference())
+    ranks, top = retrieve("max", sources, 5)
+    texts = caption_texts(sources.embed_reference())
     successes, failures = experiments.extremes(ranks, top, texts, 4)
     same = dict.fromkeys(texts, "one text")
     assert [len(table) for table in experiments.extremes(ranks, top, same, 4)] == [1, 1]

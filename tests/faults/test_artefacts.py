@@ -26,7 +26,6 @@ from trsllava_extras import figures
 from trsllava_extras.gallery.gallery import Gallery
 from trsllava_extras.metadata import load_metadata
 from trsllava_extras.results import csv_text, read_results, summary, write_results
-from trsllava_extras.shards import merge
 from trsllava_utils import files
 from trsllava_utils.__main__ import main
 from trsllava_utils.captioner import Settings
@@ -43,7 +42,7 @@ from trsllava_utils.files import (
     write_lines,
     write_text,
 )
-from trsllava_utils.ranking import rank_dataset
+from trsllava_utils.rankings import rank_dataset
 from trsllava_utils.recall import metrics
 from trsllava_utils.records import read_records
 from trsllava_utils.sources import Sources
@@ -221,23 +220,18 @@ def test_images_without_an_answer_and_an_odd_count(chat, attempts):
 
 
 @CAPTIONS
-@pytest.mark.parametrize("step", ["merge", "pixels"])
-def test_damaged_lines_are_kept_when_a_file_is_written_anew(chat, tmp_path, step):
+def test_damaged_lines_are_kept_when_a_file_is_written_anew(chat, tmp_path):
     """A person can mend them; a sentence says so."""
     before, _ = chat(good, images=4)
     (file,) = before.files
     torn = file.path.read_bytes().split(b"\n")[1][:-20]
     file.path.write_bytes(file.path.read_bytes().replace(torn, torn[:-20] + b"\xff"))
-    if step == "merge":
-        shutil.copy(file.path, replace(file, part="shard-1-of-2").path)
-        said = merge(scenes(tmp_path, 4), "openai:vlm")
-    else:
-        other = json.loads(file.path.read_bytes().split(b"\n")[0])["image"]
-        draw(tmp_path / "scenes" / other, 77, size=32)
-        ds = load_dataset(str(tmp_path / "scenes"), str(tmp_path))
-        # nobody answers, but the stale record is gone
-        captions = caption_dataset(ds, "openai:vlm", Settings(variants=1, timeout=0.2))
-        said = str(captions.problems)
+    other = json.loads(file.path.read_bytes().split(b"\n")[0])["image"]
+    draw(tmp_path / "scenes" / other, 77, size=32)
+    ds = load_dataset(str(tmp_path / "scenes"), str(tmp_path))
+    # nobody answers, but the stale record is gone
+    captions = caption_dataset(ds, "openai:vlm", Settings(variants=1, timeout=0.2))
+    said = str(captions.problems)
     kept = b"".join(p.read_bytes() for p in tmp_path.rglob("*.damaged"))
     assert torn[:-20] in kept and "line 2" in said
 
@@ -252,20 +246,6 @@ def test_other_settings_leave_a_damaged_file_alone(chat):
     assert file.path.read_bytes() == damaged
     after, server = chat(good, images=4)
     assert after.records == before.records and len(server.requests) == 1
-
-
-@CAPTIONS
-def test_shards_without_any_manifest_are_merged(chat, tmp_path):
-    """Their names say what they were made with."""
-    captions, _ = chat(good, images=2)
-    (file,) = captions.files
-    for n in (1, 2):
-        shutil.copy(file.path, replace(file, part=f"shard-{n}-of-2").path)
-    file.path.unlink()
-    file.manifest_path.unlink()
-    assert "merged 2 shards" in merge(scenes(tmp_path, 2), "openai:vlm")
-    again, server = chat(good, images=2)
-    assert server.requests == [] and again.records == captions.records
 
 
 @CAPTIONS
@@ -312,7 +292,7 @@ def test_settings_that_alternate_lose_nothing(chat):
 
 @CAPTIONS
 @damaged(edited(identity={"captioner": "other"}))
-def test_shards_with_a_damaged_manifest_are_merged(chat, tmp_path, harm):
+def test_shards_with_a_damaged_manifest_are_read(chat, tmp_path, harm):
     ds = scenes(tmp_path, 6)
     expected, _ = chat(good, images=6)
     (file,) = expected.files
@@ -322,10 +302,9 @@ def test_shards_with_a_damaged_manifest_are_merged(chat, tmp_path, harm):
             shard.append([*expected.records.values()][part::2])
     file.path.unlink()
     harm(file.manifest_path)
-    assert "6 images captioned" in merge(ds, "openai:vlm")
     assert load_captions(ds, "openai:vlm").records == expected.records
-    assert "merged 0 shards" in merge(ds, "openai:vlm")
-    assert not list(tmp_path.rglob("openai*shard*.jsonl"))
+    again, server = chat(good, images=6)
+    assert server.requests == [] and again.records == expected.records
 
 
 # — full disks and folders that cannot be written —

@@ -37,7 +37,7 @@ from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
 from trsllava_utils.images import Rendering, read_image
 from trsllava_utils.parameters import check
-from trsllava_utils.ranking import rank_dataset
+from trsllava_utils.rankings import rank_dataset
 from trsllava_utils.sources import Sources
 
 IMAGES = pytest.mark.fault("Image files")
@@ -502,7 +502,6 @@ SHELL = [
     ("search", "sample", "boats", "--bbox", "1,2"),
     ("search", "sample", "boats", "-p", "encoder", ""),
     ("report", "sample", "-p", "split", "tset"),
-    ("merge", "sample", "-p", "captioner", "openai:none-of-these"),
     ("gallery", "foo://x", "--find", "boats"),
     ("gallery", "/tmp/no-such-gallery", "--find", ""),
     ("gallery", "/tmp/no-such-gallery", "--find", "boats", "--k", "-1"),

@@ -18,7 +18,7 @@ from trsllava_utils.__main__ import main
 from trsllava_utils.encoders import load_encoder
 from trsllava_utils.files import InputError, MissingError
 from trsllava_utils.methods import Method
-from trsllava_utils.ranking import NamedSide, RankingTask, query_ids
+from trsllava_utils.ranking import NamedSide, query_ids, rank_queries
 from trsllava_utils.recall import recall_at_k
 from trsllava_utils.scoring import Scorer, Side, one_each
 from trsllava_utils.vectors import Embeddings
@@ -35,8 +35,11 @@ def in_one_piece(corpus: pd.DataFrame, queries: Embeddings, encoder: str, k: int
     left = NamedSide(asked, names, owner)
     right = NamedSide(described, np.array(ids, dtype=object), np.arange(len(ids)))
     score = Scorer(Method("max"), described)(asked)
-    images = np.array(ids, dtype=object)
-    return RankingTask("t2i", score, left, right, images, len(names), k).run()
+    ranks, top = rank_queries(score, left, right, len(names), k)
+    for table in (ranks, top):
+        table.insert(0, "direction", "t2i")
+        table["image_id"] = right.ids[table["image_id"]]
+    return ranks, top
 
 
 @given(texts_each=st.integers(15, 300), k=st.integers(1, 30), seed=st.integers(0, 5))

@@ -9,9 +9,10 @@ import pytest
 from scipy.special import logsumexp
 
 from trsllava_extras import formulas
+from trsllava_extras.experiments import candidates
 from trsllava_utils.files import InputError
 from trsllava_utils.methods import Method, steps
-from trsllava_utils.scoring import Scorer, Side, mean_vectors, one_each
+from trsllava_utils.scoring import Scorer, Side, one_each
 
 ALL = slice(0, 100)
 
@@ -41,7 +42,7 @@ def test_a_method_is_its_steps_in_order_with_all_settings():
     assert list(method.steps) == ["texts", "centred", "hybrid", "querybank"]
     assert method.texts == "one_sentence+caption,one_sentence+feature+caption"
     assert method.steps["querybank"]["temperature"] == 0.05
-    assert method.given("hybrid", "weight") and not method.given("hybrid", "k")
+    assert method.is_given("hybrid", "weight") and not method.is_given("hybrid", "k")
     assert Method("texts+max").texts == Method("max").texts == "" and method.needs_bank
     assert not method.plugged and Method("clip").plugged
 
@@ -93,10 +94,10 @@ def test_grids_hold_valid_methods_and_leave_written_settings_alone():
     grids = {name: step.grid for name, step in steps().items() if step.grid}
     assert "fusion" in grids and len(grids) == 6
     for step, settings in grids.items():
-        assert len(Method(step).candidates(step)) == len(settings) > 1
-    assert Method("csls(k=3)").candidates("csls") == []
-    assert Method("texts(plain)+centroid").candidates("texts") == []
-    tried = Method("centred+hybrid+csls(k=3)").candidates("hybrid")
+        assert len(candidates(Method(step), step)) == len(settings) > 1
+    assert candidates(Method("csls(k=3)"), "csls") == []
+    assert candidates(Method("texts(plain)+centroid"), "texts") == []
+    tried = candidates(Method("centred+hybrid+csls(k=3)"), "hybrid")
     assert all(m.name.startswith("centred+hybrid") and m.steps["csls"]["k"] == 3 for m in tried)
 
 
@@ -134,7 +135,7 @@ def test_centroids_are_taken_after_centring():
 
 
 def test_opposite_texts_have_a_mean_without_direction():
-    nothing = mean_vectors(unit([1, 0], [-1, 0]), np.array([0, 0]), unit=True)
+    nothing = formulas.mean_vectors(unit([1, 0], [-1, 0]), np.array([0, 0]), unit=True)
     assert nothing.tolist() == [[0, 0]]
 
 

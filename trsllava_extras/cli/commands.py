@@ -7,7 +7,6 @@ import sys
 from textwrap import shorten
 
 from trsllava_extras.cli.shell import parse, parser
-from trsllava_extras.shards import merge as merge_shards
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import shown
@@ -54,15 +53,6 @@ def report(words: list[str]) -> None:
     made.add_argument("--html", default="", metavar="FILE", help="where to (beside the results)")
     args, given = parse(made, words)
     print("wrote", shown(write_report(args.dataset, given, args.html)))
-
-
-def merge(words: list[str]) -> None:
-    """merge the shards of a captioning run"""
-    made = parser("merge", "Merge the shards that notebook 01 wrote with these parameters.")
-    made.add_argument("dataset", help=DATASET)
-    args, given = parse(made, words, {"captioner", "prompt", *_LOADED})
-    dataset = load_dataset(args.dataset, **{n: given[n] for n in given if n in _LOADED})
-    print(merge_shards(dataset, given.get("captioner", ""), given.get("prompt", "rsrt")))
 
 
 def search(words: list[str]) -> None:

@@ -25,12 +25,13 @@ from safetensors.numpy import save
 
 from trsllava_extras.cluster import in_threads
 from trsllava_extras.gallery.partitions import PARTITION, Partitions, first_rows, names_of
-from trsllava_utils.encoders import kept_encoder, resolve_precision, unit_vectors
+from trsllava_utils.encoders import kept_encoder, unit_vectors
 from trsllava_utils.files import InputError, MissingError, fingerprint, progress, reading, slug
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.ranking import count_ahead, query_ids, top_items
 from trsllava_utils.scoring import Side, blocks, cosine, one_each
 from trsllava_utils.vectors import Embeddings, spread
+from trsllava_utils.weights import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Gallery:
         encoder: name of the text encoder.
         dtype: how vectors are stored, "float32" or "float16"; products are float32 always.
         scheduler: where partitions are computed, see ``cluster.py``.
-        precision: of the encoder, see :func:`trsllava_utils.embedding.load_encoder`.
+        precision: of the encoder, see :func:`trsllava_utils.encoders.load_encoder`.
     """
 
     url: str
@@ -62,7 +63,7 @@ class Gallery:
         return Partitions(self.url)
 
     def add(self, corpus: pd.DataFrame, texts_each: int = PARTITION) -> list[str]:
-        """Append a text corpus; see :meth:`trsllava_utils.retrieval.partitions.Partitions.add`."""
+        """Append a text corpus; see :meth:`trsllava_extras.gallery.partitions.Partitions.add`."""
         return self.store.add(corpus, texts_each)
 
     def embed(self) -> int:
@@ -92,7 +93,7 @@ class Gallery:
             top_k: results kept for every query.
 
         Returns:
-            ``ranks`` and ``top``, as :class:`trsllava_utils.retrieval.Rankings` has them.
+            ``ranks`` and ``top``, as :class:`trsllava_utils.rankings.Rankings` has them.
 
         Raises:
             InputError: ``top_k`` is not positive.

@@ -1,0 +1,77 @@
+"""Rankings on disk: :func:`rank_dataset` ranks a split, and keeps the result, so that it is loaded
+while what it was made from is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+
+from trsllava_utils.files import fingerprint, read_once, read_sealed, slug, write_sealed
+from trsllava_utils.methods import Method
+from trsllava_utils.parameters import check
+from trsllava_utils.ranking import retrieve
+from trsllava_utils.scoring import VERSION
+from trsllava_utils.sources import Sources
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """The outcome of retrieval in both directions.
+
+    Attributes:
+        ranks: one row per query: ``direction, query_id, image_id, n_greater, n_tied,
+            n_relevant_tied, n_relevant, n_items``: all that recall with exact ties needs.
+        top: the first ``top_k`` items of every query: ``direction, query_id, rank, item_id,
+            image_id, score, hit``.
+        path: the Parquet file of ``ranks``; that of ``top`` lies beside it.
+        reused: whether they were on disk and up to date.
+        identity: fingerprint of all that they were made from.
+    """
+
+    ranks: pd.DataFrame
+    top: pd.DataFrame
+    path: Path
+    reused: bool
+    identity: str
+
+
+def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
+    """Rank every query of a split, in both directions (:func:`retrieve`); kept on disk as Parquet,
+    and loaded from there while vectors and settings are the same and ``top_k`` results were kept.
+
+    >>> ranks = rank_dataset("max", Sources(load_dataset("sample"), "rsrt")).ranks
+    >>> len(ranks)
+    630
+    """
+    check(top_k=top_k)
+    parsed = Method(method)
+    stem = f"{sources.setting}.{slug(parsed.name)}-{fingerprint(parsed.name)[:6]}"
+    path = sources.dataset.derived / "rankings" / stem
+    made_from = {"inputs": sources.identity(parsed), "method": parsed.name, "rules": VERSION}
+
+    files = {name: path.with_name(f"{stem}.{name}.parquet") for name in ("ranks", "top")}
+    kept = {name: _stored(file) for name, file in files.items() if file.exists()}
+    reused = len(kept) == len(files) and all(
+        about.get("made_from") == made_from and about.get("top_k", 0) >= top_k
+        for about, _ in kept.values()
+    )
+    if reused:
+        tables = {name: table.copy() for name, (_, table) in kept.items()}
+    else:
+        tables = dict(zip(files, retrieve(method, sources, top_k), strict=True))
+        for name, file in files.items():
+            content = tables[name].to_parquet()
+            write_sealed(file, content, {"made_from": made_from, "top_k": top_k})
+    top = tables["top"][tables["top"]["rank"] <= top_k].reset_index(drop=True)
+    return Rankings(tables["ranks"], top, files["ranks"], reused, fingerprint(made_from))
+
+
+@read_once
+def _stored(path: Path) -> tuple[dict, pd.DataFrame | None]:
+    """A table and what it was made from; nothing if it is damaged."""
+    about, content = read_sealed(path)
+    return about, pd.read_parquet(BytesIO(content)) if about else None
