@@ -26,7 +26,6 @@ from trsllava_utils.files import (
     shown,
     write_text,
 )
-from trsllava_utils.images import read_image
 from trsllava_utils.parameters import SPLITS, check
 
 HUB, REVISION = "arampacha/rsicd", "820466c8716e3ccdacde5cb2eb15a2f0f11ccdfe"
@@ -65,24 +64,28 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
             f"no public copy of {KNOWN[dataset]} is known. Its authors say how to get it: "
             f"{ASK[dataset]}. Put it into {shown(root)} (see data/README.md#{dataset})"
         )
-    annotations = _annotations(root / "dataset_rsicd.json")
-    images = annotations["images"]
+    path, folder = root / "dataset_rsicd.json", root / "RSICD_images"
+    content = parse_json(read_text(path), shown(path)) if path.exists() else {"images": []}
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not all(
+        isinstance(image, dict) and isinstance(image.get("filename"), str) for image in images
+    ):
+        raise InputError(
+            f"{shown(path)} is damaged, or no annotation file of RSICD; move it away, run again"
+        )
+    known = {image["filename"]: image.get("split") for image in images}
     for name in SPLITS if split == "all" else (split,):
-        if _complete(root, images, name):
+        there = [n for n, of in known.items() if of == name and (folder / n).is_file()]
+        if len(there) >= IMAGES[name]:
             continue
-        new = _entries(images, name, _unpack(root, name, _download(name)))
-        if new:
-            images += new
-            text = json.dumps(annotations, ensure_ascii=False)
-            write_text(root / "dataset_rsicd.json", text)
+        captions = _unpack(folder, name, _download(name))
+        images += [
+            {"filename": n, "split": name, "sentences": [{"raw": text} for text in texts]}
+            for n, texts in captions.items()
+            if n not in known
+        ]
+        write_text(path, json.dumps(content, ensure_ascii=False))
     return root
-
-
-def _complete(root: Path, images: list[dict], split: str) -> bool:
-    """Whether all images of a split are there, with their captions."""
-    names = [image["filename"] for image in images if image.get("split") == split]
-    there = all((root / "RSICD_images" / name).is_file() for name in names)
-    return there and len(names) >= IMAGES[split]
 
 
 def _download(split: str) -> Path:
@@ -104,14 +107,16 @@ def _download(split: str) -> Path:
         ) from error
 
 
-def _unpack(root: Path, split: str, path: Path) -> dict[str, list[str]]:
-    """Write the images of a Parquet file into the folder; returns the captions by file name."""
+def _unpack(folder: Path, split: str, path: Path) -> dict[str, list[str]]:
+    """Write the images of a Parquet file that are not there; the captions by file name."""
     captions = {}
     try:
         for row in progress(_rows(path, split), total=IMAGES[split], desc=f"unpacking {split}"):
-            name = PurePosixPath(row["filename"]).name
-            captions[name] = row["captions"]
-            _write(root / "RSICD_images" / name, row["image"]["bytes"])
+            image = folder / PurePosixPath(row["filename"]).name
+            captions[image.name] = row["captions"]
+            if not image.is_file():
+                with atomic_path(image) as tmp:
+                    tmp.write_bytes(row["image"]["bytes"])
     except (pa.ArrowException, OSError) as error:
         path.resolve().unlink(missing_ok=True)
         raise MissingError(
@@ -133,54 +138,3 @@ def _rows(path: Path, split: str) -> Iterator[dict]:
             )
         for batch in table.iter_batches(64, columns=columns):
             yield from batch.to_pylist()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write an image, unless one that can be read is there."""
-    try:
-        if path.is_file():
-            read_image(path)
-            return
-    except InputError:
-        pass  # half an image, say of a run that was cut off
-    with atomic_path(path) as tmp:
-        tmp.write_bytes(content)
-
-
-def _entries(images: list[dict], split: str, captions: dict[str, list[str]]) -> list[dict]:
-    """Entries, in the layout of the official file, of the images that have none yet."""
-    known = {image["filename"] for image in images}
-    sentence = sum(len(image.get("sentences", [])) for image in images)
-    entries = []
-    for name, texts in captions.items():
-        if name in known:
-            continue
-        number, ids = len(images) + len(entries), list(range(sentence, sentence + len(texts)))
-        sentences = [
-            {"raw": text, "tokens": [w for w in text.split() if w != "."]}
-            | {"imgid": number, "sentid": i}
-            for i, text in zip(ids, texts, strict=True)
-        ]
-        entry = {"filename": name, "imgid": number, "split": split}
-        entries.append({**entry, "sentids": ids, "sentences": sentences})
-        sentence += len(texts)
-    return entries
-
-
-def _annotations(path: Path) -> dict:
-    """An annotation file; an empty one where there is no file.
-
-    Raises:
-        InputError: it is damaged, or has another layout.
-    """
-    if not path.exists():
-        return {"images": [], "dataset": "rsicd"}
-    value = parse_json(read_text(path), shown(path))
-    images = value.get("images") if isinstance(value, dict) else None
-    if not isinstance(images, list) or not all(
-        isinstance(image, dict) and isinstance(image.get("filename"), str) for image in images
-    ):
-        raise InputError(
-            f"{shown(path)} is damaged, or no annotation file of RSICD; move it away and run again"
-        )
-    return value
