@@ -35,10 +35,10 @@ import psutil
 import torch
 from sentence_transformers.util import semantic_search
 
+from trsllava_extras.methods import Method, Scorer
 from trsllava_utils import recall as evaluation
-from trsllava_utils.methods import Method
 from trsllava_utils.ranking import NamedSide, rank_queries
-from trsllava_utils.scoring import Scorer, Side, one_each
+from trsllava_utils.scoring import Side, one_each
 
 ROUNDS = 3
 PALETTE, MARKERS = ("C0", "C1", "C2", "C3", "C4", "C5"), "osD^vP"

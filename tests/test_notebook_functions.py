@@ -13,9 +13,9 @@ from scipy import stats
 
 from tests.conftest import embeddings, random_sources, sources
 from tests.openai_server import answer
+from trsllava_extras.methods import Method
 from trsllava_extras.rules import CENTRED
 from trsllava_utils.files import PROJECT_ROOT
-from trsllava_utils.methods import Method
 from trsllava_utils.ranking import sides
 from trsllava_utils.records import Record, Variant
 
@@ -71,18 +71,18 @@ def test_hubs_are_counted_and_centring_closes_the_gap():
     moved = given.reference.vectors + np.eye(8)[0] * 3
     reference = embeddings(given.reference.rows["image_id"].tolist(), moved)
     given = sources(given.joined, reference)
-    given.embed_bank = given.embed_reference
-    both = sides(Method("max"), given, given.gallery)
+    given.dataset, given.embed = None, lambda *_, role: given.embed_reference()
+    both = sides(given, given.gallery)
     numbers, *_, counts = module.on_the_sphere(both.captions, both.images, k=5)
     texts = both.images.side.vectors.reshape(30, 2, -1).transpose(1, 2, 0)
     nearest = np.argsort(-(both.captions.side.vectors @ texts).max(axis=0), axis=1)[:, :5]
     by_hand = np.bincount(nearest.ravel(), minlength=30)
     assert counts.tolist() == by_hand.tolist() and by_hand.sum() == 5 * 90
     assert numbers["hubness (0 none, above 1 strong)"] == pytest.approx(stats.skew(by_hand))
-    both = sides(Method("centred"), given, given.gallery)
+    both = Method("centred").sides(given, given.gallery)
     pair = (replace(one, side=CENTRED.prepare(one.side)) for one in (both.captions, both.images))
     gap = "modality gap (0 none, 2 largest)"
     assert module.on_the_sphere(*pair)[0][gap] < 0.25 * numbers[gap]
     flat = sources(embeddings(["a", "b"], np.ones((2, 3))), embeddings(["a", "b"], np.ones((2, 3))))
-    both = sides(Method("max"), flat, flat.gallery)
+    both = sides(flat, flat.gallery)
     assert np.isfinite(module.on_the_sphere(both.captions, both.images, k=1)[0]).all()

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from trsllava_extras.methods import Method, steps
 from trsllava_utils.annotations import folded
 from trsllava_utils.files import InputError, MissingError
-from trsllava_utils.methods import Method, steps
 from trsllava_utils.ranking import retrieve
 from trsllava_utils.rankings import Rankings, rank_dataset
 from trsllava_utils.recall import KS, expected_rank, hit_probability, metrics

@@ -20,7 +20,7 @@ from trsllava_extras.formulas import (
     reciprocal_rank_fusion,
     weighted_sum,
 )
-from trsllava_utils.methods import Method, Step
+from trsllava_extras.methods import Method, Step
 from trsllava_utils.scoring import Score, Side, as_float32, by_tiles, run_starts
 
 _BOTH = ("t2i", "i2t")

@@ -7,8 +7,8 @@ whole method from a picture to its recall and from a query to its pictures:
 
     data → images → records → prompts → captioning → encoders → scoring → ranking → recall
 
-``captioner`` says what a captioner is and ``methods`` what a scoring rule is; ``captions``,
-``vectors`` and ``sources`` store and gather; ``search`` asks one query.
+``captioner`` says what a captioner is; ``captions``, ``vectors``, ``rankings`` and ``sources``
+store and gather; ``search`` asks one query.
 
 Everything beside the method is in ``trsllava_extras`` and plugs in (``plugins.py``).
 """

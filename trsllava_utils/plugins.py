@@ -8,7 +8,8 @@ plug-ins do; the core knows only their names. docs/extending.md shows one of ten
     trsllava.gates        gate(settings) -> what refuses bad captions              captioning.py
     trsllava.runners      many images under way at once                            captioning.py
     trsllava.labels       classes of images                                        data.py
-    trsllava.steps        steps of scoring rules                                   methods.py
+    trsllava.rules        every scoring rule beside max                            ranking.py
+    trsllava.steps        steps of these rules                   trsllava_extras/methods.py
     trsllava.schedulers   where work is spread                                     vectors.py
     trsllava.views        results as pages                                         search.py
     trsllava.commands     commands of ``python -m trsllava_utils``                 __main__.py

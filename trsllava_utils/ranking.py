@@ -1,4 +1,4 @@
-"""Ranking: a method and its sources go in, ranks come out.
+"""Ranking: a scoring rule and its sources go in, ranks come out.
 
 In text-to-image the queries are reference captions and the items images, described by the texts of
 a captioner; in image-to-text it is the other way round. Both are one scoring function over two
@@ -9,16 +9,17 @@ score.) ``rankings.py`` keeps what comes out on disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
+from trsllava_utils import plugins
 from trsllava_utils.files import MissingError
-from trsllava_utils.methods import Method
 from trsllava_utils.parameters import check
-from trsllava_utils.scoring import TIE_TOLERANCE, Score, Scorer, Side, blocks, one_each
+from trsllava_utils.scoring import TIE_TOLERANCE, Score, Side, blocks, cosine, one_each
 from trsllava_utils.sources import Sources
 from trsllava_utils.vectors import Embeddings
 
@@ -34,57 +35,91 @@ class NamedSide:
 
 @dataclass(frozen=True)
 class Sides:
-    """All that a method compares."""
+    """All that a rule compares."""
 
     images: NamedSide  # as items: each described by its texts
     captions: NamedSide  # the reference captions, each for itself: queries and items
     image_queries: NamedSide  # the images as queries
-    bank: Side | None  # training captions; None where the method needs none
+    bank: Side | None = None  # training captions, for plug-in rules
 
 
-def sides(method: Method, sources: Sources, images: list[str]) -> Sides:
-    """The two sides of both directions, for these images."""
-    index = {image_id: i for i, image_id in enumerate(images)}
-    reference_rows, reference_vectors, owner = _rows(sources.embed_reference(), index)
-    second = dict.fromkeys(("images", "reference", "bank"))  # vectors of a plug-in
-    for name, step in method.plugged.items():
-        embedded = step.vectors(sources, "images")
-        if blind := index.keys() - set(embedded.rows["image_id"]):
-            raise MissingError(
-                f"{len(blind):,} of {len(images):,} images of the gallery have no "
-                f"pixels for {name} to look at"
-            )
-        second["images"] = _rows(embedded, index)[1]
-        second["reference"] = _rows(step.vectors(sources, "reference"), index)[1]
-        second["bank"] = step.vectors(sources, "bank").vectors if method.needs_bank else None
-    texts = reference_rows["text"].to_numpy()
-    reference, bank = one_each(texts, reference_vectors, second["reference"]), None
-    if method.needs_bank:
-        training = sources.embed_bank()
-        mean, texts = training.vectors.mean(axis=0), training.rows["text"].to_numpy()
-        bank = one_each(texts, training.vectors, second["bank"], mean)
-        reference = replace(reference, mean=mean)
+class Rule(Protocol):
+    """A scoring rule: :class:`Max`, or one of the plug-in (``trsllava.rules``)."""
 
-    def described(embeddings: Embeddings) -> NamedSide:
-        rows, vectors, groups = _rows(embeddings, index)
-        mean = vectors.mean(axis=0) if method.needs_bank else None
-        side = Side(rows["text"].to_numpy(), groups, vectors, second["images"], mean=mean)
-        return NamedSide(side, np.array(images, dtype=object), np.arange(len(images)))
+    name: str  # its text without blanks
+    label: str  # in tables
+    ranks_one_query: bool  # it needs neither other queries nor reference captions
 
-    captions = NamedSide(reference, query_ids(reference_rows).to_numpy(), owner)
-    if method.captions_ask:
-        return Sides(described(sources.embed_reference()), captions, captions, bank)
-    items = described(sources.embed_captions(method.texts))
-    asks = sources.query_captioner
-    asking = described(sources.embed_image_queries(method.texts)) if asks else items
-    return Sides(items, captions, asking, bank)
+    def inputs(self, sources: Sources) -> list[Embeddings]:
+        """All that it draws on; what is missing is embedded."""
+
+    def sides(self, sources: Sources, images: list[str]) -> Sides:
+        """What it compares in both directions, for these images."""
+
+    def scorer(self, items: Side, bank: Side | None = None) -> Callable[[Side], Score]:
+        """A function that takes queries, and gives their scores against the items."""
 
 
-def _rows(
-    embeddings: Embeddings, index: dict[str, int]
+class Max:
+    """The rule of the paper: an image scores the best cosine of its texts."""
+
+    name = label = "max"
+    ranks_one_query = True
+
+    def inputs(self, sources: Sources) -> list[Embeddings]:
+        return [
+            sources.embed_reference(),
+            sources.embed_captions(),
+            sources.embed_image_queries(),
+        ]
+
+    def sides(self, sources: Sources, images: list[str]) -> Sides:
+        return sides(sources, images)
+
+    def scorer(self, items: Side, bank: Side | None = None) -> Callable[[Side], Score]:
+        return lambda queries: cosine(queries, items)
+
+
+def rule_of(method: str) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        InputError: there is none.
+        MissingError: it needs the extras.
+    """
+    if method.strip() == "max":
+        return Max()
+    make = plugins.find("rules", "steps")
+    if make is None:
+        raise MissingError(f"method {method!r} needs the package trsllava_extras; max does not")
+    return make(method)
+
+
+def sides(sources: Sources, images: list[str], texts: str = "") -> Sides:
+    """The two sides of both directions for these images, in these forms of their texts (default:
+    those of the sources)."""
+    rows, vectors, owner = of_images(sources.embed_reference(), images)
+    captions = one_each(rows["text"].to_numpy(), vectors)
+    captions = NamedSide(captions, query_ids(rows).to_numpy(), owner)
+    items = asking = described(sources.embed_captions(texts), images)
+    if sources.query_captioner:
+        asking = described(sources.embed_image_queries(texts), images)
+    return Sides(items, captions, asking)
+
+
+def described(embeddings: Embeddings, images: list[str]) -> NamedSide:
+    """Images, each described by its texts."""
+    rows, vectors, groups = of_images(embeddings, images)
+    side = Side(rows["text"].to_numpy(), groups, vectors)
+    return NamedSide(side, np.array(images, dtype=object), np.arange(len(images)))
+
+
+def of_images(
+    embeddings: Embeddings, images: list[str]
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Rows, vectors and image indices of the images in ``index``, in its order."""
-    image = embeddings.rows["image_id"].map(index)
+    """Rows, vectors and image numbers of the texts of these images, in their order."""
+    number = {image_id: n for n, image_id in enumerate(images)}
+    image = embeddings.rows["image_id"].map(number)
     order = image.dropna().sort_values(kind="stable").index
     groups = image[order].to_numpy(dtype=np.int64)
     return embeddings.rows.loc[order], embeddings.vectors[order], groups
@@ -102,7 +137,7 @@ def retrieve(
     Reference captions are named ``<image_id>#<variant>``.
 
     Args:
-        method: a scoring rule, see ``methods.py``.
+        method: a scoring rule: "max", or one of the plug-in.
         sources: what it draws on.
         top_k: results kept for every query.
         images: the gallery; default: all images that have both kinds of text.
@@ -120,11 +155,11 @@ def retrieve(
         MissingError: the method draws on something that is not there.
     """
     check(top_k=top_k)
-    parsed = Method(method)
+    rule = rule_of(method)
     gallery = sorted(images) or sources.gallery
     own = set(queries) or set(gallery)
     gallery.sort(key=lambda image_id: image_id not in own)  # distractors last
-    names, both, tables = np.array(gallery, dtype=object), sides(parsed, sources, gallery), []
+    names, both, tables = np.array(gallery, dtype=object), rule.sides(sources, gallery), []
     for direction, left, right in (
         ("t2i", both.captions, both.images),
         ("i2t", both.image_queries, both.captions),
@@ -132,7 +167,7 @@ def retrieve(
         n = int(np.searchsorted(left.owner, len(own)))
         # the bank holds reference captions: it can stand in for the queries of text-to-image only
         bank = both.bank if direction == "t2i" else None
-        score = Scorer(parsed, right.side, bank)(left.side.take(slice(0, n)))
+        score = rule.scorer(right.side, bank)(left.side.take(slice(0, n)))
         made = rank_queries(score, left, right, n, top_k)
         for table in made:
             table.insert(0, "direction", direction)

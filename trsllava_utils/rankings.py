@@ -11,9 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from trsllava_utils.files import fingerprint, read_once, read_sealed, slug, write_sealed
-from trsllava_utils.methods import Method
 from trsllava_utils.parameters import check
-from trsllava_utils.ranking import retrieve
+from trsllava_utils.ranking import retrieve, rule_of
 from trsllava_utils.scoring import VERSION
 from trsllava_utils.sources import Sources
 
@@ -48,10 +47,11 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     630
     """
     check(top_k=top_k)
-    parsed = Method(method)
-    stem = f"{sources.setting}.{slug(parsed.name)}-{fingerprint(parsed.name)[:6]}"
+    rule = rule_of(method)
+    stem = f"{sources.setting}.{slug(rule.name)}-{fingerprint(rule.name)[:6]}"
     path = sources.dataset.derived / "rankings" / stem
-    made_from = {"inputs": sources.identity(parsed), "method": parsed.name, "rules": VERSION}
+    inputs = fingerprint([made.identity for made in rule.inputs(sources)], sources.variants)
+    made_from = {"inputs": inputs, "method": rule.name, "rules": VERSION}
 
     files = {name: path.with_name(f"{stem}.{name}.parquet") for name in ("ranks", "top")}
     kept = {name: _stored(file) for name, file in files.items() if file.exists()}

@@ -6,10 +6,9 @@ the texts of an image,
 .. math:: s(q, i) = \max_v \mathbf q^\top \mathbf x_{i,v}.
 
 Both are computed in :func:`_cosines`; where groups have unequal numbers of texts, and where an
-image asks, :meth:`Side.best` takes the maximum. :class:`Scorer` puts the other steps of a method
-before and behind it. Queries are scored a block at
-a time, against a tile of items at a time: most numbers made on the way are scores of single texts,
-needed only for their maximum, and a tile is small enough to be reduced in the processor's cache.
+image asks, :meth:`Side.best` takes the maximum. Queries are scored a block at a time, against a
+tile of items at a time: most numbers made on the way are scores of single texts, needed only for
+their maximum, and a tile is small enough to be reduced in the processor's cache.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-
-from trsllava_utils.methods import Method, Step
 
 VERSION = 3  # of the rules: raised when a formula changes, so that old rankings are not used
 BLOCK = 512  # queries scored at a time, at most
@@ -39,7 +36,8 @@ class Side:
     texts: np.ndarray  # (n_texts,) str
     groups: np.ndarray  # (n_texts,) int from 0, ascending: the group of each text
     vectors: np.ndarray  # (n_texts, dim) float32 unit rows (or float16, for the cosine)
-    second: np.ndarray | None = None  # (n_groups, dim) float32 unit rows of a step's own model
+    # for plug-in rules:
+    second: np.ndarray | None = None  # (n_groups, dim) float32 unit rows of a model of their own
     mean: np.ndarray | None = None  # (dim,) mean vector of all texts from the same source
 
     @property
@@ -149,69 +147,3 @@ def by_tiles(items: Side, n: int, scored: Callable[[Side, int], np.ndarray]) -> 
         first = int(np.searchsorted(items.groups, start))
         out[:, tile] = scored(items.take(tile), first)
     return out
-
-
-# — methods —
-
-
-class Scorer:
-    """A method over a set of items; what does not depend on the queries is computed once, here.
-
-    ``scorer(queries)`` gives their scoring function: a slice -> ``(n_in_slice, n_items) float32``.
-    The order: vectors are prepared, the texts of an image taken together (by ``mean`` and
-    ``centroid``; by ``max`` they stay apart), both sides compared, and hubs, items near to very
-    many queries, pay a penalty.
-
-    Args:
-        method: the scoring rule.
-        items: what is ranked.
-        bank: training captions, by which some steps measure hubs; None leaves these without
-            effect.
-    """
-
-    def __init__(self, method: Method, items: Side, bank: Side | None = None) -> None:
-        self.method = method
-        self.texts = self.prepare(items)  # the items before their texts are taken together
-        self.items = self._together(self.texts)
-        self._states = {
-            name: step.index(self.items, method)
-            for name, step in method.parts.items()
-            if step.index
-        }
-        banked = [s for s in method.parts.values() if s.penalty and s.bank and bank is not None]
-        self._penalty = self._charge(banked, self.prepare(bank)) if banked else None
-
-    def __call__(self, queries: Side) -> Score:
-        queries = self._together(self.prepare(queries))
-        score, penalty = self._compare(queries), self._penalty
-        if asked := [s for s in self.method.parts.values() if s.penalty and not s.bank]:
-            penalty = self._charge(asked, queries)
-        if penalty is None:
-            return score
-        return lambda block: score(block) - penalty
-
-    def prepare(self, side: Side) -> Side:
-        """The steps that move vectors."""
-        for step in self.method.parts.values():
-            side = step.prepare(side) if step.prepare else side
-        return side
-
-    def _together(self, side: Side) -> Side:
-        """The steps that make one text of the texts of an image."""
-        for step in self.method.parts.values():
-            side = step.together(side) if step.together else side
-        return side
-
-    def _compare(self, queries: Side) -> Score:
-        """The cosine, and what further steps make of it."""
-        score = cosine(queries, self.items)
-        for name, step in self.method.parts.items():
-            if step.compare:
-                state = self._states.get(name)
-                score = step.compare(score, queries, self.items, self.method, state)
-        return score
-
-    def _charge(self, hubs: list[Step], asking: Side) -> np.ndarray:
-        """The penalty of each item for being near to very many queries: ``(n_items,) float32``."""
-        scores = map(self._compare(asking), blocks(asking.n, self.items.n))
-        return hubs[0].penalty(scores, self.method).astype(np.float32)

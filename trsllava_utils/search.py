@@ -17,10 +17,9 @@ import pandas as pd
 from trsllava_utils import plugins
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError
-from trsllava_utils.methods import Method
 from trsllava_utils.parameters import MINILM, check
-from trsllava_utils.ranking import sides, top_items
-from trsllava_utils.scoring import Scorer, one_each
+from trsllava_utils.ranking import rule_of, top_items
+from trsllava_utils.scoring import one_each
 from trsllava_utils.sources import Sources
 
 
@@ -75,14 +74,14 @@ def search(
 
 def search_sources(query: str, sources: Sources, k: int = 8, method: str = "max") -> Hits:
     """:func:`search` in sources that are loaded."""
-    rule = Method(method)
-    if not rule.ranks_one_query or rule.plugged:
+    rule, image_ids = rule_of(method), list(sources.captions.records)
+    if not rule.ranks_one_query:
         raise InputError(f"method {method!r} does not rank a sentence of your own")
-    image_ids = list(sources.captions.records)
-    both = sides(rule, sources, image_ids)
-    scorer, vector = Scorer(rule, both.images.side, both.bank), sources.encode(query)
+    both, vector = rule.sides(sources, image_ids), sources.encode(query)
+    if both.images.side.second is not None:
+        raise InputError(f"method {method!r} needs more than a sentence; see trsllava_extras.panel")
     asked = one_each(np.array([query]), vector, mean=both.captions.side.mean)
-    scores = scorer(asked)(slice(0, 1))
+    scores = rule.scorer(both.images.side, both.bank)(asked)(slice(0, 1))
     best = top_items(scores, k)[0]
     side = both.images.side
     order = np.argsort(-(side.vectors @ vector[0]), kind="stable")  # of the texts

@@ -19,8 +19,7 @@ from trsllava_utils.captioner import in_style
 from trsllava_utils.captions import Captions, choose_captioner, load_captions, seen_by
 from trsllava_utils.data import Dataset
 from trsllava_utils.encoders import Encoder, kept_encoder, unit_vectors
-from trsllava_utils.files import InputError, MissingError, fingerprint, slug
-from trsllava_utils.methods import Method
+from trsllava_utils.files import InputError, MissingError, slug
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.records import text_forms
 from trsllava_utils.vectors import Embeddings, embed_corpus, stored_vector
@@ -148,7 +147,7 @@ class Sources:
         return self._first(self.query_captions, texts or self.texts)
 
     def _first(self, captions: Captions, texts: str) -> Embeddings:
-        made = self._embed(captions.corpus, texts, role="document")
+        made = self.embed(captions.corpus, texts, role="document")
         if not self.variants:
             return made
         first = (made.rows["variant"] < self.variants).to_numpy()
@@ -157,17 +156,9 @@ class Sources:
 
     def embed_reference(self) -> Embeddings:
         """The reference captions, as queries."""
-        return self._embed(reference_texts, self.dataset, role="query")
+        return self.embed(reference_texts, self.dataset, role="query")
 
-    def embed_bank(self) -> Embeddings:
-        """The bank: distinct reference captions of the *training* split, as queries.
-
-        Raises:
-            MissingError: there are none apart from the queries.
-        """
-        return self._embed(training_captions, self.dataset, role="query")
-
-    def _embed(self, corpus: Callable, *args: Any, role: str) -> Embeddings:
+    def embed(self, corpus: Callable, *args: Any, role: str) -> Embeddings:
         """The vectors of ``corpus(*args)``, a table that is made only once."""
         where = (self.model, self.dataset.derived, self.scheduler)
         return self.once(_embedded, corpus, args, role, where)
@@ -189,16 +180,6 @@ class Sources:
         """One object for all texts: what it is may change on disk while this is in use."""
         return self.once(kept_encoder, self.encoder, self.precision)
 
-    def identity(self, method: Method) -> str:
-        """Fingerprint of all that a method draws on, for manifests; embeds what is missing."""
-        inputs = [self.embed_reference(), self.embed_captions(method.texts)]
-        inputs.append(self.embed_image_queries(method.texts))
-        inputs += [self.embed_bank()] if method.needs_bank else []
-        for step in method.plugged.values():
-            also = ["bank"] if method.needs_bank else []
-            inputs += [step.vectors(self, what) for what in ("images", "reference", *also)]
-        return fingerprint([e.identity for e in inputs], self.variants)
-
 
 SETTING = tuple(
     f.name for f in fields(Sources) if f.name not in ("dataset", "variants", "scheduler", "_known")
@@ -208,24 +189,6 @@ SETTING = tuple(
 def reference_texts(dataset: Dataset) -> pd.DataFrame:
     """The dataset's own captions."""
     return dataset.captions
-
-
-def training_captions(dataset: Dataset) -> pd.DataFrame:
-    """Distinct captions of the training split.
-
-    Raises:
-        MissingError: there are none apart from the queries.
-    """
-    try:
-        captions = dataset.on("train").captions.drop_duplicates("text")
-    except InputError:
-        captions = dataset.captions[:0]
-    if captions.empty or dataset.split in ("train", "all"):
-        raise MissingError(
-            f"needs a bank of training captions, and {dataset.title} ({dataset.split}) has none "
-            "apart from its queries"
-        )
-    return captions
 
 
 def _embedded(corpus: Callable, args: tuple, role: str, where: tuple) -> Embeddings:

@@ -16,12 +16,12 @@ from tests import tiny_models
 from tests.conftest import write_captions
 from trsllava_extras import experiments, results
 from trsllava_extras.clip import ClipEncoder, vectors
+from trsllava_extras.methods import embed_bank
 from trsllava_extras.pages import caption_texts
 from trsllava_extras.panel.index import Index
 from trsllava_utils import recall as evaluation
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError, MissingError
-from trsllava_utils.methods import Method
 from trsllava_utils.ranking import retrieve
 from trsllava_utils.rankings import rank_dataset
 from trsllava_utils.sources import Sources
@@ -103,9 +103,9 @@ def test_rankings_are_reused_and_made_again(sources):
 
 
 def test_a_text_known_from_another_corpus_is_not_encoded_again(sources, data_dir):
-    assert len(sources.embed_reference().rows) and len(sources.embed_bank().rows)
+    assert len(sources.embed_reference().rows) and len(embed_bank(sources).rows)
     everything = replace(sources, dataset=load_dataset("sample", str(data_dir), "all"))
-    known = {*sources.embed_reference().rows["text"], *sources.embed_bank().rows["text"]}
+    known = {*sources.embed_reference().rows["text"], *embed_bank(sources).rows["text"]}
     new = set(everything.dataset.captions["text"]) - known
     assert (
         everything.embed_reference().encoded
@@ -164,7 +164,7 @@ def test_another_captioner_asks_in_image_to_text(sources, tmp_path):
         expected = expected.set_index("direction").loc[direction]
         pd.testing.assert_frame_equal(ranks.loc[direction], expected)
     assert asked.setting != sources.setting
-    assert asked.identity(Method("max")) != sources.identity(Method("max"))
+    assert rank_dataset("max", asked).identity != rank_dataset("max", sources).identity
     assert "asked by" in asked.described_by and asked.query_captioner == other
     assert replace(sources, query_captioner="openai:x").query_captioner == "query:openai:x"
     marked = replace(sources, captioner="rsrt + style", texts="plain")

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from tests.conftest import captions, questions
 from trsllava_extras.gallery.gallery import Gallery, Top, open_part
 from trsllava_extras.gallery.partitions import ROW_GROUP
+from trsllava_extras.methods import Method, Scorer
 from trsllava_utils.__main__ import main
 from trsllava_utils.encoders import load_encoder
 from trsllava_utils.files import InputError, MissingError
-from trsllava_utils.methods import Method
 from trsllava_utils.ranking import NamedSide, query_ids, rank_queries
 from trsllava_utils.recall import recall_at_k
-from trsllava_utils.scoring import Scorer, Side, one_each
+from trsllava_utils.scoring import Side, one_each
 from trsllava_utils.vectors import Embeddings
 
 

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from tests.conftest import embeddings, random_sources, sources
+from trsllava_extras.methods import Method, Scorer
 from trsllava_utils import ranking as retrieval
 from trsllava_utils import recall as evaluation
 from trsllava_utils import scoring as scoring
 from trsllava_utils.files import InputError
-from trsllava_utils.methods import Method
 from trsllava_utils.ranking import rank_relevant
 from trsllava_utils.recall import hit_probability, mean_recall
-from trsllava_utils.scoring import Scorer, Side, one_each
+from trsllava_utils.scoring import Side, one_each
 
 
 def brute_scores(given: SimpleNamespace, method: str) -> np.ndarray:

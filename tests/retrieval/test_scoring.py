@@ -10,9 +10,9 @@ from scipy.special import logsumexp
 
 from trsllava_extras import formulas
 from trsllava_extras.experiments import candidates
+from trsllava_extras.methods import Method, Scorer, steps
 from trsllava_utils.files import InputError
-from trsllava_utils.methods import Method, steps
-from trsllava_utils.scoring import Scorer, Side, one_each
+from trsllava_utils.scoring import Side, one_each
 
 ALL = slice(0, 100)
 

@@ -17,17 +17,17 @@ import numpy as np
 import pandas as pd
 
 from trsllava_extras.metadata import metadata_of, parse_bbox, select
+from trsllava_extras.methods import Method, Scorer
 from trsllava_extras.panel.found import Found
 from trsllava_extras.panel.picture import describe
 from trsllava_extras.panel.query import Part, Query, parse_query, with_feedback
 from trsllava_utils.annotations import clean_text, folded
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError, check_choice, first_few
-from trsllava_utils.methods import Method
 from trsllava_utils.parameters import MINILM, TILING, check
-from trsllava_utils.ranking import sides, top_items
+from trsllava_utils.ranking import top_items
 from trsllava_utils.records import text_forms
-from trsllava_utils.scoring import Scorer, Side, blocks, one_each
+from trsllava_utils.scoring import Side, blocks, one_each
 from trsllava_utils.sources import Sources
 
 PROBES, FEWEST = 500, 50  # captions of the split that a score is compared with
@@ -59,10 +59,10 @@ class Index:
         self._number = {image_id: n for n, image_id in enumerate(self.image_ids)}
         images = sources.dataset.images.set_index("image_id")
         self._labels = images["label"].reindex(self.image_ids).to_numpy()
-        both = sides(self.method, sources, self.image_ids)
+        both = self.method.sides(sources, self.image_ids)
         self._described, self._reference = both.images.side, both.captions.side
         self._mean = self._reference.mean
-        self._by_text = Scorer(self.method, self._described, both.bank)
+        self._by_text = self.method.scorer(self._described, both.bank)
         self._forms = text_forms(self.method.texts or sources.texts)
         self._starts = np.searchsorted(self._described.groups, np.arange(len(self.image_ids) + 1))
         self._listed = lru_cache(16)(self._filter)
@@ -176,7 +176,7 @@ class Index:
     @cached_property
     def _by_image(self) -> Scorer:
         # no bank: it holds captions, and these queries are images
-        return Scorer(self.method, self._described)
+        return self.method.scorer(self._described)
 
     @cached_property
     def best_scores(self) -> np.ndarray:

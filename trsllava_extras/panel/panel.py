@@ -22,6 +22,7 @@ import pandas as pd
 import traitlets
 
 from trsllava_extras.metadata import metadata_of
+from trsllava_extras.methods import Method
 from trsllava_extras.pages import SMALL, data_uri, jpeg, thumbnail
 from trsllava_extras.panel.found import STATIC, Found, read_settings
 from trsllava_extras.panel.index import Index
@@ -38,7 +39,6 @@ from trsllava_utils.files import (
     user_path,
 )
 from trsllava_utils.images import ImageFile, image_suffixes, read_image
-from trsllava_utils.methods import Method
 from trsllava_utils.parameters import TILING
 from trsllava_utils.sources import SETTING, Sources
 

@@ -1,26 +1,34 @@
-"""Names of scoring rules: a method as text goes in, its checked steps and settings come out.
+"""Scoring rules made of steps: a method as text goes in, a rule with checked settings comes out.
 
 A method is written as the steps it takes, in their order, joined by ``+``; settings stand in
 brackets: ``max``, ``texts(plain)+centroid``, ``centred+hybrid+querybank(k=10)``. What each step
-computes, and how steps follow each other, is in ``scoring.py``. Most steps come as plug-ins
-(``trsllava.steps``).
+computes is in ``rules.py`` and ``clip.py``, or in another package (``trsllava.steps``);
+:class:`Scorer` puts the steps one behind the other.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
+import numpy as np
+import pandas as pd
+
 from trsllava_utils import plugins
-from trsllava_utils.files import InputError, check_choice
+from trsllava_utils.data import Dataset
+from trsllava_utils.files import InputError, MissingError, check_choice
+from trsllava_utils.ranking import NamedSide, Sides, described, of_images, sides
 from trsllava_utils.records import text_forms
+from trsllava_utils.scoring import Score, Side, blocks, cosine, one_each
+from trsllava_utils.sources import Sources
+from trsllava_utils.vectors import Embeddings
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a method. The functions are those of plug-ins, see ``scoring.Scorer``.
+    """One step of a method. The functions are those of plug-ins, see :class:`Scorer`.
 
     Attributes:
         place: where it stands in the order; of each place a method has at most one step. 0 which
@@ -69,7 +77,7 @@ def steps() -> dict[str, Step]:
 
 
 class Method:
-    """A parsed method.
+    """A parsed method, a :class:`~trsllava_utils.ranking.Rule`.
 
     Attributes:
         name: its text without blanks.
@@ -163,6 +171,52 @@ class Method:
             return "reference captions"
         return self.name + ("†" if self.transductive("t2i") else "‡" * self.transductive("i2t"))
 
+    def inputs(self, sources: Sources) -> list[Embeddings]:
+        """All that it draws on; what is missing is embedded."""
+        made = [sources.embed_reference(), sources.embed_captions(self.texts)]
+        made.append(sources.embed_image_queries(self.texts))
+        made += [embed_bank(sources)] if self.needs_bank else []
+        for step in self.plugged.values():
+            also = ["bank"] if self.needs_bank else []
+            made += [step.vectors(sources, what) for what in ("images", "reference", *also)]
+        return made
+
+    def sides(self, sources: Sources, images: list[str]) -> Sides:
+        """The two sides of both directions for these images, with the vectors of plug-ins, means
+        and the bank, where its steps need them."""
+        both, bank, mean = sides(sources, images, self.texts), None, None
+        if self.captions_ask:
+            itself = described(sources.embed_reference(), images)
+            return Sides(itself, both.captions, both.captions)
+        second = dict.fromkeys(("images", "reference", "bank"))
+        for name, step in self.plugged.items():
+            embedded = step.vectors(sources, "images")
+            if blind := set(images) - set(embedded.rows["image_id"]):
+                raise MissingError(
+                    f"{len(blind):,} of {len(images):,} images of the gallery have no "
+                    f"pixels for {name} to look at"
+                )
+            second["images"] = of_images(embedded, images)[1]
+            second["reference"] = of_images(step.vectors(sources, "reference"), images)[1]
+            second["bank"] = step.vectors(sources, "bank").vectors if self.needs_bank else None
+        if self.needs_bank:
+            made = embed_bank(sources)
+            mean, texts = made.vectors.mean(axis=0), made.rows["text"].to_numpy()
+            bank = one_each(texts, made.vectors, second["bank"], mean)
+
+        def more(named: NamedSide) -> NamedSide:
+            own = named.side.vectors.mean(axis=0) if self.needs_bank else None
+            return replace(named, side=replace(named.side, second=second["images"], mean=own))
+
+        own = replace(both.captions.side, second=second["reference"], mean=mean)
+        items = more(both.images)
+        asking = items if both.image_queries is both.images else more(both.image_queries)
+        return Sides(items, replace(both.captions, side=own), asking, bank)
+
+    def scorer(self, items: Side, bank: Side | None = None) -> Scorer:
+        """See :class:`Scorer`."""
+        return Scorer(self, items, bank)
+
 
 def _setting(text: str, step: str, setting: str) -> tuple[str, float]:
     name, _, value = setting.partition("=")
@@ -181,3 +235,96 @@ def _setting(text: str, step: str, setting: str) -> tuple[str, float]:
     if name in ("weight", "b") and number > 1:
         raise InputError(f"method {text!r}: {name} must lie between 0 and 1, not {value}")
     return name, number
+
+
+class Scorer:
+    """A method over a set of items; what does not depend on the queries is computed once, here.
+
+    ``scorer(queries)`` gives their scoring function: a slice -> ``(n_in_slice, n_items) float32``.
+    The order: vectors are prepared, the texts of an image taken together (by ``mean`` and
+    ``centroid``; by ``max`` they stay apart), both sides compared, and hubs, items near to very
+    many queries, pay a penalty.
+
+    Args:
+        method: the scoring rule.
+        items: what is ranked.
+        bank: training captions, by which some steps measure hubs; None leaves these without
+            effect.
+    """
+
+    def __init__(self, method: Method, items: Side, bank: Side | None = None) -> None:
+        self.method = method
+        self.texts = self.prepare(items)  # the items before their texts are taken together
+        self.items = self._together(self.texts)
+        self._states = {
+            name: step.index(self.items, method)
+            for name, step in method.parts.items()
+            if step.index
+        }
+        banked = [s for s in method.parts.values() if s.penalty and s.bank and bank is not None]
+        self._penalty = self._charge(banked, self.prepare(bank)) if banked else None
+
+    def __call__(self, queries: Side) -> Score:
+        queries = self._together(self.prepare(queries))
+        score, penalty = self._compare(queries), self._penalty
+        if asked := [s for s in self.method.parts.values() if s.penalty and not s.bank]:
+            penalty = self._charge(asked, queries)
+        if penalty is None:
+            return score
+        return lambda block: score(block) - penalty
+
+    def prepare(self, side: Side) -> Side:
+        """The steps that move vectors."""
+        for step in self.method.parts.values():
+            side = step.prepare(side) if step.prepare else side
+        return side
+
+    def _together(self, side: Side) -> Side:
+        """The steps that make one text of the texts of an image."""
+        for step in self.method.parts.values():
+            side = step.together(side) if step.together else side
+        return side
+
+    def _compare(self, queries: Side) -> Score:
+        """The cosine, and what further steps make of it."""
+        score = cosine(queries, self.items)
+        for name, step in self.method.parts.items():
+            if step.compare:
+                state = self._states.get(name)
+                score = step.compare(score, queries, self.items, self.method, state)
+        return score
+
+    def _charge(self, hubs: list[Step], asking: Side) -> np.ndarray:
+        """The penalty of each item for being near to very many queries: ``(n_items,) float32``."""
+        scores = map(self._compare(asking), blocks(asking.n, self.items.n))
+        return hubs[0].penalty(scores, self.method).astype(np.float32)
+
+
+# — training captions —
+
+
+def embed_bank(sources: Sources) -> Embeddings:
+    """The bank: distinct reference captions of the *training* split, as queries.
+
+    Raises:
+        MissingError: there are none apart from the queries.
+    """
+    return sources.embed(training_captions, sources.dataset, role="query")
+
+
+def training_captions(dataset: Dataset) -> pd.DataFrame:
+    """Distinct captions of the training split.
+
+    Raises:
+        MissingError: there are none apart from the queries.
+    """
+    try:
+        captions = dataset.on("train").captions.drop_duplicates("text")
+    except InputError:
+        captions = dataset.captions[:0]
+    if captions.empty or dataset.split in ("train", "all"):
+        raise MissingError(
+            f"needs a bank of training captions, and {dataset.title} ({dataset.split}) has none "
+            "apart from its queries"
+        )
+    return captions
