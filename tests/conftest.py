@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from tests.openai_server import Server
 from trsllava_extras.servers import client as openai_api
 from trsllava_utils.data import load_dataset
 from trsllava_utils.encoders import load_encoder
+from trsllava_utils.files import PROJECT_ROOT
 from trsllava_utils.vectors import Embeddings
 
 
@@ -197,3 +200,20 @@ def captions_file(dataset, captioner: str):
     from trsllava_utils.captions import folder_of
 
     return newest_file(folder_of(dataset), captioner_id(captioner))
+
+
+def functions(stem: str, *names: str) -> SimpleNamespace:
+    """What the imports of a notebook and its cells that define these functions give."""
+    notebook = nbformat.read(PROJECT_ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    scope: dict = {}
+    (imports,) = (source for source in code if "parameters.check(globals())" in source)
+    exec(imports.partition("parameters.check")[0], scope)
+    for source in code:
+        if any(f"def {name}(" in source for name in names):
+            tree = ast.parse(source)
+            tree.body = [
+                node for node in tree.body if isinstance(node, ast.FunctionDef | ast.Import)
+            ]
+            exec(compile(tree, stem, "exec"), scope)
+    return SimpleNamespace(**scope)

@@ -13,10 +13,10 @@ import pytest
 
 from tests.conftest import captions, questions
 from trsllava_extras import cluster
-from trsllava_extras.cluster import connect, threads
+from trsllava_extras.cluster import connect, spread, threads
 from trsllava_extras.gallery.gallery import Gallery
 from trsllava_utils.files import InputError
-from trsllava_utils.vectors import embed_corpus, spread
+from trsllava_utils.vectors import embed_corpus
 
 distributed = pytest.importorskip("distributed")
 HERE = "local[2]"

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from tests.conftest import embeddings, random_sources, sources
+from tests.conftest import embeddings, functions, random_sources, sources
 from tests.openai_server import answer
 from trsllava_extras.methods import Method
 from trsllava_extras.rules import CENTRED
-from trsllava_utils.files import PROJECT_ROOT
 from trsllava_utils.ranking import sides
 from trsllava_utils.records import Record, Variant
-
-
-def functions(stem: str, *names: str) -> SimpleNamespace:
-    """What the imports of a notebook and its cells that define these functions give."""
-    notebook = nbformat.read(PROJECT_ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    scope: dict = {}
-    (imports,) = (source for source in code if "parameters.check(globals())" in source)
-    exec(imports.partition("parameters.check")[0], scope)
-    for source in code:
-        if any(f"def {name}(" in source for name in names):
-            exec(source.rpartition("\n\n\n")[0] if "in_numbers(list" in source else source, scope)
-    return SimpleNamespace(**scope)
 
 
 def test_captions_in_numbers():

@@ -20,10 +20,11 @@ import pandas as pd
 from trsllava_extras.formulas import weighted_sum
 from trsllava_extras.methods import Method, Step, training_captions
 from trsllava_extras.rules import fused
-from trsllava_utils.data import CORPUS_COLUMNS, Dataset
+from trsllava_utils.data import Dataset
 from trsllava_utils.encoders import unit_vectors
 from trsllava_utils.files import InputError, MissingError, progress, user_path
 from trsllava_utils.images import DEFAULT, ImageFile, Rendering, read_image
+from trsllava_utils.records import CORPUS_COLUMNS
 from trsllava_utils.scoring import Score, Side, as_float32
 from trsllava_utils.sources import Sources, reference_texts
 from trsllava_utils.vectors import Embeddings, embed_corpus

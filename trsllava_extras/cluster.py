@@ -47,7 +47,7 @@ def in_threads(function: Callable, pieces: Sequence) -> list:
 
 
 def spread(
-    function: Callable, pieces: Sequence, scheduler: str, shared: tuple
+    function: Callable, pieces: Sequence, scheduler: str = "", shared: tuple = ()
 ) -> Iterator[tuple[int, Any]]:
     """``function(piece, *shared)`` for every piece.
 
@@ -57,7 +57,7 @@ def spread(
     Args:
         function: a function of a module, which the workers can import.
         pieces: small values that say what to do.
-        scheduler: ``local[4]`` or ``tcp://host:8786``, see the top of this module.
+        scheduler: see the top of this module; empty: here, one after the other.
         shared: arguments that all pieces need; sent to each worker once.
 
     Yields:
@@ -68,6 +68,9 @@ def spread(
             else ``function`` raises comes through.
         MissingError: Dask is not installed.
     """
+    if not scheduler:
+        yield from enumerate(function(piece, *shared) for piece in pieces)
+        return
     client = connect(scheduler)
     from distributed import KilledWorker, as_completed
 

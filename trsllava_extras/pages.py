@@ -29,9 +29,10 @@ from trsllava_extras.rasters.opening import open_raster, rows_run_north
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError
 from trsllava_utils.images import DEFAULT, ImageFile, Rendering, read_image
+from trsllava_utils.parameters import MAX_VARIANTS
 from trsllava_utils.ranking import query_ids
 from trsllava_utils.rankings import Rankings
-from trsllava_utils.records import Record
+from trsllava_utils.records import Record, Variant
 from trsllava_utils.search import Hits
 from trsllava_utils.sources import Sources
 from trsllava_utils.vectors import Embeddings
@@ -186,6 +187,16 @@ def captions_beside(
 def caption_texts(queries: Embeddings) -> dict[str, str]:
     """The text of every reference caption by its id ``<image_id>#<variant>``."""
     return dict(zip(query_ids(queries.rows), queries.rows["text"], strict=True))
+
+
+def reference_captions(dataset: Dataset) -> dict[str, Record]:
+    """The dataset's own captions as records (the first five per image), to compare with."""
+    names = dataset.images.set_index("image_id")["filename"]
+    records = {}
+    for image_id, texts in dataset.captions.groupby("image_id", sort=False)["text"]:
+        variants = [Variant(caption=text) for text in texts[:MAX_VARIANTS]]
+        records[image_id] = Record(image=names[image_id], model="reference", variants=variants)
+    return records
 
 
 def query_examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources, k: int = 4) -> HTML:

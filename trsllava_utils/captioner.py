@@ -44,7 +44,7 @@ class Settings:
         prompt_file: a text file that replaces the prompt; ``{n}``, ``{language}`` and
             ``{examples}`` are filled in.
         style_file: a text file with examples for "style", one per line; empty: training captions;
-            examples: those, see ``prompts.with_examples``.
+            examples: those, see ``examples.with_examples``.
         variants: captions per image, 1 to 5.
         language: two-letter code of the language asked for; the quality gate checks it.
         seed: of the sampling; every image and every retry has its own, derived from it.

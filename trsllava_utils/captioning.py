@@ -26,10 +26,11 @@ from trsllava_utils.captioner import (
 )
 from trsllava_utils.captions import Captions, Report
 from trsllava_utils.data import Dataset
+from trsllava_utils.examples import with_examples
 from trsllava_utils.files import InputError, MissingError, fingerprint, progress, shown
 from trsllava_utils.images import ImageFile, View, view
 from trsllava_utils.parameters import PROMPTS
-from trsllava_utils.prompts import Prompt, ReplyError, make_prompt, parse_reply, with_examples
+from trsllava_utils.prompts import Prompt, ReplyError, make_prompt, parse_reply
 from trsllava_utils.records import Record
 
 GIVE_UP = 3  # runs in which an image alone got no answer; then it is set aside

@@ -13,12 +13,10 @@ import pandas as pd
 
 from trsllava_utils.caption_file import CaptionFile, newest_file
 from trsllava_utils.captioner import (
-    Settings,
     beside,
     captioner_id,
     exists,
     names_in,
-    open_captioner,
     prompt_and_model,
     with_prompt,
 )
@@ -34,8 +32,8 @@ from trsllava_utils.files import (
 )
 from trsllava_utils.folder import match_names
 from trsllava_utils.images import Rendering
-from trsllava_utils.parameters import MAX_VARIANTS, TILE, TILING
-from trsllava_utils.records import Record, Variant, caption_corpus, read_records
+from trsllava_utils.parameters import TILE, TILING
+from trsllava_utils.records import Record, caption_corpus, read_records
 
 WAYS = (
     "write them with notebook 01 (-p captioner transformers:MODEL runs a vision-language model "
@@ -201,7 +199,7 @@ def _load_one(dataset: Dataset, captioner: str) -> Captions:
             "command is papermill 01_structured_captioning.ipynb out.ipynb "
             f"{_parameters(dataset)} -p captioner {captioner}"
         )
-    problems += _stale(dataset, captioner, records, manifest)
+    problems += _stale(dataset, records, manifest)
     return Captions(captioner_id(captioner), records, (file.path,), (file,), tuple(problems))
 
 
@@ -219,20 +217,14 @@ def _parameters(dataset: Dataset) -> str:
     return f"-p dataset {name}{elsewhere} -p split {dataset.split}"
 
 
-def _stale(
-    dataset: Dataset, captioner: str, records: dict[str, Record], manifest: dict
-) -> list[str]:
-    """What no longer fits: pictures that changed since, or an earlier version of ``pixels``."""
+def _stale(dataset: Dataset, records: dict[str, Record], manifest: dict) -> list[str]:
+    """What no longer fits: pictures that changed since, a manifest that is gone."""
     files = {image_id: dataset.file_of(image_id) for image_id in records}
     pixels = {image_id: file.sha256 for image_id, file in files.items() if file}
     changed = [i for i, sha256 in pixels.items() if sha256 != records[i].image_sha256]
     reasons = [] if manifest else ["the captions' manifest is damaged or gone"]
     if changed:
         reasons.append(f"{len(changed):,} images changed after they were captioned: {changed[:3]}")
-    if captioner == "pixels":
-        now = open_captioner(captioner, Settings()).identity
-        if manifest and manifest.get("identity", {}) | now != manifest.get("identity"):
-            reasons.append("the captions come from another version of the captioner")
     return [f"{reason}; run 01_structured_captioning again" for reason in reasons]
 
 
@@ -295,16 +287,6 @@ def has_shipped_captions(dataset: Dataset, name: str) -> bool:
     if not files or _matched(dataset, records)[0]:
         return bool(files)
     return not _matched(dataset.on("all"), records)[0]
-
-
-def reference_captions(dataset: Dataset) -> dict[str, Record]:
-    """The dataset's own captions as records (the first five per image), to compare with."""
-    names = dataset.images.set_index("image_id")["filename"]
-    records = {}
-    for image_id, texts in dataset.captions.groupby("image_id", sort=False)["text"]:
-        variants = [Variant(caption=text) for text in texts[:MAX_VARIANTS]]
-        records[image_id] = Record(image=names[image_id], model="reference", variants=variants)
-    return records
 
 
 def _shipped(dataset: Dataset, name: str) -> list[Path]:

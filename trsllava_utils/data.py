@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,17 +24,16 @@ from trsllava_utils.files import (
     MissingError,
     check_choice,
     fingerprint,
-    first_few,
     resolve_data_dir,
     shown,
     slug,
     user_path,
 )
-from trsllava_utils.folder import list_images, match_names, plain_name, stem_of
+from trsllava_utils.folder import list_images
 from trsllava_utils.images import DEFAULT, ImageFile, Rendering, image_suffixes
 from trsllava_utils.parameters import TILE, check
+from trsllava_utils.tables import tables
 
-CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
 # name -> title; the cards with licences, sizes and layouts are in data/README.md
 KNOWN = {
     "sample": "Sample (UC Merced)",
@@ -160,10 +159,10 @@ def load_dataset(
     check(dataset=dataset, data_dir=data_dir, split=split, limit=limit, figures_dir=figures_dir)
     name, title, root, home = _locate(dataset, data_dir)
     records, files, problems = _read(name, title, root)
-    images, captions = _tables(records, files, problems)
+    images, captions = tables(records, files, problems)
     rasters, plain = pd.DataFrame(), images
     for reader in plugins.load_all("readers").values():
-        plain = images if records is None else _tables(None, files, [])[0]
+        plain = images if records is None else tables(None, files, [])[0]
         how = {"tile": tile, "overlap": overlap, "annotated": records is not None}
         images, rasters = reader.windows(images, plain, home / "derived", problems, **how)
     if images.empty:
@@ -232,58 +231,6 @@ def _read(
         kinds = ", ".join(sorted(image_suffixes()))
         raise MissingError(f"{shown(root)} holds no images ({kinds}). {' '.join(problems)}")
     return None, files, problems
-
-
-def _tables(
-    records: list[Annotation] | None, files: dict[str, Path], problems: list[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Join annotations and files: images ``image_id, filename, split, path`` and the captions."""
-    plain = records is None  # then every file is an image without captions
-    records = [Annotation(file, "", []) for file in files] if plain else records
-    table = pd.DataFrame(records, columns=["filename", "split", "captions"])
-    table["filename"] = table["filename"].map(plain_name)
-    again = table.loc[table["filename"].duplicated(), "filename"]
-    if len(again):
-        joined = {"split": "first", "captions": "sum"}
-        table = table.groupby("filename", sort=False).agg(joined).reset_index()
-    splits = table.set_index("filename")["split"]
-    for name in again:
-        problems.append(
-            f"{name} is annotated more than once; captions joined, split {splits[name]!r} kept"
-        )
-    # An image is named by its stem; in a plain folder by its path, for stems repeat there.
-    names = table["filename"].map(PurePosixPath)
-    stems = names.map(lambda name: str(name.with_suffix("")) if plain else stem_of(name))
-    taken = stems.duplicated()
-    for name, stem in zip(table["filename"][taken], stems[taken], strict=True):
-        problems.append(f"{name}: another image has the stem {stem!r}; its id is its full name")
-    ids = stems.where(~taken, table["filename"])
-    table["image_id"] = ids.where(~ids.duplicated(keep=False), table["filename"])
-    matched, ambiguous = match_names(table["filename"], files)
-    if ambiguous:
-        problems.append(
-            f"{len(ambiguous):,} annotated images may be any of several files, or share one, and "
-            f"have none: {first_few(ambiguous)}; write the folders into their names"
-        )
-    table["path"] = [str(files[matched[n]]) if n in matched else "" for n in table["filename"]]
-    table["window"] = None
-    return table.drop(columns="captions"), _corpus(table, problems)
-
-
-def _corpus(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
-    """The captions as a text corpus, without empty ones."""
-    corpus = table[["image_id", "captions"]].explode("captions").dropna(subset="captions")
-    texts = corpus["captions"].map(annotations.clean_text).astype(str)
-    corpus = corpus.assign(text=texts, source="reference", field="caption")[texts != ""]
-    corpus["variant"] = corpus.groupby("image_id").cumcount().astype(int)
-    repeated = "captions repeat another caption of the same image (kept: the protocol counts them)"
-    counts = {
-        "empty captions were left out": (texts == "").sum(),
-        repeated: corpus.duplicated(["image_id", "text"]).sum(),
-        "images have no caption": len(table) - corpus["image_id"].nunique(),
-    }
-    problems += [f"{n:,} {what}" for what, n in counts.items() if n and len(corpus)]
-    return corpus[CORPUS_COLUMNS]
 
 
 def _choose_split(

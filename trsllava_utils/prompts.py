@@ -11,21 +11,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from trsllava_utils.captioner import SINGLE, Question, Settings
-from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError, MissingError, fingerprint, read_text, user_path
 from trsllava_utils.records import FIELDS, Variant
 
 VERSION = 2
-EXAMPLES = 40  # captions shown to the model by the prompt "style"
 LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters
 MAX_REPLY, MAX_BRACKETS = 200_000, 1000  # characters; an answer takes a twentieth of them
 
@@ -109,7 +106,7 @@ def make_prompt(settings: Settings) -> Prompt:
     """
     template, examples = _template(settings.prompt), settings.examples
     if settings.prompt_file:
-        template = _read_text("prompt_file", settings.prompt_file)
+        template = read_words("prompt_file", settings.prompt_file)
     if settings.prompt == "style" and not examples:
         raise InputError("prompt='style' needs example captions: pass them through with_examples")
     language = LANGUAGES.get(settings.language, settings.language or "English")
@@ -119,35 +116,8 @@ def make_prompt(settings: Settings) -> Prompt:
     return Prompt(text, settings.prompt, settings.n, rules, examples)
 
 
-def with_examples(settings: Settings, dataset: Dataset) -> Settings:
-    """The settings with the examples that the prompt "style" shows: the lines of ``style_file`` or
-    the distinct training captions; of many, a sample drawn with ``seed``. Other prompts have none.
-
-    Raises:
-        MissingError: ``style_file`` is not there, or there are no training captions.
-        InputError: ``style_file`` is empty or not text.
-    """
-    if settings.prompt != "style":
-        return settings
-    texts = []
-    if settings.style_file:
-        lines = _read_text("style_file", settings.style_file).split("\n")
-        texts = [text for line in lines if (text := line.strip().removeprefix("-").strip())]
-    elif dataset.split not in ("train", "all"):
-        texts = sorted(set(dataset.on("train").captions["text"]))
-    if not texts:
-        raise MissingError(
-            f"prompt='style' needs examples, and {dataset.title} ({dataset.split}) has no training "
-            "captions apart from its queries; put captions or queries as your users write them "
-            "into a text file, one per line, and pass -p style_file FILE"
-        )
-    if len(texts) > EXAMPLES:
-        order = np.random.default_rng(settings.seed).permutation(len(texts))
-        texts = [texts[i] for i in order[:EXAMPLES]]
-    return replace(settings, examples=tuple(texts))
-
-
-def _read_text(parameter: str, file: str) -> str:
+def read_words(parameter: str, file: str) -> str:
+    """The text of a file that a parameter names; errors as for :func:`make_prompt`."""
     path = user_path(file)
     if not path.is_file():
         raise MissingError(f"{parameter}: {path} not found; give the path of a text file")

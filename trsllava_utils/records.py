@@ -26,10 +26,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from trsllava_utils.annotations import clean_text
-from trsllava_utils.data import CORPUS_COLUMNS
 from trsllava_utils.files import InputError, check_choice, read_lines, read_once
 from trsllava_utils.parameters import MAX_VARIANTS
 
+CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
 FIELDS = ("one_sentence", "feature", "caption")
 _FORMS = "Also plain, fields, fields joined by + and several of these joined by commas."
 # a str of pydantic holds no halves of characters, which cannot be written in UTF-8

@@ -40,7 +40,7 @@ class Sources:
         clip: name of a CLIP, for the rules ``clip`` and ``fusion``; empty: none.
         precision: of the text encoder, see :func:`trsllava_utils.encoders.load_encoder`.
         variants: use only so many captions per image and captioner; 0: all.
-        scheduler: where texts are encoded and queries ranked, see :func:`~.vectors.spread`.
+        scheduler: where texts are encoded, see :func:`~.vectors.embed_corpus`.
     """
 
     dataset: Dataset

@@ -8,10 +8,8 @@ the key of its text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,7 +93,7 @@ def embed_corpus(
         derived: the dataset's folder of artefacts.
         role: "query" or "document", which models with prompts treat differently; for CLIP "text" or
             "image".
-        scheduler: where the encoder runs, see :func:`spread`.
+        scheduler: where the encoder runs, for the plug-in ``trsllava.schedulers``; empty: here.
 
     Raises:
         InputError: the encoder returned a zero or non-finite vector.
@@ -110,9 +108,7 @@ def embed_corpus(
     texts = dict(zip(keys, corpus["text"], strict=True))
     missing = {key: text for key, text in texts.items() if key not in stored.rows}
     if missing:
-        # workers load the encoder themselves, and in the precision resolved here
-        how = (model.name, role, model.precision) if scheduler else (model, role)
-        fresh = _encode(list(missing.values()), how, scheduler)
+        fresh = _encode(list(missing.values()), model, role, scheduler)
         stored = _added(stored, [*missing], fresh, model.too_long(list(missing.values())))
         _write(path, stored, model)
     control = stored.manifest["control"]
@@ -149,12 +145,20 @@ def _added(stored: Stored, keys: list[bytes], vectors: np.ndarray, too_long: lis
     return Stored(vectors, rows, too_long, stored.manifest)
 
 
-def _encode(texts: list[str], how: tuple, scheduler: str) -> np.ndarray:
-    """:func:`unit_vectors` of chunks of texts, with a progress bar."""
+def _encode(texts: list[str], model: Encoder, role: str, scheduler: str) -> np.ndarray:
+    """:func:`unit_vectors` of chunks of texts, here or by the plug-in for schedulers, with a
+    progress bar."""
     chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
+    made = enumerate(unit_vectors(chunk, model, role) for chunk in chunks)
+    if scheduler:
+        spread = plugins.find("schedulers", "dask")
+        if spread is None:
+            raise MissingError(f"scheduler={scheduler!r} needs the package trsllava_extras")
+        # workers load the encoder themselves, and in the precision resolved here
+        made = spread(unit_vectors, chunks, scheduler, (model.name, role, model.precision))
     vectors: dict[int, np.ndarray] = {}
     with progress(total=len(texts), desc="encoding", unit="text", delay=2) as bar:
-        for number, encoded in spread(unit_vectors, chunks, scheduler, how):
+        for number, encoded in made:
             vectors[number] = encoded
             bar.update(len(encoded))
     return np.concatenate([vectors[number] for number in range(len(chunks))])
@@ -183,19 +187,3 @@ def _write(path: Path, stored: Stored, model: Encoder) -> None:
     about["versions"] = versions("sentence-transformers", "transformers", "torch")
     write_sealed(path, content, about)
     _read.put(path, replace(stored, manifest=about))
-
-
-def spread(
-    function: Callable, pieces: Sequence, scheduler: str = "", shared: tuple = ()
-) -> Iterator[tuple[int, Any]]:
-    """``function(piece, *shared)`` for every piece, here or, with a ``scheduler``, wherever the
-    plug-in for it (``trsllava.schedulers``) computes; the number of a piece and its result, as they
-    finish."""
-    if not scheduler:
-        for number, piece in enumerate(pieces):
-            yield number, function(piece, *shared)
-        return
-    there = plugins.find("schedulers", "dask")
-    if there is None:
-        raise MissingError(f"scheduler={scheduler!r} needs the package trsllava_extras")
-    yield from there(function, pieces, scheduler, shared)

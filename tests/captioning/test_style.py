@@ -15,8 +15,9 @@ from trsllava_utils.captioner import Settings, captioner_id, in_style
 from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.captions import choose_captioner, load_captions
 from trsllava_utils.data import load_dataset
+from trsllava_utils.examples import EXAMPLES, with_examples
 from trsllava_utils.files import InputError, MissingError
-from trsllava_utils.prompts import EXAMPLES, ReplyError, make_prompt, parse_reply, with_examples
+from trsllava_utils.prompts import ReplyError, make_prompt, parse_reply
 from trsllava_utils.records import Variant
 
 STYLE = Settings(prompt="style")

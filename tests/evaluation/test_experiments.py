@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests import tiny_models
-from tests.conftest import write_captions
+from tests.conftest import functions, write_captions
 from trsllava_extras import experiments, results
 from trsllava_extras.clip import ClipEncoder, vectors
 from trsllava_extras.methods import embed_bank
@@ -201,16 +201,15 @@ def test_captioners_are_compared_on_the_images_of_all(sources, tmp_path):
 
 
 def test_a_growing_gallery_passes_through_the_measured_one(sources):
-    table, own = experiments.growing_gallery("max", sources)
-    assert own == 18 and table["images"].max() == 210  # all splits are described
-    assert (np.diff(table[["R@1", "R@5", "R@10"]], axis=0) <= 1e-9).all()
-    largest = retrieve(
-        "max",
-        replace(sources, dataset=sources.dataset.on("all")),
-        queries=sources.gallery,
-    )[0]
-    rows = largest[largest["direction"] == "t2i"]
-    assert table["R@5"].iloc[-1] == pytest.approx(evaluation.recall_at_k(rows, 5))
+    module = functions("04_evaluation_visualisation", "by_gallery_size")
+    wider = sources.on("all")
+    ranks = retrieve("max", wider, 1, queries=sources.gallery)[0]
+    rows = ranks[ranks["direction"] == "t2i"]
+    assert set(rows["n_items"]) == {210} and len(wider.gallery) == 210  # all splits are described
+    assert set(rows["image_id"]) == set(sources.gallery)
+    table = pd.DataFrame({k: module.by_gallery_size(ranks, [2, 18, 100, 210], k) for k in (1, 5)})
+    assert (np.diff(table, axis=0) <= 1e-9).all()
+    assert table[5].iloc[-1] == pytest.approx(evaluation.recall_at_k(rows, 5))
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -302,9 +301,10 @@ def test_published_results_are_sourced_and_add_up():
 def test_extremes_are_the_clearest_hits_and_the_farthest_misses(sources):
     ranks, top = retrieve("max", sources, 5)
     texts = caption_texts(sources.embed_reference())
-    successes, failures = experiments.extremes(ranks, top, texts, 4)
+    extremes = functions("04_evaluation_visualisation", "extremes").extremes
+    successes, failures = extremes(ranks, top, texts, 4)
     same = dict.fromkeys(texts, "one text")
-    assert [len(table) for table in experiments.extremes(ranks, top, same, 4)] == [1, 1]
+    assert [len(table) for table in extremes(ranks, top, same, 4)] == [1, 1]
     assert (successes["rank"] == 1).all() and successes["margin"].is_monotonic_decreasing
     assert failures["rank"].is_monotonic_decreasing and (failures["rank"] > 1).all()
     t2i = ranks[ranks["direction"] == "t2i"]

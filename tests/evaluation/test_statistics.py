@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from trsllava_extras import experiments
+from tests.conftest import functions
 from trsllava_extras import statistics as stats
 from trsllava_utils import recall as evaluation
 from trsllava_utils.ranking import rank_relevant
@@ -146,6 +146,7 @@ def test_gallery_size_is_the_mean_over_all_galleries():
     relevant = np.arange(5) == np.array(own)[:, None]
     where = rank_relevant(scores, *np.nonzero(relevant))
     ranks = pd.DataFrame({**where, "direction": "t2i", "n_items": 5})
+    module = functions("04_evaluation_visualisation", "by_gallery_size")
     for size, k in product((1, 2, 3, 5), (1, 2)):
         expected = []
         for s, o in zip(scores, own, strict=True):
@@ -153,14 +154,5 @@ def test_gallery_size_is_the_mean_over_all_galleries():
                 part = np.array([o, *rest])
                 inside = rank_relevant(s[None, part], np.array([0]), np.array([0]))
                 expected.append(hit_probability(pd.DataFrame(inside), k)[0])
-        found = experiments.by_gallery_size(ranks, [size], k)["recall"][0]
+        (found,) = module.by_gallery_size(ranks, [size], k)
         assert found == pytest.approx(100 * np.mean(expected), abs=1e-9)
-
-
-def test_by_label_counts_images_and_captions():
-    ranks = ranks_of({"a": [0, 20], "b": [3], "c": [40]}, {"a": [0], "b": [30], "c": [0]})
-    table = experiments.by_label(ranks, pd.Series({"a": "port", "b": "port", "c": ""}))
-    assert table.to_dict("records") == [
-        {"label": "port", "images": 2, "captions": 3, "t2i": pytest.approx(200 / 3), "i2t": 50}
-    ]
-    assert experiments.by_label(ranks, pd.Series({"a": ""})).empty

@@ -17,9 +17,9 @@ from tests.conftest import KEY
 from tests.faults.conftest import RawServer, caption, completion, good
 from trsllava_extras.servers import captioner as openai_vlm
 from trsllava_extras.servers import client as openai_api
-from trsllava_utils.data import CORPUS_COLUMNS
 from trsllava_utils.encoders import load_encoder
 from trsllava_utils.files import InputError
+from trsllava_utils.records import CORPUS_COLUMNS
 from trsllava_utils.vectors import embed_corpus
 
 CHAT = pytest.mark.fault("Chat servers")

@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from trsllava_extras.cluster import in_threads
+from trsllava_extras.cluster import in_threads, spread
 from trsllava_extras.gallery.partitions import PARTITION, Partitions, first_rows, names_of
 from trsllava_utils.encoders import kept_encoder, unit_vectors
 from trsllava_utils.files import InputError, MissingError, fingerprint, progress, reading, slug
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.ranking import count_ahead, query_ids, top_items
 from trsllava_utils.scoring import Side, blocks, cosine, one_each
-from trsllava_utils.vectors import Embeddings, spread
+from trsllava_utils.vectors import Embeddings
 from trsllava_utils.weights import resolve_precision
 
 
