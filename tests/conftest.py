@@ -212,8 +212,7 @@ def functions(stem: str, *names: str) -> SimpleNamespace:
     for source in code:
         if any(f"def {name}(" in source for name in names):
             tree = ast.parse(source)
-            tree.body = [
-                node for node in tree.body if isinstance(node, ast.FunctionDef | ast.Import)
-            ]
+            last = max(n for n, node in enumerate(tree.body) if isinstance(node, ast.FunctionDef))
+            tree.body = tree.body[: last + 1]  # without what is done with them
             exec(compile(tree, stem, "exec"), scope)
     return SimpleNamespace(**scope)

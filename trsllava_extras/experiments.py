@@ -1,4 +1,4 @@
-"""Experiments: sources go in and are varied (split, rule, settings, captioner), and tables come out.
+"""Experiments: sources go in and are varied (rule, settings, captioner), and tables come out.
 
 Settings are chosen on the *validation* split; test queries play no part in the choice.
 """
