@@ -22,7 +22,6 @@ from filelock import FileLock, Timeout
 from trsllava_utils.files import (
     InputError,
     append_lines,
-    atomic_path,
     cannot_write,
     fingerprint,
     read_json,
@@ -30,7 +29,6 @@ from trsllava_utils.files import (
     shown,
     versions,
     write_json,
-    write_lines,
 )
 from trsllava_utils.records import Record, read_records
 
@@ -70,11 +68,11 @@ class CaptionFile:
         return self._named("json")
 
     def siblings(self) -> list[CaptionFile]:
-        """All files of these settings, the whole last."""
+        """All files of these settings, the one written last at the end."""
         named = re.compile(re.escape(f"{self._named().name}.") + r"(?:(shard-\d+-of-\d+)\.)?jsonl")
-        paths = sorted(self.folder.glob("*.jsonl"))
+        paths = sorted(self.folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         parts = [match[1] or "" for path in paths if (match := named.fullmatch(path.name))]
-        return [replace(self, part=part) for part in sorted(parts, reverse=True)]
+        return [replace(self, part=part) for part in parts]
 
     # — reading —
 
@@ -85,11 +83,11 @@ class CaptionFile:
 
     def read(self) -> tuple[dict[str, Record], list[str]]:
         """Records by file name, those of shards included, and a sentence for each line that could
-        not be used."""
+        not be used. Where a picture has changed, the record that was written last counts."""
         records, problems = {}, []
         for file in self.siblings():
             more, odd = read_records(file.path)
-            records, problems = more | records, problems + odd
+            records, problems = records | more, problems + odd
         return records, problems
 
     def read_rejected(self) -> dict[str, dict]:
@@ -143,11 +141,6 @@ class CaptionFile:
         """Add records; they are on disk when this returns."""
         append_lines(self.path, (record.layout() for record in records))
 
-    def append_lost(self, records: dict[str, Record]) -> None:
-        """Add those of the records that are no longer in the file: somebody removed it."""
-        there = self.read()[0] if self.path.exists() else {}
-        self.append(record for name, record in records.items() if name not in there)
-
     def set_aside(self, entries: Iterable[dict]) -> None:
         """Add images that gave no usable captions."""
         append_lines(self.rejected_path, entries)
@@ -158,26 +151,6 @@ class CaptionFile:
         if manifest and "example" not in manifest:
             example = {"image": filename, "reply": reply[:8000]}
             write_json(self.manifest_path, {**manifest, "example": example})
-
-    def drop(self, filenames: set[str]) -> None:
-        """Remove the records of these images, if there are any."""
-        for file in self.siblings():
-            records = read_records(file.path)[0]
-            if filenames & records.keys():
-                file.keep_damaged()
-                kept = (r.layout() for name, r in records.items() if name not in filenames)
-                write_lines(file.path, kept)
-
-    def keep_damaged(self) -> None:
-        """Before the file is written anew: add its lines that cannot be used to ``<file>.damaged``,
-        where a person can mend them."""
-        numbers = re.findall(r", line (\d+): ", "\n".join(read_records(self.path)[1]))
-        if numbers:
-            lines = self.path.read_bytes().split(b"\n")
-            damaged = self.path.with_name(f"{self.path.name}.damaged")
-            before = damaged.read_bytes() if damaged.exists() else b""
-            with atomic_path(damaged) as tmp:
-                tmp.write_bytes(before + b"".join(lines[int(n) - 1] + b"\n" for n in numbers))
 
 
 def newest_file(folder: Path, captioner: str) -> CaptionFile | None:

@@ -123,16 +123,10 @@ def _by_one(dataset: Dataset, captioner: str, settings: Settings, part: str) -> 
 
     run = plugins.find("runners", "threads") or run_in_turn
     with file.held():
-        damaged = file.path.exists() and not file.manifest()
         file.claim(identity, describer.prompt_text)
         jobs, done, aside, problems = _to_do(dataset, file)
         this_run, written = run(jobs, outcomes_of, describer, file, next(iter(done), None))
         records = {job.filename: record for job, record in done.items()} | written
-        file.append_lost(written if part else records)
-        file.claim(identity, describer.prompt_text)
-    if damaged:
-        path = shown(file.manifest_path)
-        problems.append(f"{path} was damaged or gone; it was made anew, the captions are the same")
     report = Report(already=len(done), aside=aside) + this_run
     problems = tuple(dict.fromkeys([*problems, *report.problems]))
     by_image = captions.by_image(dataset, records)
@@ -156,7 +150,7 @@ def _to_do(
     dataset: Dataset, file: CaptionFile
 ) -> tuple[list[Job], dict[Job, Record], int, list[str]]:
     """The images still to caption, those with a record that is right, how many images are set
-    aside, and what could not be read. A record whose picture has changed since is removed."""
+    aside, and what could not be read. A picture that has changed since is described anew."""
     (finished, problems), rejected = file.read(), file.read_rejected()
     jobs, done, aside = [], {}, 0
     for row in dataset.with_pixels.itertuples():
@@ -178,7 +172,6 @@ def _to_do(
             aside += 1
         else:
             jobs.append(job)
-    file.drop({job.filename for job in jobs} & finished.keys())
     return sorted(jobs, key=lambda job: job.failed_runs > 0), done, aside, problems
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from trsllava_utils import plugins
-from trsllava_utils.files import InputError, file_stamp, fingerprint, reading
+from trsllava_utils.files import InputError
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.weights import (
     MINILM_SHA256,
@@ -87,17 +86,13 @@ def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
 
 
 def kept_encoder(encoder: str, precision: str = "float32") -> Encoder:
-    """:func:`load_encoder`; the last one stays loaded for the next call, unless a file of it has
-    changed or another server is meant."""
+    """:func:`load_encoder`; the last one stays loaded for the next call, unless another server is
+    meant."""
     check(encoder=encoder)
-    files = Path(encoder).rglob("*") if os.path.isdir(encoder) else ()
-    with reading(encoder):  # a file may just be going
-        state = tuple((str(file), *file_stamp(file)) for file in sorted(files))
-    server = fingerprint(*map(os.environ.get, ("OPENAI_BASE_URL", "OPENAI_API_KEY")))
-    return _kept(encoder, precision, state or server)
+    return _kept(encoder, precision, *map(os.environ.get, ("OPENAI_BASE_URL", "OPENAI_API_KEY")))
 
 
-_kept = lru_cache(1)(lambda encoder, precision, state: load_encoder(encoder, precision))
+_kept = lru_cache(1)(lambda encoder, precision, *server: load_encoder(encoder, precision))
 
 
 class SentenceTransformerEncoder:
@@ -130,12 +125,8 @@ class SentenceTransformerEncoder:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        before = revision(self.name)
         try:
-            model = SentenceTransformer(embedded_minilm() if self._is_minilm else self.name)
-            if before not in ("", revision(self.name)):
-                raise InputError(f"encoder {self.name!r} changed while it was read; run again")
-            return model
+            return SentenceTransformer(embedded_minilm() if self._is_minilm else self.name)
         except InputError:
             raise
         except (OSError, ValueError) as error:

@@ -114,7 +114,8 @@ def parse_line(value: object) -> Record:
 def read_records(path: Path) -> tuple[dict[str, Record], list[str]]:
     """Read a captions file.
 
-    Flat layouts are grouped by image. Of two whole records for one image the first is kept.
+    Flat layouts are grouped by image. Of two whole records for one picture the first is kept, of
+    two pictures with one name the last.
 
     Returns:
         Records by file name, in the order of the file, and one sentence for every line that could
@@ -128,7 +129,9 @@ def read_records(path: Path) -> tuple[dict[str, Record], list[str]]:
                 raise InputError(problem)
             record = parse_line(value)
             known = records.setdefault(record.image, record)
-            if known is not record:
+            if record.image_sha256 != known.image_sha256:  # described anew, the picture had changed
+                records[record.image] = record
+            elif known is not record:
                 if "variants" in value or len(known.variants) >= MAX_VARIANTS:
                     raise InputError(f"{record.image} has its captions already")
                 variants = [*known.variants, *record.variants]
