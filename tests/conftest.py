@@ -22,6 +22,26 @@ from trsllava_utils.files import PROJECT_ROOT
 from trsllava_utils.vectors import Embeddings
 
 
+# files that take longest, so that neither of two processes waits for the other at the end
+LONGEST = ("tests/test_project.py", "tests/search/test_browser.py", "tests/test_parameters.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes share the tests by files, the longest first. The notebooks go to one: each finds
+    the vectors that those before it made."""
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        file = item.nodeid.partition("::")[0]
+        return not file.endswith(".ipynb"), file not in LONGEST
+
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        group = "notebooks" if file.endswith(".ipynb") else file
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=place)
+
+
 def draw(path: Path, seed: int = 0, size: int = 64) -> Path:
     """A small picture of smooth random colours."""
     rng = np.random.default_rng(seed)

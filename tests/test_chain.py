@@ -70,6 +70,8 @@ def test_ctrl_c_gives_one_sentence(tmp_path):
         stderr=subprocess.STDOUT,
         cwd=PROJECT_ROOT,
         start_new_session=True,
+        # a shell's background jobs ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     read = b""
     while b"00_dataset_loading" not in read:
