@@ -21,7 +21,6 @@ from trsllava_utils.encoders import load_encoder
 from trsllava_utils.files import PROJECT_ROOT
 from trsllava_utils.vectors import Embeddings
 
-
 # files that take longest, so that neither of two processes waits for the other at the end
 LONGEST = ("tests/test_project.py", "tests/search/test_browser.py", "tests/test_parameters.py")
 
