@@ -25,20 +25,28 @@ from trsllava_utils.vectors import Embeddings
 LONGEST = ("tests/test_project.py", "tests/search/test_browser.py", "tests/test_parameters.py")
 
 
-@pytest.hookimpl(tryfirst=True)
+def group_of(nodeid: str) -> str:
+    """What one process runs: a file or, since each finds the vectors of those before it, all
+    notebooks."""
+    file = nodeid.partition("::")[0]
+    return "notebooks" if file.endswith(".ipynb") else file
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Processes share the tests by files, the longest first. The notebooks go to one: each finds
-    the vectors that those before it made."""
+    """The longest first."""
+    order = ["notebooks", *LONGEST]
+    items.sort(key=lambda item: (*order, group_of(item.nodeid)).index(group_of(item.nodeid)))
 
-    def place(item: pytest.Item) -> tuple[bool, bool]:
-        file = item.nodeid.partition("::")[0]
-        return not file.endswith(".ipynb"), file not in LONGEST
 
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        group = "notebooks" if file.endswith(".ipynb") else file
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=place)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Processes share the tests by :func:`group_of`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Sharing(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Sharing(config, log)
 
 
 def draw(path: Path, seed: int = 0, size: int = 64) -> Path:
