@@ -11,6 +11,7 @@ earlier settings are there when they are wanted again.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ from trsllava_utils.files import (
 from trsllava_utils.records import Record, read_records
 
 _HEX = "[0-9a-f]{16}"
+TICK = 10**6  # nanoseconds
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,9 @@ class CaptionFile:
         newest = newest_file(self.folder, self.captioner)  # that is the one which is loaded
         if not self.path.exists() or newest.made_with != self.made_with:
             self.path.touch()
+            # clocks of file systems are coarse: later than any other
+            last = max(path.stat().st_mtime_ns for path in self.folder.glob("*.jsonl"))
+            os.utime(self.path, ns=(last + TICK, last + TICK))
 
     def append(self, records: Iterable[Record]) -> None:
         """Add records; they are on disk when this returns."""
