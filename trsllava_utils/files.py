@@ -13,10 +13,9 @@ import json
 import os
 import re
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, wraps
+from functools import wraps
 from importlib import metadata
 from pathlib import Path
 from secrets import token_hex
@@ -25,7 +24,6 @@ from typing import Any
 _PARENT = Path(__file__).resolve().parent.parent
 PROJECT_ROOT = _PARENT if (_PARENT / "notebooks").is_dir() else Path.cwd()
 TEXT_BARS = "TRSLLAVA_TEXT_BARS"  # environment variable: progress bars are text
-DAY = 86_400  # seconds, after which a temporary file is that of a run that was killed
 NAMED = 5  # of many names in a sentence
 KEPT = 512  # files that a reader keeps in memory
 
@@ -213,7 +211,6 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     tmp = target.with_name(f".{target.stem[:40]}.tmp-{token_hex(6)}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
         os.close(os.open(tmp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # as umask has it
         yield tmp
         if target.exists():
@@ -228,15 +225,6 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             tmp.unlink(missing_ok=True)
-
-
-@cache
-def _sweep(folder: Path) -> None:
-    """Remove the temporary files of runs that were killed; once in a process."""
-    for file in folder.glob(".*.tmp-*"):
-        with suppress(OSError):
-            if time.time() - file.stat().st_mtime > DAY:
-                file.unlink()
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

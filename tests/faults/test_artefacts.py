@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import stat
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +35,6 @@ from trsllava_utils.files import (
     InputError,
     MissingError,
     append_lines,
-    atomic_path,
     read_lines,
     write_json,
     write_lines,
@@ -720,18 +718,6 @@ def test_a_folder_in_the_way(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError, match="cannot write"):
         write_text(tmp_path / "a", "x")
-
-
-@FILES
-@pytest.mark.parametrize("stem", ["a", "a.b", "long" * 60, "ä"])
-def test_temporary_files_of_killed_runs_are_swept_after_a_day(tmp_path, stem):
-    old, new = (tmp_path / f".{stem[:40]}.tmp-{n}0a1b2c3d4e5f.json" for n in "01")
-    for path in (old, new):
-        path.write_text("half")
-    os.utime(old, (time.time() - 2 * files.DAY,) * 2)
-    with atomic_path(tmp_path / f"{stem[:40]}.json") as tmp:
-        tmp.write_text("{}")
-    assert not old.exists() and new.exists()
 
 
 @FILES

@@ -102,7 +102,7 @@ def kills(tmp_path: Path, encoder: str, n: int, seed: int) -> None:
     last.join()
     assert whole.exitcode == last.exitcode == 0
     expected, made = outcome(tmp_path / "whole"), outcome(folder)
-    assert made.keys() == expected.keys()  # temporary files go after a day
+    assert made.keys() == expected.keys()
     for name, content in expected.items():
         assert made[name] == content, name
     assert any("part-" in name for name in made)
