@@ -50,7 +50,7 @@ def test_uniformity_in_closed_form():
 
 
 def test_hubs_are_counted_and_centring_closes_the_gap():
-    module = functions("03_retrieval", "on_the_sphere")
+    module = functions("03_retrieval", "squared", "on_the_sphere")
     given = random_sources(0, images=30, variants=2, captions=3)
     moved = given.reference.vectors + np.eye(8)[0] * 3
     reference = embeddings(given.reference.rows["image_id"].tolist(), moved)
