@@ -57,16 +57,16 @@ def test_hubs_are_counted_and_centring_closes_the_gap():
     given = sources(given.joined, reference)
     given.dataset, given.embed = None, lambda *_, role: given.embed_reference()
     both = sides(given, given.gallery)
-    numbers, *_, counts = module.on_the_sphere(both.captions, both.images, k=5)
+    numbers, *_, counts = module.on_the_sphere(both.references, both.images, k=5)
     texts = both.images.side.vectors.reshape(30, 2, -1).transpose(1, 2, 0)
-    nearest = np.argsort(-(both.captions.side.vectors @ texts).max(axis=0), axis=1)[:, :5]
+    nearest = np.argsort(-(both.references.side.vectors @ texts).max(axis=0), axis=1)[:, :5]
     by_hand = np.bincount(nearest.ravel(), minlength=30)
     assert counts.tolist() == by_hand.tolist() and by_hand.sum() == 5 * 90
     assert numbers["hubness (0 none, above 1 strong)"] == pytest.approx(stats.skew(by_hand))
     both = Method("centred").sides(given, given.gallery)
-    pair = (replace(one, side=CENTRED.prepare(one.side)) for one in (both.captions, both.images))
+    pair = (replace(one, side=CENTRED.prepare(one.side)) for one in (both.references, both.images))
     gap = "modality gap (0 none, 2 largest)"
     assert module.on_the_sphere(*pair)[0][gap] < 0.25 * numbers[gap]
     flat = sources(embeddings(["a", "b"], np.ones((2, 3))), embeddings(["a", "b"], np.ones((2, 3))))
     both = sides(flat, flat.gallery)
-    assert np.isfinite(module.on_the_sphere(both.captions, both.images, k=1)[0]).all()
+    assert np.isfinite(module.on_the_sphere(both.references, both.images, k=1)[0]).all()

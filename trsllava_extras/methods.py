@@ -21,7 +21,7 @@ from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError, MissingError, check_choice
 from trsllava_utils.ranking import NamedSide, Sides, described, of_images, sides
 from trsllava_utils.records import text_forms
-from trsllava_utils.scoring import Score, Side, blocks, cosine, one_each
+from trsllava_utils.scoring import Score, Side, best_cosine, blocks, one_each
 from trsllava_utils.sources import Sources
 from trsllava_utils.vectors import Embeddings
 
@@ -187,7 +187,7 @@ class Method:
         both, bank, mean = sides(sources, images, self.texts), None, None
         if self.captions_ask:
             itself = described(sources.embed_reference(), images)
-            return Sides(itself, both.captions, both.captions)
+            return Sides(itself, both.references, both.references)
         second = dict.fromkeys(("images", "reference", "bank"))
         for name, step in self.plugged.items():
             embedded = step.vectors(sources, "images")
@@ -208,10 +208,10 @@ class Method:
             own = named.side.vectors.mean(axis=0) if self.needs_bank else None
             return replace(named, side=replace(named.side, second=second["images"], mean=own))
 
-        own = replace(both.captions.side, second=second["reference"], mean=mean)
+        own = replace(both.references.side, second=second["reference"], mean=mean)
         items = more(both.images)
         asking = items if both.image_queries is both.images else more(both.image_queries)
-        return Sides(items, replace(both.captions, side=own), asking, bank)
+        return Sides(items, replace(both.references, side=own), asking, bank)
 
     def scorer(self, items: Side, bank: Side | None = None) -> Scorer:
         """See :class:`Scorer`."""
@@ -287,7 +287,7 @@ class Scorer:
 
     def _compare(self, queries: Side) -> Score:
         """The cosine, and what further steps make of it."""
-        score = cosine(queries, self.items)
+        score = best_cosine(queries, self.items)
         for name, step in self.method.parts.items():
             if step.compare:
                 state = self._states.get(name)

@@ -84,7 +84,7 @@ def thumbnail(file: ImageFile, side: int = 192, rendering: Rendering = DEFAULT) 
     """A small JPEG of an image that fits into a square of ``side`` pixels; made once in a session.
 
     Raises:
-        InputError: see :func:`view`.
+        InputError: see :func:`trsllava_utils.images.view`.
     """
     return _thumbnail(file, file.sha256, side, rendering)
 
@@ -203,7 +203,7 @@ def query_examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources, k
     """Text to image: each query with its own image and the first ``k`` images found.
 
     Args:
-        queries: columns ``query_id, image_id, rank``, see ``breakdown.extremes``.
+        queries: columns ``query_id, image_id, rank``, as ``extremes`` of notebook 04 gives them.
         ranking: where they were ranked, of these sources.
     """
     texts = caption_texts(sources.embed_reference())

@@ -59,8 +59,8 @@ def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **a
     """Write the results JSON (percentages) and return it; ``about`` is dataset, split, captioner
     (``Sources.described_by``), encoder, baseline (the method that the others are compared with),
     compared (differences to it), captioners (metrics of several on the same ``n_common`` images),
-    parameters (as the notebook got them), left_out, inputs (``Rankings.identity`` of the baseline:
-    a report of these results shows examples of no others)."""
+    parameters (as the notebook got them), left_out, inputs (``Rankings.identity`` of the
+    baseline)."""
     t2i = ranks[ranks["direction"] == "t2i"]
     packages = ("trsllava-utils", "sentence-transformers", "transformers", "torch", "numpy")
     result = {

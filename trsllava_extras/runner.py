@@ -34,8 +34,8 @@ def run(
     the image is set aside with the reason. An image whose batch fails is tried alone. One that gets
     no answer is tried again after all others, and then left for the next run. Such a run is counted
     against the image only if the captioner answers afterwards for ``control``, an image that it
-    answered for before; after :data:`GIVE_UP` such runs the image is set aside too. A server or a
-    model that keeps failing ends the run, and no image is blamed.
+    answered for before; after ``captioning.GIVE_UP`` such runs the image is set aside too. A server
+    or a model that keeps failing ends the run, and no image is blamed.
 
     Returns:
         The run in numbers, and its records by file name.

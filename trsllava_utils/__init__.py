@@ -1,14 +1,14 @@
 """Training-free, text-to-text retrieval of remote-sensing images: the method.
 
 A frozen vision-language model writes several structured captions an image; a frozen text encoder
-puts captions and queries on one sphere; an image scores the best of its captions. These are the
-calls, in the order of the notebooks; each is shown in its docstring. The evening path, which is the
-whole method from a picture to its recall and from a query to its pictures:
+puts captions and queries on one sphere; an image scores the best of its captions. Below are the
+calls of the notebooks, in their order. Whoever wants to read the method, from a picture to its
+recall, takes nine files, an evening:
 
     data → images → records → prompts → captioning → encoders → scoring → ranking → recall
 
 ``captioner`` says what a captioner is; ``captions``, ``vectors``, ``rankings`` and ``sources``
-store and gather; ``search`` asks one query.
+store and gather; ``search`` takes one query to its pictures.
 
 Everything beside the method is in ``trsllava_extras`` and plugs in (``plugins.py``).
 """

@@ -95,7 +95,7 @@ class CaptionFile:
     def read_rejected(self) -> dict[str, dict]:
         """The images set aside, by file name; of several lines for one the last counts."""
         entries: dict[str, dict] = {}
-        for file in {*self.siblings(), self}:
+        for file in dict.fromkeys([*self.siblings(), self]):
             lines = read_lines(file.rejected_path) if file.rejected_path.exists() else ()
             known = (value for _, value, _ in lines if isinstance(value, dict))
             entries |= {v["image"]: v for v in known if isinstance(v.get("image"), str)}
@@ -131,10 +131,8 @@ class CaptionFile:
         """Begin to write it: its manifest is made, anew if it was damaged."""
         if self.manifest().get("identity") != identity:
             made_with = versions("trsllava-utils", "transformers", "torch", "xgrammar")
-            write_json(
-                self.manifest_path,
-                {"identity": identity, "prompt": prompt_text, "versions": made_with},
-            )
+            about = {"identity": identity, "prompt": prompt_text, "versions": made_with}
+            write_json(self.manifest_path, about)
         newest = newest_file(self.folder, self.captioner)  # that is the one which is loaded
         if not self.path.exists() or newest.made_with != self.made_with:
             self.path.touch()

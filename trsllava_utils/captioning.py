@@ -77,8 +77,8 @@ def caption_dataset(
     Args:
         dataset: whose images.
         captioner: its name, or several; empty: see :func:`~.captions.choose_captioner`.
-        settings: how it is asked; the prompt in a captioner's name comes before theirs.
-        part: name of the file that a shard goes to, where ``dataset`` is one.
+        settings: how it is asked; a prompt in the captioner's name overrides theirs.
+        part: "shard-2-of-8" where ``dataset`` is one shard; empty: the whole.
 
     Raises:
         InputError: unknown captioner, another run on the same file, a full disk, or a captions file
@@ -176,7 +176,8 @@ def _to_do(
 
 
 def ask(seen: dict[Job, View], describer: Captioner, settings: Settings) -> list[Reply]:
-    """Show the captioner the pictures of some images, and get its replies."""
+    """Show the captioner the pictures of some images, and get its replies. The words go with them:
+    it adds the prompt of its settings (:meth:`Prompt.for_question`)."""
     questions = []
     for job, shown_as in seen.items():
         seed = settings.seed_of(job.filename, job.attempt)
@@ -216,9 +217,8 @@ def judge(
     except ReplyError as error:
         return Outcome(job, reply, reason=error.reason, detail=str(error))
     about = {"image_sha256": job.sha256, "settings": job.made_with, "attempts": job.attempt + 1}
-    return Outcome(
-        job, reply, Record(image=job.filename, model=reply.model, variants=variants, **about)
-    )
+    record = Record(image=job.filename, model=reply.model, variants=variants, **about)
+    return Outcome(job, reply, record)
 
 
 def run_in_turn(
@@ -228,17 +228,21 @@ def run_in_turn(
     file: CaptionFile,
     control: Job | None = None,
 ) -> tuple[Report, dict[str, Record]]:
-    """Caption one image after the other. After a bad reply the image is asked about again, with
-    another seed and at least temperature 0.5; after ``describer.attempts`` bad replies it is set
-    aside with the reason. A runner (``trsllava.runners``) keeps many images under way, and survives
-    a server's moods."""
+    """Caption one image after the other, where no plug-in does it.
+
+    After a bad reply the image is asked about again, with another seed and at least temperature
+    0.5; after ``describer.attempts`` bad replies it is set aside with the reason. The plug-in
+    (``trsllava.runners``) keeps many images under way, and survives a server's moods; ``control``,
+    an image that was answered for before, is for it.
+    """
     report, records = Report(), {}
     for job in progress(jobs, desc="captioning", unit="image"):
         for attempt in range(describer.attempts):
             (outcome,) = outcomes_of([replace(job, attempt=attempt)])
             if outcome.record or outcome.unreadable:
                 break
-            report.retries[outcome.reason] += 1
+            if attempt + 1 < describer.attempts:
+                report.retries[outcome.reason] += 1
         if outcome.record:
             file.append([outcome.record])
             records[job.filename] = outcome.record

@@ -53,7 +53,7 @@ class Report:
     unreadable: int = 0  # images whose file cannot be read
     failed: int = 0  # images that got no answer
     left: int = 0  # images not tried: the budget is spent, or the run was stopped
-    retries: Counter = field(default_factory=Counter)  # refused replies, by reason
+    retries: Counter = field(default_factory=Counter)  # replies asked for again, by reason
     rejected: Counter = field(default_factory=Counter)  # images set aside, by reason
     usage: Counter = field(default_factory=Counter)  # requests and tokens
     problems: list[str] = field(default_factory=list)  # unreadable and failed images, notes
@@ -308,12 +308,7 @@ def _read(files: list[Path]) -> tuple[dict[str, Record], list[str]]:
 def _matched(dataset: Dataset, records: dict[str, Record]) -> tuple[dict[str, Record], list[str]]:
     """Records by file name -> by image id, and the names of records that may be of several
     images."""
-    filenames = dataset.images["filename"]
-    image_of, ambiguous = match_names(records, filenames)
-    name_of = {filename: name for name, filename in image_of.items()}
-    matched = {
-        image_id: records[name_of[filename]].model_copy(update={"image": filename})
-        for image_id, filename in zip(dataset.images["image_id"], filenames, strict=True)
-        if filename in name_of
-    }
-    return matched, ambiguous
+    file_of, ambiguous = match_names(records, dataset.images["filename"])
+    pairs = ((file, records[name]) for name, file in file_of.items())
+    renamed = {file: record.model_copy(update={"image": file}) for file, record in pairs}
+    return by_image(dataset, renamed), ambiguous

@@ -81,6 +81,7 @@ class Dataset:
     rasters: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     rendering: Rendering = DEFAULT
     whole: tuple[pd.DataFrame, pd.DataFrame] = field(default=(), repr=False)
+    _others: dict[str, Dataset] = field(default_factory=dict, init=False, repr=False)  # see on
 
     @property
     def with_pixels(self) -> pd.DataFrame:
@@ -106,12 +107,9 @@ class Dataset:
         order = shuffled.groupby("label").cumcount().sort_values(kind="stable").index
         return shuffled.loc[order].head(n)
 
-    @cached_property
-    def _others(self) -> dict[str, Dataset]:
-        return {}
-
     def on(self, split: str) -> Dataset:
-        """Another split of it ("all": every image), taken from memory.
+        """Another split of it ("all": every image), taken from memory; whatever ``limit`` was, with
+        all its images, and with the problems of the split that was loaded.
 
         Raises:
             InputError: it has no such split.

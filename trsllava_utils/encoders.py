@@ -7,7 +7,6 @@ folder, or the kind of a plug-in (``trsllava.encoders``) before a colon, ``opena
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 from typing import Protocol
 
@@ -29,13 +28,13 @@ class Encoder(Protocol):
     """Turns texts into vectors; ``identity`` changes when the vectors would."""
 
     identity: str
-    name: str  # of the folder of its vectors; workers load it by this name too
+    name: str  # names the file of its vectors; workers load it by this name too
     precision: str
     # vector of a control text, where the model may change behind an unchanged name; else empty
     control: list[float]
 
     def encode(self, texts: list[str], role: str) -> np.ndarray:
-        """Texts, role "query" or "document" -> ``(n, dim) float32``."""
+        """Texts, role "query" or "document" -> ``(n, dim) float32``, of any length."""
 
     def too_long(self, texts: list[str]) -> list[bool]:
         """Which texts are longer than the model reads, as far as that is known."""
@@ -142,13 +141,14 @@ class SentenceTransformerEncoder:
         Raises:
             MissingError: the weights are not there.
         """
-        model = self._model
+        import torch
+
+        model, half = self._model, self.precision == "bfloat16"
         encode = model.encode_query if role == "query" else model.encode_document
-        size = 32 if model.device.type == "cpu" else 512
-        with self._autocast(model.device.type):
-            vectors = encode(
-                texts, batch_size=size, normalize_embeddings=True, show_progress_bar=False
-            )
+        how = {"normalize_embeddings": True, "show_progress_bar": False}
+        how["batch_size"] = 32 if model.device.type == "cpu" else 512
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+            vectors = encode(texts, **how)
         return np.reshape(vectors, (len(texts), model.get_embedding_dimension())).astype(np.float32)
 
     def too_long(self, texts: list[str]) -> list[bool]:
@@ -158,9 +158,3 @@ class SentenceTransformerEncoder:
             return [False] * len(texts)
         pieces = model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
         return [len(several) > longest for several in pieces]
-
-    def _autocast(self, kind: str) -> AbstractContextManager:
-        import torch
-
-        half = self.precision == "bfloat16"
-        return torch.autocast(kind, torch.bfloat16) if half else nullcontext()

@@ -24,14 +24,9 @@ from trsllava_utils.files import InputError, check_choice
 MINILM = "all-MiniLM-L6-v2"
 SPLITS = ("train", "val", "test")
 PROMPTS = ("rsrt", "style", "query", "description")
-QUANTIZATIONS = ("", "8bit", "4bit")
-PRECISIONS = ("float32", "bfloat16", "auto")
-DTYPES = ("float32", "float16")
 MAX_VARIANTS = 5
 TILE = 1024  # pixels
 TILING = ("tile", "overlap")  # the parameters that windows depend on
-
-PROTOCOLS = ("", "paper")
 
 
 def _one_of(what: str, valid: tuple[str, ...]):
@@ -66,7 +61,7 @@ class Parameters(TypedDict, total=False):
     gsd: Text | Annotated[float, Field(gt=0)]
     captioner: Text
     query_captioner: Text
-    protocol: _one_of("protocol", PROTOCOLS)
+    protocol: _one_of("protocol", ("", "paper"))
     compare_with: list[Filled]
     prompt: _one_of("prompt", PROMPTS)
     prompt_file: Text
@@ -83,12 +78,12 @@ class Parameters(TypedDict, total=False):
     price_in: Price
     price_out: Price
     batch_size: Annotated[int, Field(ge=0, le=4096)]
-    quantize: _one_of("quantize", QUANTIZATIONS)
+    quantize: _one_of("quantize", ("", "8bit", "4bit"))
     scheduler: Text
     texts: Text
     encoder: Text
     encoders: list[Filled]
-    precision: _one_of("precision", PRECISIONS)
+    precision: _one_of("precision", ("float32", "bfloat16", "auto"))
     query: Filled
     method: Filled
     methods: list[Filled]
@@ -100,7 +95,7 @@ class Arguments(Parameters, total=False):
     """Those of Python functions and the command line alone."""
 
     url: Filled
-    dtype: _one_of("dtype", DTYPES)
+    dtype: _one_of("dtype", ("float32", "float16"))
     k: Positive
     page: Positive
     label: Text

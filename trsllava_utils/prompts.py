@@ -23,8 +23,9 @@ from trsllava_utils.files import InputError, MissingError, fingerprint, read_tex
 from trsllava_utils.records import FIELDS, Variant
 
 VERSION = 2
-LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters
-MAX_REPLY, MAX_BRACKETS = 200_000, 1000  # characters; an answer takes a twentieth of them
+LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters; the gate checks
+MAX_REPLY = 200_000  # characters; an answer has a twentieth
+MAX_BRACKETS = 1000  # { and [; an answer has seven
 
 _LANGUAGES = """ar Arabic, de German, en English, es Spanish, fr French, hi Hindi, it Italian,
 ja Japanese, ko Korean, pt Portuguese, ru Russian, zh Chinese"""
@@ -136,8 +137,7 @@ def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
     Raises:
         ReplyError: empty, no whole JSON, another shape, or too few variants.
     """
-    if "</think>" in text:  # thoughts may hold a draft
-        text = text.rpartition("</think>")[2]
+    text = text.rpartition("</think>")[2]  # thoughts may hold a draft
     if not text.strip():
         raise ReplyError("empty reply")
     if len(text) > MAX_REPLY:

@@ -2,9 +2,9 @@
 
 In text-to-image the queries are reference captions and the items images, described by the texts of
 a captioner; in image-to-text it is the other way round. Both are one scoring function over two
-sides of texts. Scores within 1e-6 are tied; ties are counted here (:func:`rank_relevant`), and
-``recall.py`` gives each its expected value. (Lists of results, ``top``, are sorted by plain
-score.) ``rankings.py`` keeps what comes out on disk.
+sides of texts. Scores at most 1e-6 from that of the best relevant item are tied with it; ties are
+counted here (:func:`rank_relevant`), and ``recall.py`` gives each its expected value. (Lists of
+results, ``top``, are sorted by plain score.) ``rankings.py`` keeps what comes out on disk.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from trsllava_utils import plugins
-from trsllava_utils.files import MissingError
+from trsllava_utils.files import InputError, MissingError, first_few
 from trsllava_utils.parameters import check
-from trsllava_utils.scoring import TIE_TOLERANCE, Score, Side, blocks, cosine, one_each
+from trsllava_utils.scoring import TIE_TOLERANCE, Score, Side, best_cosine, blocks, one_each
 from trsllava_utils.sources import Sources
 from trsllava_utils.vectors import Embeddings
 
@@ -38,7 +38,7 @@ class Sides:
     """All that a rule compares."""
 
     images: NamedSide  # as items: each described by its texts
-    captions: NamedSide  # the reference captions, each for itself: queries and items
+    references: NamedSide  # the reference captions, each for itself: queries and items
     image_queries: NamedSide  # the images as queries
     bank: Side | None = None  # training captions, for plug-in rules
 
@@ -67,17 +67,13 @@ class Max:
     ranks_one_query = True
 
     def inputs(self, sources: Sources) -> list[Embeddings]:
-        return [
-            sources.embed_reference(),
-            sources.embed_captions(),
-            sources.embed_image_queries(),
-        ]
+        return [sources.embed_reference(), sources.embed_captions(), sources.embed_image_queries()]
 
     def sides(self, sources: Sources, images: list[str]) -> Sides:
         return sides(sources, images)
 
     def scorer(self, items: Side, bank: Side | None = None) -> Callable[[Side], Score]:
-        return lambda queries: cosine(queries, items)
+        return lambda queries: best_cosine(queries, items)
 
 
 def rule_of(method: str) -> Rule:
@@ -99,12 +95,12 @@ def sides(sources: Sources, images: list[str], texts: str = "") -> Sides:
     """The two sides of both directions for these images, in these forms of their texts (default:
     those of the sources)."""
     rows, vectors, owner = of_images(sources.embed_reference(), images)
-    captions = one_each(rows["text"].to_numpy(), vectors)
-    captions = NamedSide(captions, query_ids(rows).to_numpy(), owner)
+    each = one_each(rows["text"].to_numpy(), vectors)
+    references = NamedSide(each, query_ids(rows).to_numpy(), owner)
     items = asking = described(sources.embed_captions(texts), images)
     if sources.query_captioner:
         asking = described(sources.embed_image_queries(texts), images)
-    return Sides(items, captions, asking)
+    return Sides(items, references, asking)
 
 
 def described(embeddings: Embeddings, images: list[str]) -> NamedSide:
@@ -141,8 +137,8 @@ def retrieve(
         sources: what it draws on.
         top_k: results kept for every query.
         images: the gallery; default: all images that have both kinds of text.
-        queries: the images of the gallery whose captions are queries; the others are distractors.
-            Default: all.
+        queries: the images of the gallery that ask, and whose captions ask; the others are
+            distractors. Default: all.
 
     Returns:
         Two tables. ``ranks``, one row per query: ``direction, query_id, image_id, n_greater,
@@ -151,18 +147,20 @@ def retrieve(
         image_id, score, hit``.
 
     Raises:
-        InputError: an unknown method, or ``top_k`` is not positive.
+        InputError: an unknown method or image, or ``top_k`` is not positive.
         MissingError: the method draws on something that is not there.
     """
     check(top_k=top_k)
     rule = rule_of(method)
     gallery = sorted(images) or sources.gallery
     own = set(queries) or set(gallery)
+    if foreign := (own | {*gallery}) - ({*gallery} & {*sources.gallery}):
+        raise InputError(f"without captions, or not in the gallery: {first_few(sorted(foreign))}")
     gallery.sort(key=lambda image_id: image_id not in own)  # distractors last
     names, both, tables = np.array(gallery, dtype=object), rule.sides(sources, gallery), []
     for direction, left, right in (
-        ("t2i", both.captions, both.images),
-        ("i2t", both.image_queries, both.captions),
+        ("t2i", both.references, both.images),
+        ("i2t", both.image_queries, both.references),
     ):
         n = int(np.searchsorted(left.owner, len(own)))
         # the bank holds reference captions: it can stand in for the queries of text-to-image only

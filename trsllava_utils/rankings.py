@@ -22,10 +22,7 @@ class Rankings:
     """The outcome of retrieval in both directions.
 
     Attributes:
-        ranks: one row per query: ``direction, query_id, image_id, n_greater, n_tied,
-            n_relevant_tied, n_relevant, n_items``: all that recall with exact ties needs.
-        top: the first ``top_k`` items of every query: ``direction, query_id, rank, item_id,
-            image_id, score, hit``.
+        ranks, top: the two tables of :func:`~.ranking.retrieve`.
         path: the Parquet file of ``ranks``; that of ``top`` lies beside it.
         reused: whether they were on disk and up to date.
         identity: fingerprint of all that they were made from.

@@ -2,7 +2,7 @@
 
 A tie counts as its *expected* value: with the tied items put in random order, the probability that
 a relevant one is among the first K. So results do not depend on the order of a file. Recalls
-are percentages; MedR, the median rank, is a rank from 1.
+are percentages; MedR is the median of the queries' expected ranks, from 1.
 """
 
 from __future__ import annotations
@@ -15,34 +15,23 @@ KS = (1, 5, 10)
 TITLES = {"t2i": "text-to-image", "i2t": "image-to-text"}
 
 
-def miss_probability(n_items: np.ndarray, n_relevant: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Probability that ``drawn`` items out of ``n_items``, without replacement, hold none of
-    ``n_relevant``.
-
-    Hypergeometric: :math:`\\binom{n-r}{d} / \\binom{n}{d}`. Arrays broadcast; the result is
-        float64 in [0, 1].
-    """
-    n, r, d = np.broadcast_arrays(
-        *(np.asarray(x, np.float64) for x in (n_items, n_relevant, drawn))
-    )
-    d = np.clip(d, 0, n)
-    possible = d <= n - r
-    safe = np.where(possible, d, 0)
-    log = gammaln(n - r + 1) - gammaln(n - r - safe + 1) - gammaln(n + 1) + gammaln(n - safe + 1)
-    return np.where(possible, np.exp(log), 0.0)
-
-
 def hit_probability(ranks: pd.DataFrame, k: int) -> np.ndarray:
-    """Per query, the expected value of "a relevant item is in the top ``k``", ties in random order.
+    r"""Per query, the chance that a relevant item is in the top ``k``, ties being in random order.
 
-    ``n_greater`` items come first; the remaining ``k - n_greater`` places go to the ``n_tied``
-    items, of which ``n_relevant_tied`` are relevant.
+    :math:`1 - \binom{n-r}{d} / \binom{n}{d}`, hypergeometric: ``n_greater`` items come first; the
+    remaining d = ``k - n_greater`` places go to the n = ``n_tied`` items, of which r =
+    ``n_relevant_tied`` are relevant.
 
     Returns:
         ``(n_queries,) float64`` in [0, 1].
     """
-    places = k - ranks["n_greater"].to_numpy()
-    return 1.0 - miss_probability(ranks["n_tied"], ranks["n_relevant_tied"], places)
+    columns = ("n_tied", "n_relevant_tied", "n_greater")
+    n, r, ahead = (ranks[name].to_numpy(np.float64) for name in columns)
+    d = np.clip(k - ahead, 0, n)
+    can_miss = d <= n - r
+    d = np.where(can_miss, d, 0)
+    log = gammaln(n - r + 1) - gammaln(n - r - d + 1) - gammaln(n + 1) + gammaln(n - d + 1)
+    return 1.0 - np.where(can_miss, np.exp(log), 0.0)
 
 
 def recall_at_k(ranks: pd.DataFrame, k: int) -> float:
@@ -69,20 +58,11 @@ def metrics(ranks: pd.DataFrame) -> dict:
     for direction, rows in ranks.groupby("direction", sort=False):
         out[direction] = {f"R@{k}": recall_at_k(rows, k) for k in KS}
         out[direction]["MedR"] = float(np.median(expected_rank(rows)))
-    out["mR"] = mean_recall(out)
+    out["mR"] = float(np.mean([out[d][f"R@{k}"] for d in TITLES for k in KS]))
     return out
-
-
-def mean_recall(result: dict) -> float:
-    """mR: the mean of R@1, R@5 and R@10 over both directions."""
-    return float(np.mean([result[d][f"R@{k}"] for d in ("t2i", "i2t") for k in KS]))
-
-
-def chance_ranks(ranks: pd.DataFrame) -> pd.DataFrame:
-    """The ranks of the same queries in random order: all items are tied."""
-    return ranks.assign(n_greater=0, n_tied=ranks["n_items"], n_relevant_tied=ranks["n_relevant"])
 
 
 def chance(ranks: pd.DataFrame) -> dict:
     """The metrics that a random order would reach, exactly, on the same queries and gallery."""
-    return metrics(chance_ranks(ranks))
+    tied = {"n_tied": ranks["n_items"], "n_relevant_tied": ranks["n_relevant"]}
+    return metrics(ranks.assign(n_greater=0, **tied))

@@ -32,7 +32,7 @@ from trsllava_utils.parameters import MAX_VARIANTS
 CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
 FIELDS = ("one_sentence", "feature", "caption")
 _FORMS = "Also plain, fields, fields joined by + and several of these joined by commas."
-# a str of pydantic holds no halves of characters, which cannot be written in UTF-8
+# a str of pydantic holds no lone surrogates, which cannot be written in UTF-8
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -89,14 +89,13 @@ def parse_line(value: object) -> Record:
     """
     if not isinstance(value, dict):
         raise InputError(f"expected a JSON object, found {type(value).__name__}")
-    plain = "variants" not in value
-    if plain:
+    if "variants" not in value:
         value = {
             **{k: v for k, v in value.items() if k not in FIELDS},
             "image": str(value.get("image") or value.get("filename") or ""),
             "variants": [{k: value[k] for k in FIELDS if k in value}],
         }
-    value["model"] = value.get("model") or "file"
+    value = {**value, "model": value.get("model") or "file"}
     try:
         record = Record.model_validate(value)
     except ValidationError as error:
@@ -114,8 +113,8 @@ def parse_line(value: object) -> Record:
 def read_records(path: Path) -> tuple[dict[str, Record], list[str]]:
     """Read a captions file.
 
-    Flat layouts are grouped by image. Of two whole records for one picture the first is kept, of
-    two pictures with one name the last.
+    Flat layouts are grouped by image. Of two whole records with the same ``image_sha256`` the first
+    is kept and the second reported; where the hashes differ, the later one counts.
 
     Returns:
         Records by file name, in the order of the file, and one sentence for every line that could

@@ -1,11 +1,11 @@
 r"""Scoring: two sides of texts go in, a score for each query and item comes out.
 
-The rule of the paper is :func:`cosine`: dot products of unit vectors, of which the best counts over
-the texts of an image,
+The formula behind the paper's rule, ``max``, is :func:`best_cosine`: dot products of unit vectors,
+of which the best counts over the texts of an image,
 
 .. math:: s(q, i) = \max_v \mathbf q^\top \mathbf x_{i,v}.
 
-Both are computed in :func:`_cosines`; where groups have unequal numbers of texts, and where an
+Both are computed in :func:`_best_cosines`; where groups have unequal numbers of texts, and where an
 image asks, :meth:`Side.best` takes the maximum. Queries are scored a block at a time, against a
 tile of items at a time: most numbers made on the way are scores of single texts, needed only for
 their maximum, and a tile is small enough to be reduced in the processor's cache.
@@ -22,8 +22,8 @@ VERSION = 3  # of the rules: raised when a formula changes, so that old rankings
 BLOCK = 512  # queries scored at a time, at most
 TILE_SCORES = 1 << 21  # scores of texts held at a time: about the size of a processor's cache
 FEW = 256  # below this number of queries, tiles are as long as for this number
-MATRIX = 1 << 27  # scores of items held at a time: 512 MB
-TIE_TOLERANCE = 1e-6  # scores closer than this are tied
+MATRIX = 1 << 27  # scores held at a time: 512 MB, for each text of a query
+TIE_TOLERANCE = 1e-6  # at most so far from the best relevant score, one is tied with it
 
 Score = Callable[[slice], np.ndarray]  # a block of queries -> (n_in_block, n_items) float32
 
@@ -34,7 +34,7 @@ class Side:
     caption is a group of one."""
 
     texts: np.ndarray  # (n_texts,) str
-    groups: np.ndarray  # (n_texts,) int from 0, ascending: the group of each text
+    groups: np.ndarray  # (n_texts,) int: the group of each, ascending, every number from 0 on
     vectors: np.ndarray  # (n_texts, dim) float32 unit rows (or float16, for the cosine)
     # for plug-in rules:
     second: np.ndarray | None = None  # (n_groups, dim) float32 unit rows of a model of their own
@@ -90,20 +90,20 @@ def one_each(
 # — products of two sides —
 
 
-def cosine(queries: Side, items: Side) -> Score:
+def best_cosine(queries: Side, items: Side) -> Score:
     """The cosine of unit vectors; of the texts of a group, on either side, the best counts."""
 
     def score(block: slice) -> np.ndarray:
         asking = queries.take(block)
         vectors = as_float32(asking.vectors)
-        scores = by_tiles(items, len(vectors), lambda tile, _: _cosines(vectors, tile))
+        scores = by_tiles(items, len(vectors), lambda tile, _: _best_cosines(vectors, tile))
         return asking.best(scores)
 
     return score
 
 
-def _cosines(queries: np.ndarray, tile: Side) -> np.ndarray:
-    """Cosines of ``queries (n, dim)`` to the groups of a tile: ``(n, n_groups)``."""
+def _best_cosines(queries: np.ndarray, tile: Side) -> np.ndarray:
+    """The best cosine of ``queries (n, dim)`` to each group of a tile: ``(n, n_groups)``."""
     vectors, each = as_float32(tile.vectors), len(tile.groups) // tile.n
     if not np.array_equal(tile.groups, np.repeat(np.arange(tile.n), each)):
         return tile.best(vectors @ queries.T).T

@@ -69,18 +69,13 @@ def search(
     """
     check(query=query, k=k)
     sources = Sources(load_dataset(dataset, data_dir, split), captioner, encoder=encoder)
-    return search_sources(query, sources, k, method)
-
-
-def search_sources(query: str, sources: Sources, k: int = 8, method: str = "max") -> Hits:
-    """:func:`search` in sources that are loaded."""
     rule, image_ids = rule_of(method), list(sources.captions.records)
     if not rule.ranks_one_query:
         raise InputError(f"method {method!r} does not rank a sentence of your own")
     both, vector = rule.sides(sources, image_ids), sources.encode(query)
     if both.images.side.second is not None:
         raise InputError(f"method {method!r} needs more than a sentence; see trsllava_extras.panel")
-    asked = one_each(np.array([query]), vector, mean=both.captions.side.mean)
+    asked = one_each(np.array([query]), vector, mean=both.references.side.mean)
     scores = rule.scorer(both.images.side, both.bank)(asked)(slice(0, 1))
     best = top_items(scores, k)[0]
     side = both.images.side

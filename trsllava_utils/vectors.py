@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import load, save
 
 from trsllava_utils import plugins
 from trsllava_utils.encoders import Encoder, kept_encoder, unit_vectors
@@ -108,12 +109,16 @@ def embed_corpus(
     texts = dict(zip(keys, corpus["text"], strict=True))
     missing = {key: text for key, text in texts.items() if key not in stored.rows}
     if missing:
-        fresh = _encode(list(missing.values()), model, role, scheduler)
-        stored = _added(stored, [*missing], fresh, model.too_long(list(missing.values())))
+        new, n = list(missing.values()), len(stored.rows)
+        made = _encode(new, model, role, scheduler)
+        made = np.concatenate([stored.vectors, made]) if n else made
+        rows = stored.rows | {key: n + i for i, key in enumerate(missing)}
+        cut = np.concatenate([stored.too_long, np.asarray(model.too_long(new), bool)])
+        stored = Stored(made, rows, cut, stored.manifest)
         _write(path, stored, model)
     control = stored.manifest["control"]
-    rows = fingerprint(corpus.astype(str).values.tolist(), role)
-    identity = fingerprint(rows, model.identity, *[control] * bool(control))
+    content = fingerprint(corpus.astype(str).values.tolist(), role)
+    identity = fingerprint(content, model.identity, *[control] * bool(control))
     vectors = stored.vectors[[stored.rows[key] for key in keys]]
     too_long = int(stored.too_long[[stored.rows[key] for key in texts]].sum())
     return Embeddings(corpus, vectors, path, len(missing), identity, too_long)
@@ -135,14 +140,6 @@ def _on_disk(model: Encoder, derived: Path) -> tuple[Path, Stored]:
 
 def _key(text: str, role: str) -> bytes:
     return hashlib.sha256(f"{role}\0{text}".encode("utf-8", "surrogatepass")).digest()
-
-
-def _added(stored: Stored, keys: list[bytes], vectors: np.ndarray, too_long: list[bool]) -> Stored:
-    n = len(stored.rows)
-    rows = stored.rows | {key: n + i for i, key in enumerate(keys)}
-    vectors = np.concatenate([stored.vectors, vectors]) if n else vectors
-    too_long = np.concatenate([stored.too_long, np.asarray(too_long, bool)])
-    return Stored(vectors, rows, too_long, stored.manifest)
 
 
 def _encode(texts: list[str], model: Encoder, role: str, scheduler: str) -> np.ndarray:
@@ -167,8 +164,6 @@ def _encode(texts: list[str], model: Encoder, role: str, scheduler: str) -> np.n
 @read_once
 def _read(path: Path) -> Stored:
     """What is stored; nothing if a file is missing or damaged."""
-    from safetensors.numpy import load
-
     manifest, content = read_sealed(path)
     if not manifest:
         return Stored()
@@ -178,11 +173,8 @@ def _read(path: Path) -> Stored:
 
 
 def _write(path: Path, stored: Stored, model: Encoder) -> None:
-    from safetensors.numpy import save
-
     keys = np.frombuffer(b"".join(stored.rows), np.uint8).reshape(-1, 32)
-    tensors = {"vectors": stored.vectors, "keys": keys, "too_long": stored.too_long}
-    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    content = save({"vectors": stored.vectors, "keys": keys, "too_long": stored.too_long})
     about = {"encoder": model.identity, "control": stored.manifest["control"]}
     about["versions"] = versions("sentence-transformers", "transformers", "torch")
     write_sealed(path, content, about)

@@ -29,7 +29,7 @@ from trsllava_utils.encoders import kept_encoder, unit_vectors
 from trsllava_utils.files import InputError, MissingError, fingerprint, progress, reading, slug
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.ranking import count_ahead, query_ids, top_items
-from trsllava_utils.scoring import Side, blocks, cosine, one_each
+from trsllava_utils.scoring import Side, best_cosine, blocks, one_each
 from trsllava_utils.vectors import Embeddings
 from trsllava_utils.weights import resolve_precision
 
@@ -146,7 +146,7 @@ class Gallery:
         side = one_each(np.array([query]), vector)
 
         def first(number: int) -> Top:
-            scores = cosine(side, open_part(self, names[number]).side)(slice(0, 1))
+            scores = best_cosine(side, open_part(self, names[number]).side)(slice(0, 1))
             return Top.of(scores, number, k)
 
         top = Top.empty(1)
@@ -322,7 +322,7 @@ def _rank(
     """Images ahead of and level with ``best`` ``(2, n_queries)``, the first k, number of images."""
     number, name = piece
     side = open_part(gallery, name).side
-    score = cosine(one_each(np.broadcast_to("", len(vectors)), vectors), side)
+    score = best_cosine(one_each(np.broadcast_to("", len(vectors)), vectors), side)
     counts, tops = [], []
     for block in blocks(len(vectors), side.n):
         scores = score(block)

@@ -60,7 +60,7 @@ class Index:
         images = sources.dataset.images.set_index("image_id")
         self._labels = images["label"].reindex(self.image_ids).to_numpy()
         both = self.method.sides(sources, self.image_ids)
-        self._described, self._reference = both.images.side, both.captions.side
+        self._described, self._reference = both.images.side, both.references.side
         self._mean = self._reference.mean
         self._by_text = self.method.scorer(self._described, both.bank)
         self._forms = text_forms(self.method.texts or sources.texts)
