@@ -22,7 +22,7 @@ from trsllava_utils.files import PROJECT_ROOT
 from trsllava_utils.vectors import Embeddings
 
 # files that take longest, so that neither of two processes waits for the other at the end
-LONGEST = ("tests/test_project.py", "tests/search/test_browser.py", "tests/test_parameters.py")
+LONGEST = ("tests/test_project.py", "tests/test_parameters.py")
 
 
 def group_of(nodeid: str) -> str:

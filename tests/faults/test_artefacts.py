@@ -246,6 +246,23 @@ def test_a_picture_that_changed_is_described_anew_and_no_line_is_lost(chat, tmp_
 
 
 @CAPTIONS
+def test_an_image_set_aside_twice_counts_by_its_last_line(chat):
+    captions, _ = chat(good, images=2)
+    (file,) = captions.files
+    shard = replace(file, part="shard-1-of-2")
+    shard.path.touch()
+    later = time.time() + 60
+    os.utime(shard.path, (later, later))
+    for where, reason in ((shard, "loop"), (file, "refusal"), (file, "empty reply")):
+        where.set_aside([{"image": "x.png", "reason": reason}])
+    assert file.read_rejected()["x.png"]["reason"] == "loop"  # of the file written last
+    assert shard.read_rejected()["x.png"]["reason"] == "loop"
+    later -= 120
+    os.utime(shard.path, (later, later))
+    assert file.read_rejected()["x.png"]["reason"] == "empty reply"
+
+
+@CAPTIONS
 def test_other_settings_leave_a_damaged_file_alone(chat):
     before, _ = chat(good, images=4)
     (file,) = before.files
