@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 
