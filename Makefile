@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m trsllava_utils run sample
 
 test: $(VENV)/.test-installed
-	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax notebooks tests -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax notebooks tests -n 2 --dist loadfile
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --notebook-dir . notebooks/index.ipynb

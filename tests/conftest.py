@@ -21,33 +21,6 @@ from trsllava_utils.encoders import load_encoder
 from trsllava_utils.files import PROJECT_ROOT
 from trsllava_utils.vectors import Embeddings
 
-# files that take longest, so that neither of two processes waits for the other at the end
-LONGEST = ("tests/test_project.py", "tests/test_parameters.py")
-
-
-def group_of(nodeid: str) -> str:
-    """What one process runs: a file or, since each finds the vectors of those before it, all
-    notebooks."""
-    file = nodeid.partition("::")[0]
-    return "notebooks" if file.endswith(".ipynb") else file
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first."""
-    order = ["notebooks", *LONGEST]
-    items.sort(key=lambda item: (*order, group_of(item.nodeid)).index(group_of(item.nodeid)))
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Processes share the tests by :func:`group_of`."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class Sharing(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return group_of(nodeid)
-
-    return Sharing(config, log)
-
 
 def draw(path: Path, seed: int = 0, size: int = 64) -> Path:
     """A small picture of smooth random colours."""
