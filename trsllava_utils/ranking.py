@@ -152,9 +152,9 @@ def retrieve(
     """
     check(top_k=top_k)
     rule = rule_of(method)
-    gallery = sorted(images) or sources.gallery
-    own = set(queries) or set(gallery)
-    if foreign := (own | {*gallery}) - ({*gallery} & {*sources.gallery}):
+    known = sources.gallery
+    gallery, own = sorted(images) or known, set(queries) or set(images) or set(known)
+    if foreign := {*gallery}.difference(known) | own.difference(gallery):
         raise InputError(f"without captions, or not in the gallery: {first_few(sorted(foreign))}")
     gallery.sort(key=lambda image_id: image_id not in own)  # distractors last
     names, both, tables = np.array(gallery, dtype=object), rule.sides(sources, gallery), []

@@ -156,3 +156,13 @@ def test_gallery_size_is_the_mean_over_all_galleries():
                 expected.append(hit_probability(pd.DataFrame(inside), k)[0])
         (found,) = module.by_gallery_size(ranks, [size], k)
         assert found == pytest.approx(100 * np.mean(expected), abs=1e-9)
+
+
+def test_by_label_counts_images_and_captions():
+    by_label = functions("04_evaluation_visualisation", "by_label").by_label
+    ranks = ranks_of({"a": [0, 20], "b": [3], "c": [40]}, {"a": [0], "b": [30], "c": [0]})
+    table = by_label(ranks, pd.Series({"a": "port", "b": "port", "c": ""}))
+    assert table.to_dict("records") == [
+        {"label": "port", "images": 2, "captions": 3, "t2i": pytest.approx(200 / 3), "i2t": 50}
+    ]
+    assert by_label(ranks, pd.Series({"a": ""})).empty
