@@ -151,9 +151,9 @@ def retrieve(
         MissingError: the method draws on something that is not there.
     """
     check(top_k=top_k)
-    rule = rule_of(method)
-    known = sources.gallery
-    gallery, own = sorted(images) or known, set(queries) or set(images) or set(known)
+    rule, known = rule_of(method), sources.gallery
+    gallery = sorted(images) or known
+    own = set(queries) or set(gallery)
     if foreign := {*gallery}.difference(known) | own.difference(gallery):
         raise InputError(f"without captions, or not in the gallery: {first_few(sorted(foreign))}")
     gallery.sort(key=lambda image_id: image_id not in own)  # distractors last
