@@ -86,11 +86,7 @@ class CaptionFile:
     def read(self) -> tuple[dict[str, Record], list[str]]:
         """Records by file name, those of shards included, and a sentence for each line that could
         not be used. Where a picture has changed, the record that was written last counts."""
-        records, problems = {}, []
-        for file in self.siblings():
-            more, odd = read_records(file.path)
-            records, problems = records | more, problems + odd
-        return records, problems
+        return read_files(file.path for file in self.siblings())
 
     def read_rejected(self) -> dict[str, dict]:
         """The images set aside, by file name; of several lines for one the last counts."""
@@ -154,6 +150,15 @@ class CaptionFile:
         if manifest and "example" not in manifest:
             example = {"image": filename, "reply": reply[:8000]}
             write_json(self.manifest_path, {**manifest, "example": example})
+
+
+def read_files(paths: Iterable[Path]) -> tuple[dict[str, Record], list[str]]:
+    """The records and problems of several captions files; of an image in two, the last counts."""
+    records, problems = {}, []
+    for path in paths:
+        more, odd = read_records(path)
+        records, problems = records | more, problems + odd
+    return records, problems
 
 
 def newest_file(folder: Path, captioner: str) -> CaptionFile | None:

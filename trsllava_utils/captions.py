@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from trsllava_utils.caption_file import CaptionFile, newest_file
+from trsllava_utils.caption_file import CaptionFile, newest_file, read_files
 from trsllava_utils.captioner import (
     beside,
     captioner_id,
@@ -33,7 +33,7 @@ from trsllava_utils.files import (
 from trsllava_utils.folder import match_names
 from trsllava_utils.images import Rendering
 from trsllava_utils.parameters import TILE, TILING
-from trsllava_utils.records import Record, caption_corpus, read_records
+from trsllava_utils.records import Record, caption_corpus
 
 WAYS = (
     "write them with notebook 01 (-p captioner transformers:MODEL runs a vision-language model "
@@ -246,7 +246,7 @@ def import_captions(dataset: Dataset, captioner: str) -> Captions:
             f"captioner {captioner!r}: {own} not found (from {shown(Path.cwd())}); give the "
             "path of an RSRT JSONL file"
         )
-    records, problems = _read(files)
+    records, problems = read_files(files)
     names = " and ".join(file.name for file in files)
     if files and not records:
         raise InputError(f"{names} holds no usable caption line. {' '.join(problems[:3])}")
@@ -283,26 +283,17 @@ def has_shipped_captions(dataset: Dataset, name: str) -> bool:
     """Whether captions of this name come with the dataset or with this project. A file that
     is damaged, or names no image of any split, counts too, so that it is noticed."""
     files = _shipped(dataset, name)
-    records = _read(files)[0]
+    records = read_files(files)[0]
     if not files or _matched(dataset, records)[0]:
         return bool(files)
     return not _matched(dataset.on("all"), records)[0]
 
 
 def _shipped(dataset: Dataset, name: str) -> list[Path]:
-    """``rsrt.jsonl`` in the dataset's folder, and ``data/rsrt/<dataset>_*.jsonl``; for other names
-    likewise."""
+    """``data/rsrt/<dataset>_*.jsonl``, and ``rsrt.jsonl`` in the dataset's folder, which counts
+    where both describe an image; for other names likewise."""
     own = [file for file in [dataset.root / f"{name}.jsonl"] if file.is_file()]
-    return own + sorted((PROJECT_ROOT / "data" / name).glob(f"{dataset.name}_*.jsonl"))
-
-
-def _read(files: list[Path]) -> tuple[dict[str, Record], list[str]]:
-    """Records by file name; of two for one image the first is kept."""
-    records, problems = {}, []
-    for file in files:
-        more, odd = read_records(file)
-        records, problems = more | records, problems + odd
-    return records, problems
+    return sorted((PROJECT_ROOT / "data" / name).glob(f"{dataset.name}_*.jsonl")) + own
 
 
 def _matched(dataset: Dataset, records: dict[str, Record]) -> tuple[dict[str, Record], list[str]]:
