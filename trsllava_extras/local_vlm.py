@@ -1,15 +1,23 @@
 """Captioner ``transformers:MODEL``: an image-text-to-text checkpoint on this machine, by hub id or
 folder, through its own processor and chat template (LLaVA-NeXT, LLaVA-OneVision, Qwen-VL, SmolVLM,
-InternVL, …). Decoding is constrained to the JSON schema of the answer, so every reply parses.
+InternVL, …).
+
+The model reads an image and the prompt once. The variants are rows of one batch that go on from
+there, each with a closing sentence (its focus) and a seed of its own; they do not see one another.
+Decoding is bound to the JSON schema of a variant. Lengths are no part of it: a grammar with lengths
+forbids escapes, and so quotation marks. The gate refuses what is too long.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from huggingface_hub import model_info
@@ -25,13 +33,54 @@ from transformers import (
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
 from trsllava_utils.captioner import Question, Reply, Settings
-from trsllava_utils.files import InputError, MissingError, content_fingerprint
-from trsllava_utils.prompts import LIMITS, make_prompt
+from trsllava_utils.files import InputError, MissingError, content_fingerprint, fingerprint
+from trsllava_utils.prompts import LIMITS, Prompt, make_prompt
 from trsllava_utils.weights import device, not_here
 
 LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"
-MAX_BATCH = 64
+MAX_BATCH = 64  # images
 MEMORY_SHARE = 0.85  # of the memory that is free: what a doubled batch may be expected to take
+CHARACTERS_A_TOKEN = 2  # English has four, other languages fewer
+_PROMPTS = Path(__file__).with_name("prompt_texts")
+_END = "\N{END OF TEXT}"  # marks where the closing sentence of a row stands; no prompt holds it
+
+
+class Rows:
+    """What is asked: of ``rsrt`` and ``style`` each variant in a row of its own, with a prompt for
+    one variant; of other prompts, and of a user's own prompt file, the whole answer in one row.
+
+    Attributes:
+        prompt: what is asked of all rows, and the number of variants in the answer.
+        closings: the last sentence of each row.
+        schema: of the answer in a row.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.prompt: Prompt = make_prompt(settings)
+        self.closings = [""]
+        self.schema = self.prompt.schema()
+        self.apart = (_PROMPTS / f"{settings.prompt}.txt").is_file() and not settings.prompt_file
+        if self.apart:
+            own = {"variants": 1, "prompt_file": str(_PROMPTS / f"{settings.prompt}.txt")}
+            one = make_prompt(replace(settings, **own))
+            self.prompt = replace(one, n=settings.n)
+            focus = (_PROMPTS / "focus.txt").read_text(encoding="utf-8").splitlines()
+            self.closings = focus[: settings.n]
+            self.schema = self.schema["properties"]["variants"]["items"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when anything of it does."""
+        return fingerprint(self.prompt.fingerprint, self.closings, self.apart)
+
+    @property
+    def text(self) -> str:
+        """All that is asked."""
+        return "\n".join([self.prompt.text, *filter(None, self.closings)])
+
+    def joined(self, replies: list[str]) -> str:
+        """The replies of all rows as one."""
+        return f'{{"variants": [{", ".join(replies)}]}}' if self.apart else replies[0]
 
 
 class TransformersCaptioner:
@@ -44,21 +93,21 @@ class TransformersCaptioner:
     def __init__(self, name: str, settings: Settings) -> None:
         self._name = name.removeprefix("transformers:")
         self._settings = settings
-        self._prompt = make_prompt(settings)
+        self._rows = Rows(settings)
         self._lock = threading.Lock()  # one batch computes while the next is read from disk
         self._ceiling = settings.batch_size or MAX_BATCH
         self.device = device()
         self.batch_size = settings.batch_size or 1
         self.concurrency = 2 if self.device == "cuda" else 1
         self.attempts = settings.attempts
-        self.prompt_text = self._prompt.text
+        self.prompt_text = self._rows.text
         self.usage: Counter[str] = Counter()
         self.notes: list[str] = []
         self._config = self._read_config()
         self.identity = {
             "model": self._revision(),
             "quantize": settings.quantize,
-            "prompt": self._prompt.fingerprint,
+            "prompt": self._rows.fingerprint,
             "seed": settings.seed,
             "temperature": settings.temperature,
         }
@@ -120,18 +169,19 @@ class TransformersCaptioner:
             tokenizer, vocab_size=vocabulary, stop_token_ids=stops
         )
         grammar = xgrammar.GrammarCompiler(info).compile_json_schema(
-            self._prompt.schema(), any_whitespace=False
+            self._rows.schema, any_whitespace=False
         )
+        texts = self._settings.n if len(self._rows.closings) == 1 else 1
         generation = GenerationConfig(
-            # each character may take four byte tokens; the grammar ends the answer long before
-            max_new_tokens=256 + 4 * self._settings.n * (sum(LIMITS.values()) + 64),
+            max_new_tokens=64 + texts * sum(LIMITS.values()) // CHARACTERS_A_TOKEN,
             do_sample=False,  # the draw is ours: see Draw
+            return_dict_in_generate=True,
             eos_token_id=stops,
             pad_token_id=stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
-        return SimpleNamespace(
-            processor=processor, model=model, grammar=grammar, generation=generation
-        )
+        reading = GenerationConfig(**{**generation.to_dict(), "max_new_tokens": 1})
+        parts = {"processor": processor, "model": model, "grammar": grammar}
+        return SimpleNamespace(**parts, generation=generation, reading=reading)
 
     def _precision(self) -> dict:
         """dtype, or quantisation, for ``from_pretrained``."""
@@ -155,22 +205,54 @@ class TransformersCaptioner:
     def describe(self, questions: list[Question]) -> list[Reply]:
         with self._lock:
             loaded = self._loaded
-        inputs = loaded.processor.apply_chat_template(
-            [self._conversation(q) for q in questions],
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=True,
+        replies: dict[int, Reply] = {}
+        edges = [_longest_edge(loaded.processor, question) for question in questions]
+        for edge in dict.fromkeys(edges):  # pictures of one size are read together
+            places = [place for place, other in enumerate(edges) if other == edge]
+            alike = [questions[place] for place in places]
+            replies |= zip(places, self._described(loaded, alike, edge), strict=True)
+        return [replies[place] for place in range(len(questions))]
+
+    def _described(self, loaded: SimpleNamespace, questions: list[Question], edge: int) -> list:
+        """The replies to questions whose pictures are read at one size."""
+        heads, tails = zip(*(self._around(loaded, question) for question in questions), strict=True)
+        pictures = [[*map(Image.fromarray, q.pictures.values())] for q in questions]
+        begun = loaded.processor.tokenizer.bos_token or "\0"
+        inputs = loaded.processor(
+            text=[*heads],
+            images=pictures,
+            images_kwargs={"size": {"longest_edge": edge}} if edge else {},
+            text_kwargs={"padding": True, "add_special_tokens": not heads[0].startswith(begun)},
             return_tensors="pt",
-            processor_kwargs={"padding": True},
+        )
+        closings = [closing + tail for tail in tails for closing in self._rows.closings]
+        ends = loaded.processor.tokenizer(
+            closings, add_special_tokens=False, padding=True, return_tensors="pt"
         )
         try:
             with self._lock:
-                texts = self._generate(loaded, inputs, questions)
+                rows = self._generate(loaded, inputs, ends, questions)
         except torch.OutOfMemoryError:
-            texts = None  # the traceback holds the tensors: let go of it before trying again
-        if texts is None:
+            rows = None  # the traceback holds the tensors: let go of it before trying again
+        if rows is None:
             return self._halved(questions)
-        return [Reply(text, self.identity["model"]) for text in texts]
+        each = len(self._rows.closings)
+        return [self._reply(rows[start : start + each]) for start in range(0, len(rows), each)]
+
+    def _around(self, loaded: SimpleNamespace, question: Question) -> tuple[str, str]:
+        """What the model reads before the closing sentence of a row, and after it."""
+        text = self._rows.prompt.for_question(question)
+        images = [{"type": "image"} for _ in question.pictures]
+        said = [{"role": "user", "content": [*images, {"type": "text", "text": f"{text}\n{_END}"}]}]
+        template = loaded.processor.apply_chat_template
+        head, _, tail = template(said, add_generation_prompt=True).partition(_END)
+        return head, tail
+
+    def _reply(self, rows: list[tuple[str, bool]]) -> Reply:
+        """The rows of an image as one reply."""
+        text = self._rows.joined([row for row, _ in rows])
+        cut = next((n for n, (_, whole) in enumerate(rows, 1) if not whole), 0)
+        return Reply(text, self.identity["model"], f"cut off: variant {cut}" if cut else "")
 
     def _halved(self, questions: list[Question]) -> list[Reply]:
         if self.device == "cuda":
@@ -185,33 +267,44 @@ class TransformersCaptioner:
         self.batch_size = min(self.batch_size, half)
         return self.describe(questions[:half]) + self.describe(questions[half:])
 
-    def _conversation(self, question: Question) -> list[dict]:
-        pictures = map(Image.fromarray, question.pictures.values())
-        images = [{"type": "image", "image": picture} for picture in pictures]
-        text = self._prompt.for_question(question)
-        return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
-
     @torch.inference_mode()
-    def _generate(self, loaded: SimpleNamespace, inputs, questions: list[Question]) -> list[str]:
+    def _generate(
+        self, loaded: SimpleNamespace, inputs: Any, ends: Any, questions: list[Question]
+    ) -> list[tuple[str, bool]]:
+        """The text of each row, and whether it came to its end."""
         from xgrammar.contrib.hf import LogitsProcessor as Grammar
 
-        model = loaded.model
+        model, each = loaded.model, len(self._rows.closings)
         inputs = inputs.to(model.device, dtype=model.dtype)
+        ends = ends.to(model.device)
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        output = model.generate(
-            **inputs,
+        read = model.generate(**inputs, generation_config=loaded.reading)
+        cache = read.past_key_values
+        cache.batch_repeat_interleave(each)
+        if getattr(model.model, "rope_deltas", None) is not None:  # positions in Qwen's pictures
+            model.model.rope_deltas = model.model.rope_deltas.repeat_interleave(each, 0)
+        rows = {
+            name: torch.cat([inputs[name].repeat_interleave(each, 0), ends[name]], 1)
+            for name in ("input_ids", "attention_mask")
+        }
+        answers = model.generate(
+            **rows,
+            past_key_values=cache,
             generation_config=loaded.generation,
-            logits_processor=[Grammar(loaded.grammar), Draw(questions, model.device)],
-        )
+            logits_processor=[Grammar(loaded.grammar), Draw(questions, each, model.device)],
+        ).sequences[:, rows["input_ids"].shape[1] :]
         if self.device == "cuda":
             self._grow(len(questions), torch.cuda.max_memory_allocated() - before)
-        answers = output[:, inputs["input_ids"].shape[1] :]
         self.usage["requests"] += 1
-        self.usage["input tokens"] += int(inputs["attention_mask"].sum())
+        self.usage["input tokens"] += int(
+            inputs["attention_mask"].sum() + ends["attention_mask"].sum()
+        )
         self.usage["output tokens"] += int((answers != loaded.generation.pad_token_id).sum())
-        return loaded.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        stops = torch.tensor(loaded.generation.eos_token_id, device=answers.device)
+        texts = loaded.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return list(zip(texts, torch.isin(answers, stops).any(1).tolist(), strict=True))
 
     def _grow(self, size: int, used: int) -> None:
         """Double the batch if twice what this one used can be expected to fit."""
@@ -222,22 +315,31 @@ class TransformersCaptioner:
 
 
 class Draw(LogitsProcessor):
-    r"""Draws the next token of every row with that row's own seed and temperature.
+    """Draws the next token of every row with that row's own seed and temperature, among the tokens
+    that the grammar allows: one uniform number a row, looked up in the cumulated probabilities. So
+    the words of an image do not depend on which images share its batch."""
 
-    The Gumbel-max trick: for independent :math:`g_k = -\log E_k`, :math:`E_k \sim \mathrm{Exp}(1)`,
-    :math:`\arg\max_k (\ell_k / T + g_k)` is a draw from :math:`\mathrm{softmax}(\ell / T)` (Gumbel
-    1954; Maddison et al. 2014, arXiv 1411.0030). With one generator per row, the words of an image
-    do not depend on which images share its batch.
-    """
-
-    def __init__(self, questions: list[Question], device: torch.device) -> None:
-        self._rows = [
-            (torch.Generator(device).manual_seed(q.seed), q.temperature) for q in questions
+    def __init__(self, questions: list[Question], each: int, device: torch.device) -> None:
+        self._seeds = [
+            torch.Generator(device).manual_seed(q.seed + n) for q in questions for n in range(each)
         ]
+        degrees = [max(q.temperature, 1e-6) for q in questions for _ in range(each)]  # 0: likeliest
+        self._degrees = torch.tensor(degrees, device=device)[:, None]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        for row, (generator, temperature) in zip(scores, self._rows, strict=True):
-            if temperature > 0:
-                noise = torch.empty_like(row).exponential_(generator=generator).clamp_(min=1e-30)
-                row.div_(temperature).sub_(noise.log_())
-        return scores
+        up_to = torch.softmax(scores.float() / self._degrees, 1).cumsum(1)
+        shares = [torch.rand(1, generator=seed, device=scores.device) for seed in self._seeds]
+        # the first token above: one of probability 0 is as high as the one before it
+        drawn = torch.searchsorted(up_to, torch.stack(shares) * up_to[:, -1:], right=True)
+        return torch.full_like(scores, -math.inf).scatter_(1, drawn, 0.0)
+
+
+def _longest_edge(processor: Any, question: Question) -> int:
+    """How large its pictures are read, in pixels; 0: as the checkpoint has it. Idefics3 and SmolVLM enlarge every picture to 17 tiles; tiles
+    that hold no new pixel are left out. Other architectures take as many as a picture has."""
+    reader = processor.image_processor
+    tile = getattr(reader, "max_image_size", None) and reader.max_image_size["longest_edge"]
+    if not tile or not getattr(reader, "do_image_splitting", False):
+        return 0
+    side = max(max(picture.shape[:2]) for picture in question.pictures.values())
+    return min(tile * math.ceil(side / tile), reader.size["longest_edge"])
