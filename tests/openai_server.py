@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(200, {**self._completion(request, ""), "choices": []})
 
     def german(self, request: dict) -> None:
-        five = [{k: f"{v} ({i})" for k, v in GERMAN.items()} for i in range(5)]
+        five = [{k: f"{i}: {v}" for k, v in GERMAN.items()} for i in range(5)]
         self._say(request, json.dumps({"variants": five}, ensure_ascii=False))
 
     def refuse(self, request: dict) -> None:

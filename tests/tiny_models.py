@@ -183,13 +183,13 @@ def _save(architecture, config, processor, folder: Path) -> Path:
 @torch.no_grad()
 def _come_to_an_end(model, words) -> None:
     """Random weights babble for ever. Here they prefer whole words, a full stop comes after some
-    twenty, and a quotation mark behind it. (Two dimensions of the embeddings are set for it.)"""
+    dozen, and a quotation mark behind it. (Two dimensions of the embeddings are set for it.)"""
     embedding, head = model.get_input_embeddings().weight, model.lm_head.weight
     embedding[:, 0], embedding[:, 1] = 1.0, 0.0
     head[:, :2] = 0.0
     ids = {text: words.convert_tokens_to_ids(text) for text in (".", '"')}
     head[[i for text, i in words.get_vocab().items() if re.fullmatch("Ġ[a-z]+", text)], 0] = 0.5
-    head[ids["."], 0] = 0.6
+    head[ids["."], 0] = 0.72
     embedding[ids["."], 1], head[ids['"'], 1] = 1.0, 2.0
 
 

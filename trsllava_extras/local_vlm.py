@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property
@@ -95,9 +96,10 @@ class TransformersCaptioner:
         self._settings = settings
         self._rows = Rows(settings)
         self._lock = threading.Lock()  # one batch computes while the next is read from disk
-        self._ceiling = settings.batch_size or MAX_BATCH
         self.device = device()
-        self.batch_size = settings.batch_size or 1
+        # int8 scales the activations of a batch together: alone, words do not depend on others
+        self.batch_size = 1 if self._is_int8 else settings.batch_size or 1
+        self._ceiling = 1 if self._is_int8 else settings.batch_size or MAX_BATCH
         self.concurrency = 2 if self.device == "cuda" else 1
         self.attempts = settings.attempts
         self.prompt_text = self._rows.text
@@ -119,10 +121,8 @@ class TransformersCaptioner:
         except (OSError, ValueError) as error:
             if Path(self._name).exists():
                 raise self._missing(error) from None
-        try:
-            model_info(
-                self._name, timeout=10
-            )  # fails fast without a network; a download retries for long
+        try:  # fails fast without a network; a download retries for long
+            model_info(self._name, timeout=10)
             return AutoConfig.from_pretrained(self._name)
         except Exception as error:  # of whichever HTTP library the hub's client uses
             raise self._missing(error) from None
@@ -160,6 +160,11 @@ class TransformersCaptioner:
         if not self._settings.quantize:
             model.to(self.device)
         model.eval()
+        if self._is_int8:
+            with warnings.catch_warnings():  # it is to move to torchao, where it is slower yet
+                warnings.simplefilter("ignore")
+                linear = {torch.nn.Linear}
+                torch.ao.quantization.quantize_dynamic(model, linear, torch.qint8, inplace=True)
         tokenizer = processor.tokenizer
         tokenizer.padding_side = "left"  # the answers begin in the same column
         stops = model.generation_config.eos_token_id
@@ -185,7 +190,7 @@ class TransformersCaptioner:
 
     def _precision(self) -> dict:
         """dtype, or quantisation, for ``from_pretrained``."""
-        if self._settings.quantize:
+        if self._settings.quantize and not self._is_int8:
             if not (is_bitsandbytes_available() and is_accelerate_available()):
                 raise MissingError(
                     f"quantize={self._settings.quantize!r} needs two more packages: "
@@ -197,10 +202,13 @@ class TransformersCaptioner:
             return {"quantization_config": config, "device_map": "auto"}
         if self.device == "cuda":
             return {"dtype": torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16}
-        if self.device == "mps":
-            return {"dtype": torch.float16}
-        full = self._config.dtype in (None, torch.float32)
-        return {"dtype": torch.float32 if full else torch.bfloat16}  # CPUs are slow in float16
+        # CPUs are slow in half precision: without units for it four times
+        return {"dtype": torch.float16 if self.device == "mps" else torch.float32}
+
+    @property
+    def _is_int8(self) -> bool:
+        """Whether the weights are whole numbers of 8 bits, for the CPU."""
+        return self._settings.quantize == "8bit" and self.device == "cpu"
 
     def describe(self, questions: list[Question]) -> list[Reply]:
         with self._lock:
@@ -335,8 +343,9 @@ class Draw(LogitsProcessor):
 
 
 def _longest_edge(processor: Any, question: Question) -> int:
-    """How large its pictures are read, in pixels; 0: as the checkpoint has it. Idefics3 and SmolVLM enlarge every picture to 17 tiles; tiles
-    that hold no new pixel are left out. Other architectures take as many as a picture has."""
+    """The size, in pixels, to which its pictures are enlarged before they are cut into tiles; 0
+    where the processor does nothing of the kind. (Idefics3 and SmolVLM enlarge every picture to 17
+    tiles; those without a new pixel are left out here.)"""
     reader = processor.image_processor
     tile = getattr(reader, "max_image_size", None) and reader.max_image_size["longest_edge"]
     if not tile or not getattr(reader, "do_image_splitting", False):

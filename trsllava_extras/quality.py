@@ -15,7 +15,7 @@ from itertools import combinations
 
 from trsllava_utils.captioner import Settings
 from trsllava_utils.files import InputError
-from trsllava_utils.prompts import LIMITS, Prompt, ReplyError
+from trsllava_utils.prompts import LANGUAGES, LIMITS, Prompt, ReplyError
 from trsllava_utils.records import Variant
 
 NEAR_DUPLICATE = 0.8  # Jaccard similarity of word pairs from which two variants are near-duplicates
@@ -30,6 +30,10 @@ _REFUSAL = re.compile(
     r"access|process|describe|analy[sz]e)|no image (was|is|has been) (provided|attached|given))",
     re.IGNORECASE,
 )
+# C0, DEL, C1 apart from line feeds and tabs; characters that stand for bytes nobody could read
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd-\uffff]")
+_OPEN = re.compile(r"[,;:(\[–—-]$")
+_CLOSED = re.compile(r"[.!?…。！？؟।]['\"”’»«)\]」』]*$")  # how sentences of LANGUAGES end
 
 
 def gate(settings: Settings) -> Callable[[list[Variant], Prompt], None]:
@@ -60,12 +64,15 @@ def check(
             be one of them, word for word.
 
     Raises:
-        ReplyError: with the first reason found: "no words", "too short", "too long", "refusal",
-            "loop", "copied from the prompt", "wrong language", or "equal variants".
+        ReplyError: with the first reason found: "no words", "control characters", "too short",
+            "too long", "refusal", "loop", "cut off", "copied from the prompt", "wrong language", or
+            "equal variants".
     """
     for n, variant in enumerate(variants, 1):
         for field, text in variant.fields.items():
-            if fault := _fault(field, text, prompt_text):
+            in_sentences = variant.structured and field != "feature" and language in LANGUAGES
+            cut = _OPEN.search(text) or (in_sentences and not _CLOSED.search(text))
+            if fault := _fault(field, text, prompt_text) or "cut off" * bool(cut):
                 raise ReplyError(fault, f"variant {n}, {field}: {text[:60]!r}")
         spoken = language_of(" ".join(variant.fields.values()), language)
         if spoken != language:
@@ -86,6 +93,7 @@ def _fault(field: str, text: str, prompt_text: str) -> str:
     tokens = words(text)
     faults = {
         "no words": not any(token.isalpha() for token in tokens),
+        "control characters": _CONTROL.search(text),
         "too long": len(text) > TOO_LONG * LIMITS[field],
         "too short": field != "feature" and len(text) < 10,
         "refusal": _REFUSAL.search(text.replace("’", "'")),

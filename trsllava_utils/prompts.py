@@ -70,17 +70,15 @@ class Prompt:
             notes = [f"You get {len(names)} pictures of the same place: {', '.join(names)}."]
         return "\n\n".join([self.text, *notes, *question.facts])
 
-    def schema(self, lengths: bool = True) -> dict[str, Any]:
-        """The JSON schema of the answer, with or without the limits that some servers refuse."""
+    def schema(self, counted: bool = True) -> dict[str, Any]:
+        """The JSON schema of the answer, with or without the number of variants, which some servers
+        refuse. Lengths are no part of it: some grammars then forbid escapes, so that the caption
+        ends at the first quotation mark."""
         fields = FIELDS if self.kind == "rsrt" else ("caption",)
-        texts = {}
-        for field in fields:
-            limits = {"minLength": 1, "maxLength": LIMITS[field]} if lengths else {}
-            texts[field] = {"type": "string", **limits}
-        variant = _object(texts)
+        variant = _object({field: {"type": "string"} for field in fields})
         if self.kind in SINGLE:
             return variant
-        limits = {"minItems": self.n, "maxItems": self.n} if lengths else {}
+        limits = {"minItems": self.n, "maxItems": self.n} if counted else {}
         return _object({"variants": {"type": "array", "items": variant, **limits}})
 
 

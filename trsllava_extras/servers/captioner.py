@@ -74,14 +74,15 @@ class OpenAICaptioner:
         """What the server does not take, so that requests are less strict."""
         form = self._formats[self._form.format].get("response_format", {}).get("type", "plain text")
         notes = []
-        if self._form.format > 1:  # without lengths it needs no note: the gate checks them
+        if self._form.format > 1:  # a missing count needs no note: the parser counts
             notes.append(f"the server takes no JSON schema; answers were asked for as {form}")
         dropped = sorted(self._form.dropped)
         return notes + [f"the server takes no {name}; it was left out" for name in dropped]
 
     def _response_formats(self) -> list[dict[str, Any]]:
-        """From the strictest to the loosest: schema with lengths, schema, JSON mode, plain text."""
-        schemas = [self._prompt.schema(lengths) for lengths in (True, False)]
+        """From the strictest to the loosest: schema with the number of variants, schema, JSON mode,
+        plain text."""
+        schemas = [self._prompt.schema(counted) for counted in (True, False)]
         named = [{"name": self._prompt.kind, "strict": True, "schema": s} for s in schemas]
         formats = [{"type": "json_schema", "json_schema": n} for n in named]
         return [{"response_format": f} for f in (*formats, {"type": "json_object"})] + [{}]
