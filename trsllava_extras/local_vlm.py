@@ -214,7 +214,7 @@ class TransformersCaptioner:
         with self._lock:
             loaded = self._loaded
         replies: dict[int, Reply] = {}
-        edges = [_longest_edge(loaded.processor, question) for question in questions]
+        edges = [longest_edge(loaded.processor, question) for question in questions]
         for edge in dict.fromkeys(edges):  # pictures of one size are read together
             places = [place for place, other in enumerate(edges) if other == edge]
             alike = [questions[place] for place in places]
@@ -234,12 +234,9 @@ class TransformersCaptioner:
             return_tensors="pt",
         )
         closings = [closing + tail for tail in tails for closing in self._rows.closings]
-        ends = loaded.processor.tokenizer(
-            closings, add_special_tokens=False, padding=True, return_tensors="pt"
-        )
         try:
             with self._lock:
-                rows = self._generate(loaded, inputs, ends, questions)
+                rows = self._generate(loaded, inputs, closing_tokens(loaded, closings), questions)
         except torch.OutOfMemoryError:
             rows = None  # the traceback holds the tensors: let go of it before trying again
         if rows is None:
@@ -277,19 +274,19 @@ class TransformersCaptioner:
 
     @torch.inference_mode()
     def _generate(
-        self, loaded: SimpleNamespace, inputs: Any, ends: Any, questions: list[Question]
+        self, loaded: SimpleNamespace, inputs: Any, ends: torch.Tensor, questions: list[Question]
     ) -> list[tuple[str, bool]]:
         """The text of each row, and whether it came to its end."""
         from xgrammar.contrib.hf import LogitsProcessor as Grammar
 
         model, each = loaded.model, len(self._rows.closings)
         inputs = inputs.to(model.device, dtype=model.dtype)
-        ends = ends.to(model.device)
+        ends = {"input_ids": ends.to(model.device)}
+        ends["attention_mask"] = torch.ones_like(ends["input_ids"])
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        read = model.generate(**inputs, generation_config=loaded.reading)
-        cache = read.past_key_values
+        cache = model.generate(**inputs, generation_config=loaded.reading).past_key_values
         cache.batch_repeat_interleave(each)
         if getattr(model.model, "rope_deltas", None) is not None:  # positions in Qwen's pictures
             model.model.rope_deltas = model.model.rope_deltas.repeat_interleave(each, 0)
@@ -306,9 +303,8 @@ class TransformersCaptioner:
         if self.device == "cuda":
             self._grow(len(questions), torch.cuda.max_memory_allocated() - before)
         self.usage["requests"] += 1
-        self.usage["input tokens"] += int(
-            inputs["attention_mask"].sum() + ends["attention_mask"].sum()
-        )
+        read = inputs["attention_mask"].sum() + ends["attention_mask"].sum()
+        self.usage["input tokens"] += int(read)
         self.usage["output tokens"] += int((answers != loaded.generation.pad_token_id).sum())
         stops = torch.tensor(loaded.generation.eos_token_id, device=answers.device)
         texts = loaded.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -320,6 +316,16 @@ class TransformersCaptioner:
         room = free - torch.cuda.memory_allocated()
         if size >= self.batch_size and 2 * used < MEMORY_SHARE * room:
             self.batch_size = min(2 * size, self._ceiling)
+
+
+def closing_tokens(loaded: SimpleNamespace, closings: list[str]) -> torch.Tensor:
+    """The tokens of closing sentences, ``(n, longest)``. Shorter ones begin with line feeds and not
+    with padding: attention without a mask takes half the time."""
+    tokenizer = loaded.processor.tokenizer
+    *_, feed = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    ids = tokenizer(closings, add_special_tokens=False)["input_ids"]
+    longest = max(map(len, ids))
+    return torch.tensor([[feed] * (longest - len(row)) + row for row in ids])
 
 
 class Draw(LogitsProcessor):
@@ -342,7 +348,7 @@ class Draw(LogitsProcessor):
         return torch.full_like(scores, -math.inf).scatter_(1, drawn, 0.0)
 
 
-def _longest_edge(processor: Any, question: Question) -> int:
+def longest_edge(processor: Any, question: Question) -> int:
     """The size, in pixels, to which its pictures are enlarged before they are cut into tiles; 0
     where the processor does nothing of the kind. (Idefics3 and SmolVLM enlarge every picture to 17
     tiles; those without a new pixel are left out here.)"""

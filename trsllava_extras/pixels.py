@@ -144,15 +144,3 @@ def variants(picture: np.ndarray, n: int = 5) -> list[Variant]:
         Variant(one_sentence=f"{s[0].upper()}{s[1:]}.", feature=features[i % 2], caption=caption)
         for i, (s, caption) in enumerate(said[:n])
     ]
-
-
-def about_pixels(images: int) -> str:
-    """What those should know who search their own images by the captioner ``pixels``."""
-    hours = images * SECONDS / 3600
-    return (
-        "captions by pixels, rules of thumb without a model, are a baseline, and often wrong. A "
-        f"vision-language model describes them better: -p captioner transformers:{SMOLVLM} takes "
-        "about a minute an image on two cores without a GPU, for these "
-        f"{images:,} images {hours:,.1f} hours; -p captioner openai:MODEL asks a server or an API "
-        "(docs/captioning.md)"
-    )

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from trsllava_utils import plugins
 from trsllava_utils.caption_file import CaptionFile, newest_file, read_files
 from trsllava_utils.captioner import (
     beside,
@@ -109,10 +110,15 @@ class Captions:
 
 def choose_captioner(dataset: Dataset, captioner: str = "", prompt: str = "rsrt") -> str:
     """The captioner's full name, with the prompt where it is not "rsrt". For an empty one: the
-    captions that come with these images, else ``pixels``."""
+    captions that come with these images, else what a plug-in finds (``trsllava.defaults``)."""
     if not captioner and has_shipped_captions(dataset, prompt):
         return prompt
-    names = [beside(name, dataset.root) for name in names_in(captioner or "pixels")]
+    if not captioner:
+        default = plugins.find("defaults", "captioner")
+        if default is None:
+            raise MissingError(f"no captions come with {dataset.title}: {WAYS}")
+        captioner = default(dataset, prompt)
+    names = [beside(name, dataset.root) for name in names_in(captioner)]
     return " + ".join(with_prompt(name, prompt) for name in names)
 
 

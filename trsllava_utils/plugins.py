@@ -2,6 +2,7 @@
 plug-ins do; the core knows only their names. docs/extending.md shows one of ten lines.
 
     trsllava.captioners   the word before the colon -> captioner(name, settings)   captioner.py
+    trsllava.defaults     "captioner" -> default(dataset, prompt), a captioner's name   captions.py
     trsllava.encoders     the word before the colon -> encoder(name, precision)    encoders.py
     trsllava.readers      kinds of image files that Pillow does not read           images.py
     trsllava.layouts      layouts of annotations                                   annotations.py

@@ -60,7 +60,6 @@ def search(words: list[str]) -> None:
     from trsllava_extras.panel import search as find
     from trsllava_extras.panel.found import KINDS
     from trsllava_extras.panel.picture import describer_of
-    from trsllava_extras.pixels import about_pixels
 
     made = parser("search", "Find images by words or by a picture.")
     made.add_argument("dataset", help=DATASET)
@@ -76,8 +75,6 @@ def search(words: list[str]) -> None:
     only = {"where": args.where, "bbox": args.bbox}
     found = find(args.query, args.dataset, args.k, image=args.image, **given, **only)
     print(f"{found.total:,} images, described by {found.sources.captioner}", file=sys.stderr)
-    if found.sources.captioner == "pixels" and "captioner" not in given:
-        print(f"· {about_pixels(found.total)}", file=sys.stderr)
     if args.image and not args.query:
         who = given.get("query_captioner") or describer_of(found.sources)
         print(f"{args.image}, described by {who}: {found.query.text}")

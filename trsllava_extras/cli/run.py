@@ -13,10 +13,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from trsllava_extras.choice import told
 from trsllava_extras.cli.shell import Parameters, defaults, to_shell
 from trsllava_extras.metadata import load_metadata
 from trsllava_extras.pages import notebook_page
-from trsllava_extras.pixels import about_pixels
 from trsllava_extras.protocols import choose
 from trsllava_extras.results import read_results, recall_table, results_path
 from trsllava_utils.captions import choose_captioner, load_captions
@@ -112,8 +112,8 @@ def run_chain(
     for name in datasets:
         chain = _chain(name, given)  # a missing dataset stops here, at once
         values, dataset = chain.values, chain.dataset
-        if not values.get("captioner") and choose_captioner(dataset) == "pixels":
-            print(f"· {about_pixels(len(dataset.with_pixels))}")
+        if not values.get("captioner") and (line := told(dataset)):
+            print(f"· {line}")
         for number in numbers:
             mine = {name: value for name, value in values.items() if name in known[number]}
             _run_one(NOTEBOOKS[number], _executed(dataset, NOTEBOOKS[number]), mine, dataset.name)

@@ -122,12 +122,20 @@ class Server:
                     self._on_wait(f"waiting {wait:.0f} s: {busy}")
                 time.sleep(wait)
 
-    def _once(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
+    def get(self, path: str) -> dict[str, Any]:
+        """Fetch something once; errors as for :meth:`post`."""
+        try:
+            return self._once(path)
+        except _BusyError as busy:
+            raise ServerError(str(busy)) from None
+
+    def _once(self, path: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         url = str(self.url.copy_with(path=f"{self.url.path.rstrip('/')}/{path}"))
         _thread.deadline = time.monotonic() + self._timeout
         try:
-            sent = {"headers": self._headers, "content": json.dumps(request).encode()}
-            with self._pool.stream("POST", url, **sent) as response:
+            content = None if request is None else json.dumps(request).encode()
+            sent = {"headers": self._headers, "content": content}
+            with self._pool.stream("POST" if content else "GET", url, **sent) as response:
                 content = bytearray()
                 for chunk in response.iter_stream():
                     content += chunk

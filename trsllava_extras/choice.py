@@ -1,0 +1,92 @@
+"""Which captioner describes images when none is named (``trsllava.defaults``), and a line about it.
+
+The first that is there: captions made earlier, a server in ``OPENAI_BASE_URL``, a vision-language
+model in the Hugging Face hub's cache, and else ``pixels``. Captions that come with the images go
+before all of them (:func:`~trsllava_utils.captions.choose_captioner`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from trsllava_extras.pixels import SECONDS, SMOLVLM
+from trsllava_extras.servers.client import Server
+from trsllava_utils.captions import folder_of, has_shipped_captions
+from trsllava_utils.data import Dataset
+from trsllava_utils.files import InputError, MissingError, parse_json, read_json, read_text
+
+TIMEOUT = 5.0  # seconds that the server has to name its models
+
+
+def captioner(dataset: Dataset, prompt: str = "rsrt") -> str:
+    """The captioner for images that no captions come with."""
+    return _made(dataset, prompt) or _served() or next(_cached(), "") or "pixels"
+
+
+def told(dataset: Dataset, prompt: str = "rsrt") -> str:
+    """One line on the captioner that was chosen; "" where captions come with the images."""
+    if has_shipped_captions(dataset, prompt):
+        return ""
+    chosen = captioner(dataset, prompt)
+    about = (
+        ""
+        if chosen != "pixels"
+        else (f": rules of thumb, often wrong. transformers:{SMOLVLM} takes {SECONDS} s an image")
+    )
+    return f"no captioner is named, so captions are by {chosen}{about}"
+
+
+def _made(dataset: Dataset, prompt: str) -> str:
+    """Who wrote the newest captions of this prompt in the dataset's folder of artefacts; ``pixels``
+    only where nobody else did (notebook 01 runs it for comparison)."""
+    made = {"": (False, 0)}
+    for file in folder_of(dataset).glob("*.jsonl"):
+        name = file.name.removesuffix(".jsonl").partition(".shard-")[0]
+        identity = read_json(file.with_name(f"{name}.json")).get("identity", {})
+        if str(identity.get("answer", "")).startswith(f"{prompt} ") and file.stat().st_size:
+            who = str(identity.get("captioner", ""))
+            made[who] = max(made.get(who, (False, 0)), (who != "pixels", file.stat().st_mtime_ns))
+    return max(made, key=made.get)
+
+
+def _served() -> str:
+    """The first model of the server that the environment names."""
+    if not os.environ.get("OPENAI_BASE_URL"):
+        return ""
+    try:
+        models = Server("captioner openai:MODEL", TIMEOUT).get("models").get("data")
+        return f"openai:{models[0]['id']}"
+    except (InputError, MissingError, LookupError, TypeError):
+        return ""  # it does not answer, or names no model
+
+
+def _cached() -> Iterator[str]:
+    """Vision-language models whose weights are in the hub's cache, the last one used first."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda found: -found.last_accessed):
+        for revision in repository.revisions if repository.repo_type == "model" else ():
+            if _is_vision_language(Path(revision.snapshot_path)):
+                yield f"transformers:{repository.repo_id}"
+
+
+def _is_vision_language(folder: Path) -> bool:
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    try:
+        kind = parse_json(read_text(folder / "config.json")).get("model_type")
+    except (InputError, AttributeError):
+        return False
+    speaks = any(folder.glob("chat_template.*")) or any(
+        "chat_template" in file.read_text("utf-8", "replace")
+        for file in (folder / "tokenizer_config.json", folder / "processor_config.json")
+        if file.is_file()
+    )
+    return kind in known and speaks and any(folder.glob("*.safetensors"))
