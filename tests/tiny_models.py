@@ -31,17 +31,20 @@ VISION = {
 }
 
 
+def _captions() -> list[str]:
+    sample = json.loads((PROJECT_ROOT / "data/sample/dataset_sample.json").read_text("utf-8"))
+    return [s["raw"] for image in sample["images"] for s in image["sentences"]]
+
+
 def tokenizer(*extra: str, vocabulary: int = 1200) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that has learnt the words of the sample captions."""
-    sample = json.loads((PROJECT_ROOT / "data/sample/dataset_sample.json").read_text("utf-8"))
-    texts = [s["raw"] for image in sample["images"] for s in image["sentences"]]
     special = ["<pad>", "<s>", "</s>", "<image>", *extra]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        texts,
+        _captions(),
         trainers.BpeTrainer(
             vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet
         ),
@@ -138,13 +141,20 @@ def clip(folder: Path) -> Path:
 
 
 def siglip(folder: Path) -> Path:
-    """SigLIP, whose texts are padded to the full length."""
-    words = _with_ends(tokenizer())
+    """SigLIP with its own kind of tokenizer; texts are padded to the full length."""
+    import sentencepiece
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = folder / "spiece.model"
+    with open(pieces, "wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(_captions()), model_writer=model, vocab_size=600, minloglevel=2
+        )
+    words = transformers.SiglipTokenizer(str(pieces), model_max_length=24)
     config = transformers.SiglipConfig(
         text_config={**_text(words), "max_position_embeddings": 24}, vision_config=VISION
     )
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
     images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     processor = transformers.SiglipProcessor(images, words)
     return _save(transformers.SiglipModel, config, processor, folder)

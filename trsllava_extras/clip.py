@@ -93,6 +93,11 @@ class _Transformers:
         try:
             self._model = AutoModel.from_pretrained(name).eval().to(device())
             self._processor = AutoProcessor.from_pretrained(name)
+        except ImportError as error:
+            needed = " ".join(str(error).split())[:200]
+            raise MissingError(
+                f"CLIP {name!r} needs a package that is not installed: {needed}"
+            ) from None
         except (OSError, ValueError) as error:
             hint = "pass -p clip with a hub id, a folder, or open_clip:ARCHITECTURE:CHECKPOINT.pt"
             raise not_here(f"CLIP {name!r}", error, hint) from error

@@ -16,7 +16,12 @@ import pandas as pd
 from safetensors.numpy import load, save
 
 from trsllava_utils import plugins
-from trsllava_utils.encoders import Encoder, kept_encoder, unit_vectors
+from trsllava_utils.encoders import (
+    Encoder,
+    SentenceTransformerEncoder,
+    kept_encoder,
+    unit_vectors,
+)
 from trsllava_utils.files import (
     MissingError,
     fingerprint,
@@ -27,8 +32,10 @@ from trsllava_utils.files import (
     versions,
     write_sealed,
 )
+from trsllava_utils.weights import device
 
 CHUNK = 2048  # texts encoded by one call
+STEP = 128  # on a CPU, so that the bar moves every few seconds
 SAME = 0.999  # two vectors of the control text with at least this cosine are by one model
 
 
@@ -145,7 +152,12 @@ def _key(text: str, role: str) -> bytes:
 def _encode(texts: list[str], model: Encoder, role: str, scheduler: str) -> np.ndarray:
     """:func:`unit_vectors` of chunks of texts, here or by the plug-in for schedulers, with a
     progress bar."""
-    chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
+    here = isinstance(model, SentenceTransformerEncoder) and device() == "cpu" and not scheduler
+    step = STEP if here else CHUNK
+    # texts of about one length share a batch, so little of it is padding
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    parts = [order[start : start + step] for start in range(0, len(order), step)]
+    chunks = [[texts[i] for i in part] for part in parts]
     made = enumerate(unit_vectors(chunk, model, role) for chunk in chunks)
     if scheduler:
         spread = plugins.find("schedulers", "dask")
@@ -156,9 +168,9 @@ def _encode(texts: list[str], model: Encoder, role: str, scheduler: str) -> np.n
     vectors: dict[int, np.ndarray] = {}
     with progress(total=len(texts), desc="encoding", unit="text", delay=2) as bar:
         for number, encoded in made:
-            vectors[number] = encoded
+            vectors |= zip(parts[number], encoded, strict=True)
             bar.update(len(encoded))
-    return np.concatenate([vectors[number] for number in range(len(chunks))])
+    return np.stack([vectors[i] for i in range(len(texts))])
 
 
 @read_once
