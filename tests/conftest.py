@@ -39,6 +39,13 @@ def nested(entries: list[tuple[str, str, list[str]]]) -> str:
     return json.dumps({"images": images})
 
 
+@pytest.fixture(autouse=True)
+def nothing_from_this_machine(monkeypatch, tmp_path_factory):
+    """No server and no model of the user's is taken where a test names no captioner."""
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr("trsllava_extras.choice.CACHE", tmp_path_factory.mktemp("hub"))
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A data folder with an ``rsitmd`` of four test images and one for training."""

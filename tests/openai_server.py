@@ -95,6 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def do_GET(self) -> None:
+        known = {"object": "list", "data": [{"id": "vlm", "object": "model"}, {"id": "other"}]}
+        self._json(200 if self.path.endswith("/models") else 404, known)
+
     def do_POST(self) -> None:
         server = self.server
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))

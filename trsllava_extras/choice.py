@@ -11,6 +11,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from huggingface_hub import CacheNotFound, scan_cache_dir
+from huggingface_hub.constants import HF_HUB_CACHE as CACHE
+
 from trsllava_extras.pixels import SECONDS, SMOLVLM
 from trsllava_extras.servers.client import Server
 from trsllava_utils.captions import folder_of, has_shipped_captions
@@ -64,10 +67,8 @@ def _served() -> str:
 
 def _cached() -> Iterator[str]:
     """Vision-language models whose weights are in the hub's cache, the last one used first."""
-    from huggingface_hub import CacheNotFound, scan_cache_dir
-
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(CACHE).repos
     except CacheNotFound:
         return
     for repository in sorted(repositories, key=lambda found: -found.last_accessed):

@@ -68,6 +68,12 @@ def changed(**fields: str) -> list[Variant]:
     ("variants", "reason"),
     [
         (changed(caption="… — 12 !"), "no words"),
+        (changed(caption="A harbour with boats.\x00"), "control characters"),
+        (changed(feature="boats in the north;\x0b a pier"), "control characters"),
+        (changed(caption="A harbour with \ufffd\ufffd boats."), "control characters"),
+        (changed(caption="A helipad marked"), "cut off"),
+        (changed(one_sentence="A harbour with boats, a pier and"), "cut off"),
+        (changed(feature="boats in the north; a pier in the"[:-3] + ","), "cut off"),
         (changed(one_sentence="A bay."), "too short"),
         (changed(caption="a pier and a boat in front of it " * 99), "too long"),
         (changed(caption="I'm sorry, but I can’t assist with that image."), "refusal"),
@@ -103,6 +109,9 @@ def test_quality_gate_lets_good_captions_pass():
     check([Variant(caption="a church is near a road")])  # few words, easily taken for Irish
     check([Variant(**GERMAN)], "de")
     check([Variant(**GERMAN)], "")
+    check(changed(caption='It says "H".', feature="a pier\n- boats\tin rows"))
+    check([Variant(caption="some planes are in an airport")])  # as people write them
+    check([Variant(**{f: f"{t.strip('.')} ไม่มีจุด" for f, t in GERMAN.items()})], "")
     listed = "trees all over the scene; roads all over the scene; roofs all over the scene; lawns"
     check(changed(feature=listed))
     with pytest.raises(InputError, match="two-letter code"):
