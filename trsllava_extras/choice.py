@@ -1,4 +1,5 @@
-"""Which captioner describes images when none is named (``trsllava.defaults``), and a line about it.
+"""Which captioner describes images when none is named (``trsllava.defaults``), and a line about it;
+and which CLIP looks at those that nobody has described yet.
 
 The first that is there: captions made earlier, a server in ``OPENAI_BASE_URL``, a vision-language
 model in the Hugging Face hub's cache, and else ``pixels``. Captions that come with the images go
@@ -8,7 +9,7 @@ before all of them (:func:`~trsllava_utils.captions.choose_captioner`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import CacheNotFound, scan_cache_dir
@@ -20,12 +21,19 @@ from trsllava_utils.captions import folder_of, has_shipped_captions
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError, MissingError, parse_json, read_json, read_text
 
+CLIPS = ("clip", "siglip", "siglip2")
 TIMEOUT = 5.0  # seconds that the server has to name its models
 
 
 def captioner(dataset: Dataset, prompt: str = "rsrt") -> str:
     """The captioner for images that no captions come with."""
-    return _made(dataset, prompt) or _served() or next(_cached(), "") or "pixels"
+    model = _cached(_is_vision_language)
+    return _made(dataset, prompt) or _served() or (f"transformers:{model}" if model else "pixels")
+
+
+def clip() -> str:
+    """The CLIP or SigLIP of the hub's cache that was used last; "" if there is none."""
+    return _cached(lambda folder: _kind(folder) in CLIPS)
 
 
 def told(dataset: Dataset, prompt: str = "rsrt") -> str:
@@ -65,29 +73,32 @@ def _served() -> str:
         return ""  # it does not answer, or names no model
 
 
-def _cached() -> Iterator[str]:
-    """Vision-language models whose weights are in the hub's cache, the last one used first."""
+def _cached(fits: Callable[[Path], bool]) -> str:
+    """The model of the hub's cache that was used last, of those that fit and have their weights."""
     try:
-        repositories = scan_cache_dir(CACHE).repos
+        found = sorted(scan_cache_dir(CACHE).repos, key=lambda repo: -repo.last_accessed)
     except CacheNotFound:
-        return
-    for repository in sorted(repositories, key=lambda found: -found.last_accessed):
-        for revision in repository.revisions if repository.repo_type == "model" else ():
-            if _is_vision_language(Path(revision.snapshot_path)):
-                yield f"transformers:{repository.repo_id}"
+        return ""
+    for repo in found:
+        for revision in repo.revisions if repo.repo_type == "model" else ():
+            folder = Path(revision.snapshot_path)
+            if any(folder.glob("*.safetensors")) and fits(folder):
+                return repo.repo_id
+    return ""
+
+
+def _kind(folder: Path) -> str:
+    try:
+        return parse_json(read_text(folder / "config.json"))["model_type"]
+    except (InputError, LookupError, TypeError):
+        return ""
 
 
 def _is_vision_language(folder: Path) -> bool:
     from transformers.models.auto import modeling_auto
 
-    known = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    try:
-        kind = parse_json(read_text(folder / "config.json")).get("model_type")
-    except (InputError, AttributeError):
-        return False
+    configs = (folder / f"{name}_config.json" for name in ("tokenizer", "processor"))
     speaks = any(folder.glob("chat_template.*")) or any(
-        "chat_template" in file.read_text("utf-8", "replace")
-        for file in (folder / "tokenizer_config.json", folder / "processor_config.json")
-        if file.is_file()
+        "chat_template" in read_text(file) for file in configs if file.is_file()
     )
-    return kind in known and speaks and any(folder.glob("*.safetensors"))
+    return speaks and _kind(folder) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES

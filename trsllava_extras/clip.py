@@ -19,18 +19,18 @@ import pandas as pd
 
 from trsllava_extras.formulas import weighted_sum
 from trsllava_extras.methods import Method, Step, training_captions
-from trsllava_extras.rules import fused
 from trsllava_utils.data import Dataset
 from trsllava_utils.encoders import unit_vectors
 from trsllava_utils.files import InputError, MissingError, progress, user_path
 from trsllava_utils.images import DEFAULT, ImageFile, Rendering, read_image
 from trsllava_utils.records import CORPUS_COLUMNS
-from trsllava_utils.scoring import Score, Side, as_float32
+from trsllava_utils.scoring import Score, Side, as_float32, run_starts
 from trsllava_utils.sources import Sources, reference_texts
 from trsllava_utils.vectors import Embeddings, embed_corpus
 from trsllava_utils.weights import device, not_here, revision
 
 BATCH = 32
+UNCAPTIONED = "no caption yet"  # the text of an image that has none
 
 
 class ClipEncoder:
@@ -213,9 +213,17 @@ def _cosine(_: Score, queries: Side, items: Side, method: Method, index: None) -
 
 
 def _fusion(score: Score, queries: Side, items: Side, method: Method, index: None) -> Score:
-    """The score of the texts and CLIP's, each scaled to 0…1."""
-    pixels = _cosine(score, queries, items, method, index)
-    return fused(weighted_sum, score, pixels, method.steps["fusion"]["weight"])
+    """The score of the texts and CLIP's, each scaled to 0…1; of images without a caption CLIP's."""
+    pixels, weight = _cosine(score, queries, items, method, index), method.steps["fusion"]["weight"]
+    bare = items.texts[run_starts(items.groups)] == UNCAPTIONED
+
+    def joined(block: slice) -> np.ndarray:
+        seen = pixels(block)
+        scores = weighted_sum(score(block), seen, weight)
+        scores[:, bare] = weighted_sum(seen, seen, weight)[:, bare]
+        return scores
+
+    return joined
 
 
 CLIP = Step(

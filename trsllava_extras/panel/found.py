@@ -26,6 +26,7 @@ from trsllava_extras.figures import place_map, png
 from trsllava_extras.metadata import metadata_of
 from trsllava_extras.pages import LARGE, data_uri, in_scene, jpeg, marked, picture_uri, render, said
 from trsllava_extras.panel.query import Query
+from trsllava_extras.panel.uncaptioned import uncaptioned
 from trsllava_extras.results import csv_text
 from trsllava_utils.files import (
     InputError,
@@ -91,7 +92,10 @@ class Found:
     @property
     def notes(self) -> list[str]:
         """What should be known of the query and its result, in sentences."""
-        notes = self.query.notes
+        notes = list(self.query.notes)
+        if bare := uncaptioned(self.sources):
+            of = f"{bare:,} of {len(self.sources.captions.records):,} images"
+            notes.append(f"{of} have no caption yet and are found by CLIP alone")
         if self.nothing_fits and not notes:
             notes = [
                 f"nothing here seems to fit: {100 - FEW:.0f} of 100 captions of this split find a "

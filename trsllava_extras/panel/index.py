@@ -11,19 +11,22 @@ one of the dataset's own captions, its images are known, and marked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
 
+from trsllava_extras import choice
 from trsllava_extras.metadata import metadata_of, parse_bbox, select
 from trsllava_extras.methods import Method, Scorer
 from trsllava_extras.panel.found import Found
 from trsllava_extras.panel.picture import describe
 from trsllava_extras.panel.query import Part, Query, parse_query, with_feedback
+from trsllava_extras.panel.uncaptioned import pictured
 from trsllava_utils.annotations import clean_text, folded
 from trsllava_utils.data import load_dataset
-from trsllava_utils.files import InputError, check_choice, first_few
+from trsllava_utils.files import InputError, MissingError, check_choice, first_few
 from trsllava_utils.parameters import MINILM, TILING, check
 from trsllava_utils.ranking import top_items
 from trsllava_utils.records import text_forms
@@ -263,7 +266,7 @@ def search(
     k: int = 8,
     *,
     image: str = "",
-    method: str = "max",
+    method: str = "",
     captioner: str = "",
     encoder: str = MINILM,
     split: str = "test",
@@ -278,7 +281,9 @@ def search(
         dataset, split, data_dir: see :func:`trsllava_utils.load_dataset`.
         k: number of images.
         image: a picture to search with: a captioner describes it, unless a query does.
-        method: the scoring rule.
+        method: the scoring rule; empty: ``fusion`` with a CLIP, else ``max``. With a CLIP, images
+            that have no caption yet are found too, by CLIP alone. Where no image has a caption and
+            no CLIP is named, one of the hub's cache is taken.
         captioner, encoder, options: see :class:`trsllava_utils.sources.Sources`; options are
             ``texts, clip, query_captioner, precision``, ``tile`` and ``overlap`` of the windows of
             scenes, and the filters of :meth:`Index.find`. ``query_captioner`` describes the image.
@@ -300,6 +305,15 @@ def search(
     loaded = load_dataset(dataset, data_dir, split, **tiling)
     describer = options.pop("query_captioner", "")
     sources = Sources(loaded, captioner, encoder=encoder, **options)
+    try:
+        _ = sources.clip or sources.captions
+    except MissingError:
+        sources = replace(sources, clip=choice.clip())
+        if not sources.clip:
+            raise
+    if sources.clip:
+        sources = pictured(sources)
+    method = method or ("fusion" if sources.clip else "max")
     if image and not query.strip():
         query = describe(image, sources, str(describer))
     return Index(sources, method).find(query, k, picture=image, **only)
