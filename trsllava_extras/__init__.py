@@ -2,7 +2,7 @@
 (``trsllava_utils/plugins.py``) and can be deleted with its tests.
 
     rasters/  metadata  layouts  download        images, places, dates, annotations   (notebook 00)
-    servers/  local_vlm  pixels                  who writes captions                  (notebook 01)
+    choice  servers/  local_vlm  pixels          who writes captions                  (notebook 01)
     clip  panel/  gallery/                       other ways to search                 (notebook 03)
     experiments  results  figures  pages         what comes of it                     (notebook 04)
     cluster  cli/                                where and how it runs
