@@ -145,6 +145,12 @@ def checkpoint(shape: str, folder: Path) -> None:
             chat_template=TEMPLATE,
         )
         model = transformers.LlavaNextForConditionalGeneration(config)
+    with torch.no_grad():  # no text ends by itself: quotation marks are unlikely
+        embedding, head = model.get_input_embeddings().weight, model.lm_head.weight
+        ends = [number for word, number in words.get_vocab().items() if '"' in word]
+        embedding[:, 0], head[:, 0] = 1.0, 0.5
+        head[ends] = 0.0
+        head[ends, 0] = -0.5
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

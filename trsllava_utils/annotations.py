@@ -206,11 +206,6 @@ def clean_text(text: object) -> str:
     return unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode()).strip()
 
 
-def folded(text: str) -> str:
-    """A caption for comparison: case, blanks and the full stop do not count."""
-    return " ".join(clean_text(text).lower().rstrip(" .").split())
-
-
 _LAYOUTS = (
     Layout(10, ("dataset*.json",), _read_json, _json_keys, only_first=True),
     Layout(30, ("captions*.jsonl",), _read_jsonl, lambda path: ()),

@@ -321,11 +321,6 @@ def json_line(value: dict) -> str:
     return line.encode("utf-8", "backslashreplace").decode() + "\n"  # escapes lone surrogates
 
 
-def write_lines(path: Path, values: Iterable[dict]) -> None:
-    """Write a JSONL file, atomically."""
-    write_text(path, "".join(map(json_line, values)))
-
-
 def append_lines(path: Path, values: Iterable[dict]) -> None:
     """Add lines to a JSONL file; they are on disk when this returns. Half a last line, which a
     power cut may have left, is removed first."""

@@ -32,10 +32,9 @@ from trsllava_utils.files import (
     versions,
     write_sealed,
 )
-from trsllava_utils.weights import device
 
 CHUNK = 2048  # texts encoded by one call
-STEP = 128  # on a CPU, so that the bar moves every few seconds
+STEP = 128  # on this machine, so that the bar moves every few seconds
 SAME = 0.999  # two vectors of the control text with at least this cosine are by one model
 
 
@@ -152,8 +151,7 @@ def _key(text: str, role: str) -> bytes:
 def _encode(texts: list[str], model: Encoder, role: str, scheduler: str) -> np.ndarray:
     """:func:`unit_vectors` of chunks of texts, here or by the plug-in for schedulers, with a
     progress bar."""
-    here = isinstance(model, SentenceTransformerEncoder) and device() == "cpu" and not scheduler
-    step = STEP if here else CHUNK
+    step = STEP if isinstance(model, SentenceTransformerEncoder) and not scheduler else CHUNK
     # texts of about one length share a batch, so little of it is padding
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     parts = [order[start : start + step] for start in range(0, len(order), step)]

@@ -10,6 +10,7 @@ import random
 import shutil
 import stat
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +37,9 @@ from trsllava_utils.files import (
     InputError,
     MissingError,
     append_lines,
+    json_line,
     read_lines,
     write_json,
-    write_lines,
     write_text,
 )
 from trsllava_utils.rankings import rank_dataset
@@ -47,6 +48,10 @@ from trsllava_utils.records import read_records
 from trsllava_utils.sources import Sources
 
 # — damage —
+
+
+def write_lines(path: Path, values: Iterable[dict]) -> None:
+    path.write_text("".join(map(json_line, values)), encoding="utf-8")
 
 
 def truncated(path: Path) -> None:

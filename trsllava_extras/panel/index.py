@@ -22,9 +22,9 @@ from trsllava_extras.metadata import metadata_of, parse_bbox, select
 from trsllava_extras.methods import Method, Scorer
 from trsllava_extras.panel.found import Found
 from trsllava_extras.panel.picture import describe
-from trsllava_extras.panel.query import Part, Query, parse_query, with_feedback
+from trsllava_extras.panel.query import Part, Query, folded, parse_query, with_feedback
 from trsllava_extras.panel.uncaptioned import pictured
-from trsllava_utils.annotations import clean_text, folded
+from trsllava_utils.annotations import clean_text
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError, MissingError, check_choice, first_few
 from trsllava_utils.parameters import MINILM, TILING, check

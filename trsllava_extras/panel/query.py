@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from trsllava_utils.annotations import clean_text
 from trsllava_utils.files import InputError
 
 UNWANTED = 0.5  # weight of a minus: the best on the sample's validation images (notebook 03)
@@ -148,3 +149,8 @@ def with_feedback(query: Query, right: Iterable[str], wrong: Iterable[str]) -> Q
     parts += [Part(BETA / len(right), image=image) for image in right]
     parts += [Part(-GAMMA / len(wrong), image=image) for image in wrong]
     return replace(query, parts=tuple(parts))
+
+
+def folded(text: str) -> str:
+    """A caption for comparison: case, blanks and the full stop do not count."""
+    return " ".join(clean_text(text).lower().rstrip(" .").split())
