@@ -15,20 +15,24 @@ from pathlib import Path
 from huggingface_hub import CacheNotFound, scan_cache_dir
 from huggingface_hub.constants import HF_HUB_CACHE as CACHE
 
-from trsllava_extras.pixels import SECONDS, SMOLVLM
-from trsllava_extras.servers.client import Server
+from trsllava_extras.servers.client import Server, holds_key
+from trsllava_utils.annotations import clean_text
 from trsllava_utils.captions import folder_of, has_shipped_captions
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError, MissingError, parse_json, read_json, read_text
 
 CLIPS = ("clip", "siglip", "siglip2")
+SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"
+SECONDS = 20  # that it takes for an image on two cores: benchmarks/local_captions.py
 TIMEOUT = 5.0  # seconds that the server has to name its models
 
 
 def captioner(dataset: Dataset, prompt: str = "rsrt") -> str:
     """The captioner for images that no captions come with."""
+    if found := _made(dataset, prompt) or _served():
+        return found
     model = _cached(_is_vision_language)
-    return _made(dataset, prompt) or _served() or (f"transformers:{model}" if model else "pixels")
+    return f"transformers:{model}" if model else "pixels"
 
 
 def clip() -> str:
@@ -40,13 +44,10 @@ def told(dataset: Dataset, prompt: str = "rsrt") -> str:
     """One line on the captioner that was chosen; "" where captions come with the images."""
     if has_shipped_captions(dataset, prompt):
         return ""
-    chosen = captioner(dataset, prompt)
-    about = (
-        ""
-        if chosen != "pixels"
-        else (f": rules of thumb, often wrong. transformers:{SMOLVLM} takes {SECONDS} s an image")
-    )
-    return f"no captioner is named, so captions are by {chosen}{about}"
+    line = f"no captioner is named, so captions are by {captioner(dataset, prompt)}"
+    if line.endswith("pixels"):
+        line += f": rules of thumb, often wrong. transformers:{SMOLVLM} takes {SECONDS} s an image"
+    return line
 
 
 def _made(dataset: Dataset, prompt: str) -> str:
@@ -68,9 +69,10 @@ def _served() -> str:
         return ""
     try:
         models = Server("captioner openai:MODEL", TIMEOUT).get("models").get("data")
-        return f"openai:{models[0]['id']}"
+        name = clean_text(models[0]["id"])
     except (InputError, MissingError, LookupError, TypeError):
         return ""  # it does not answer, or names no model
+    return f"openai:{name}" if name and not holds_key(name) else ""
 
 
 def _cached(fits: Callable[[Path], bool]) -> str:

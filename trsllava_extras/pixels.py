@@ -17,7 +17,6 @@ from trsllava_utils.records import Variant
 
 MODEL = "pixels@3"  # change it whenever the wording changes
 SIDE = 96  # pictures are described at this size, in pixels
-SMOLVLM, SECONDS = "HuggingFaceTB/SmolVLM-256M-Instruct", 60  # an image: benchmarks/smolvlm_time.py
 COVERS = {  # what the ground is taken for, in two wordings
     "water": ("water", "a body of water"),
     "trees": ("green trees", "dense trees"),

@@ -114,8 +114,7 @@ def choose_captioner(dataset: Dataset, captioner: str = "", prompt: str = "rsrt"
     if not captioner and has_shipped_captions(dataset, prompt):
         return prompt
     if not captioner:
-        default = plugins.find("defaults", "captioner")
-        if default is None:
+        if not (default := plugins.find("defaults", "captioner")):
             raise MissingError(f"no captions come with {dataset.title}: {WAYS}")
         captioner = default(dataset, prompt)
     names = [beside(name, dataset.root) for name in names_in(captioner)]

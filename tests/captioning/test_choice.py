@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_models
-from tests.conftest import scenes
+from tests.conftest import KEY, scenes
 from trsllava_extras import choice
 from trsllava_utils import plugins
 from trsllava_utils.captioner import Settings
@@ -51,6 +51,11 @@ def test_then_the_first_model_of_the_server(tmp_path, serve, monkeypatch):
     serve(lambda n: "good")
     assert choose_captioner(ds) == "openai:vlm"
     assert choice.told(ds) == "no captioner is named, so captions are by openai:vlm"
+    get = choice.Server.get
+    for answer in ({"data": [{"id": KEY}]}, {"data": [{"id": 7}]}, {"data": []}, {"data": {}}, {}):
+        monkeypatch.setattr(choice.Server, "get", lambda self, path, answer=answer: answer)
+        assert choose_captioner(ds) == "pixels"  # a key that came back is shown nowhere
+    monkeypatch.setattr(choice.Server, "get", get)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:9/v1")  # nobody listens
     assert choose_captioner(ds) == "pixels"
     monkeypatch.delenv("OPENAI_API_KEY")

@@ -162,10 +162,14 @@ def test_images_set_aside_stay_aside_or_are_asked_again(chat, harm):
     assert len(after.records) + after.report.aside == 3 and len(server.requests) <= 1
 
 
+ODD = ["\u2028", "\u2029", "😀", "é", "\\", "\x85", "\x0b", "\x1e", "\0"]
+
+
 @CAPTIONS
-@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\x1e", "\0", "😀", "é", "\\"])
+@pytest.mark.parametrize("odd", ODD)
 def test_odd_characters_in_replies(chat, odd):
-    """They are kept as they are; an image set aside with one is not asked about again."""
+    """They are kept as they are, control characters are refused; an image set aside with one is
+    not asked about again."""
 
     def respond(handler, request, n):
         text = json.loads(caption(request))
@@ -174,11 +178,14 @@ def test_odd_characters_in_replies(chat, odd):
         handler.send(completion(words))
 
     before, _ = chat(respond, images=3, attempts=1)
-    assert before.report.captioned == 2 and before.report.rejected.total() == 1
+    refused = 2 * (odd in "\x85\x0b\x1e\0")
+    assert before.report.rejected["control characters"] == refused
+    assert before.report.captioned == 2 - refused and before.report.rejected["not JSON"] == 1
     texts = [r.variants[0].caption for r in before.records.values()]
     assert all(f"Odd{odd}mark" in text for text in texts)
     after, server = chat(good, images=3, attempts=1)
-    assert server.requests == [] and after.records == before.records and after.report.aside == 1
+    assert server.requests == [] and after.records == before.records
+    assert after.report.aside == 1 + refused
     for path in (before.files[0].path, before.files[0].rejected_path):
         for line in path.read_text(encoding="utf-8").splitlines():
             json.loads(line)
@@ -348,7 +355,6 @@ def test_a_disk_that_is_full_for_a_while(chat, monkeypatch, at):
 WRITERS = {
     "text": lambda path, sources: write_text(path, "new"),
     "json": lambda path, sources: write_json(path, {"new": 1}),
-    "lines": lambda path, sources: write_lines(path, [{"new": 1}]),
     "appended": lambda path, sources: append_lines(path, [{"new": 1}]),
     "vectors": lambda path, sources: sources.embed_captions(),
     "rankings": lambda path, sources: rank_dataset("max", sources),
