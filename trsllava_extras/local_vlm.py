@@ -250,7 +250,7 @@ class TransformersCaptioner:
         images = [{"type": "image"} for _ in question.pictures]
         said = [{"role": "user", "content": [*images, {"type": "text", "text": f"{text}\n{_END}"}]}]
         template = loaded.processor.apply_chat_template
-        head, _, tail = template(said, add_generation_prompt=True).partition(_END)
+        head, _, tail = template(said, add_generation_prompt=True).rpartition(_END)
         return head, tail
 
     def _reply(self, rows: list[tuple[str, bool]]) -> Reply:
