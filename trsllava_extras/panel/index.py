@@ -44,7 +44,8 @@ class Index:
 
     Args:
         sources: the texts and vectors.
-        method: a scoring rule, see ``methods.py``.
+        method: a scoring rule, see ``methods.py``. Those with CLIP search images without captions
+            too.
 
     Raises:
         InputError: the method looks at all test queries, of which there are none here.
@@ -57,6 +58,7 @@ class Index:
             raise InputError(
                 f"method {method!r} ranks the queries of a dataset, not one of your own"
             )
+        sources = pictured(sources) if self.method.plugged else sources
         self.sources = sources
         self.image_ids = list(sources.captions.records)
         self._number = {image_id: n for n, image_id in enumerate(self.image_ids)}
@@ -281,9 +283,9 @@ def search(
         dataset, split, data_dir: see :func:`trsllava_utils.load_dataset`.
         k: number of images.
         image: a picture to search with: a captioner describes it, unless a query does.
-        method: the scoring rule; empty: ``fusion`` with a CLIP, else ``max``. With a CLIP, images
-            that have no caption yet are found too, by CLIP alone. Where no image has a caption and
-            no CLIP is named, one of the hub's cache is taken.
+        method: the scoring rule; empty: ``fusion`` with a CLIP, which finds images without captions
+            too, else ``max``. Where no image has a caption and no CLIP is named, one of the hub's
+            cache is taken.
         captioner, encoder, options: see :class:`trsllava_utils.sources.Sources`; options are
             ``texts, clip, query_captioner, precision``, ``tile`` and ``overlap`` of the windows of
             scenes, and the filters of :meth:`Index.find`. ``query_captioner`` describes the image.
@@ -311,8 +313,6 @@ def search(
         sources = replace(sources, clip=choice.clip())
         if not sources.clip:
             raise
-    if sources.clip:
-        sources = pictured(sources)
     method = method or ("fusion" if sources.clip else "max")
     if image and not query.strip():
         query = describe(image, sources, str(describer))
