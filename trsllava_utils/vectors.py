@@ -16,12 +16,7 @@ import pandas as pd
 from safetensors.numpy import load, save
 
 from trsllava_utils import plugins
-from trsllava_utils.encoders import (
-    Encoder,
-    SentenceTransformerEncoder,
-    kept_encoder,
-    unit_vectors,
-)
+from trsllava_utils.encoders import Encoder, SentenceTransformerEncoder, kept_encoder, unit_vectors
 from trsllava_utils.files import (
     MissingError,
     fingerprint,
@@ -115,11 +110,15 @@ def embed_corpus(
     texts = dict(zip(keys, corpus["text"], strict=True))
     missing = {key: text for key, text in texts.items() if key not in stored.rows}
     if missing:
-        new, n = list(missing.values()), len(stored.rows)
-        made = _encode(new, model, role, scheduler)
-        made = np.concatenate([stored.vectors, made]) if n else made
-        rows = stored.rows | {key: n + i for i, key in enumerate(missing)}
-        cut = np.concatenate([stored.too_long, np.asarray(model.too_long(new), bool)])
+        made = _encode([*missing.values()], model, role, scheduler)
+        cut = np.asarray(model.too_long([*missing.values()]), bool)
+        now = _on_disk(model, derived)[1]
+        if now.is_by(model) and now.rows.keys() >= stored.rows.keys():
+            stored = now  # another run may have added to it meanwhile
+        new = {key: i for i, key in enumerate(missing) if key not in stored.rows}
+        rows, at = {k: n for n, k in enumerate([*stored.rows, *new])}, [*new.values()]
+        made = np.concatenate([stored.vectors, made[at]]) if stored.rows else made
+        cut = np.concatenate([stored.too_long, cut[at]])
         stored = Stored(made, rows, cut, stored.manifest)
         _write(path, stored, model)
     control = stored.manifest["control"]

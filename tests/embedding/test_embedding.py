@@ -43,6 +43,22 @@ def test_encodes_each_distinct_text_once_and_reuses(tmp_path):
     assert embed_corpus(corpus("a", "c", "a"), encoder, tmp_path).encoded == 0
 
 
+def test_a_run_keeps_what_another_one_wrote_meanwhile(tmp_path):
+    class Slow(HashEncoder):
+        def encode(self, texts, role):
+            embed_corpus(corpus("b", "c", "d"), HashEncoder(), tmp_path)  # the other one
+            return super().encode(texts, role)
+
+    embed_corpus(corpus("a"), HashEncoder(), tmp_path)
+    mine = embed_corpus(corpus("d", "e", "a", "b", "f"), Slow(), tmp_path)
+    everything, encoder = "abcdef", HashEncoder()
+    kept = embed_corpus(corpus(*everything), encoder, tmp_path)
+    assert kept.encoded == 0 and not encoder.seen
+    fresh = embed_corpus(corpus(*everything), HashEncoder(), tmp_path / "fresh")
+    assert np.array_equal(kept.vectors, fresh.vectors)
+    assert np.array_equal(mine.vectors, fresh.vectors[[3, 4, 0, 1, 5]])
+
+
 def test_stale_vectors_are_not_used(tmp_path):
     first = embed_corpus(corpus("a", "b"), HashEncoder("one"), tmp_path)
     other = HashEncoder("two")

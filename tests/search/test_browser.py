@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 
@@ -40,8 +41,13 @@ def lab(tmp_path_factory):
     """JupyterLab on a copy of the notebooks; its address."""
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(PROJECT_ROOT / "notebooks", home / "notebooks")
+    path = home / "notebooks" / "03_retrieval.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    said = f"from pathlib import Path\nPath({str(home / 'done')!r}).touch()"
+    notebook.cells.append(nbformat.v4.new_code_cell(said))
+    nbformat.write(notebook, path)
     with jupyterlab(home) as address:
-        yield address
+        yield address, home / "done"
 
 
 def shoot(what, name: str) -> None:
@@ -54,16 +60,21 @@ def shoot(what, name: str) -> None:
 @pytest.fixture(scope="module")
 def page(browser, lab):
     """Notebook 03, run in JupyterLab, with the panel in view."""
+    address, done = lab
     context = browser.new_context(viewport={"width": 1400, "height": 2000})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    page.goto(f"{lab}/lab/tree/03_retrieval.ipynb?token=secret", timeout=2 * MINUTE)
+    page.goto(f"{address}/lab/tree/03_retrieval.ipynb?token=secret", timeout=2 * MINUTE)
     page.get_by_text(re.compile(r"\| Idle")).wait_for(timeout=2 * MINUTE)  # the kernel is there
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.get_by_placeholder("what the image should show").wait_for(timeout=4 * MINUTE)
     page.get_by_placeholder("what the image should show").scroll_into_view_if_needed()
-    page.get_by_text(re.compile(r"\| Idle")).wait_for(timeout=4 * MINUTE)  # all cells are done
+    for _ in range(480):  # half seconds: a kernel is idle for a moment after every cell
+        if done.exists():
+            break
+        page.wait_for_timeout(500)
+    assert done.exists(), "the notebook has not come to its end"
     yield page
     context.close()
 
