@@ -96,13 +96,13 @@ def checkpoint(shape: str, folder: Path) -> None:
     from transformers.models.llava_next import image_processing_pil_llava_next as llava_next
 
     sys.path.insert(0, str(ROOT))
-    from tests.tiny_models import TEMPLATE
+    from tests.tiny_models import TEMPLATE, tokenizer
 
     torch.manual_seed(0)
     if shape == "smolvlm":
         tiles = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
         marks = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *tiles]
-        words = tokenizer(49280, marks)
+        words = tokenizer(*marks, vocabulary=49280, texts=source())
         vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
         vision |= {"num_attention_heads": 12, "image_size": 512, "patch_size": 16}
         text = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
@@ -121,7 +121,7 @@ def checkpoint(shape: str, folder: Path) -> None:
         )
         model = transformers.Idefics3ForConditionalGeneration(config)
     else:
-        words = tokenizer(32064, [])
+        words = tokenizer(vocabulary=32064, texts=source())
         vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2}
         vision |= {"num_attention_heads": 16, "image_size": 336, "patch_size": 14}
         text = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 2}
@@ -161,27 +161,15 @@ def common(words) -> dict:
     return {"vocab_size": len(words), "max_position_embeddings": 8192, **ids}
 
 
-def tokenizer(vocabulary: int, marks: list[str]):
-    """A byte-level BPE tokenizer that learns from the prompts and the source of transformers."""
+def source() -> list[str]:
+    """Texts with enough words for a tokenizer of the real size: our prompts, and transformers."""
     import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>", "<image>", *marks]
-    prompts = ROOT.rglob("prompt_texts/*.txt")
-    files = [*prompts, *Path(transformers.__file__).parent.rglob("*.py")]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    learn = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet
-    )
-    bpe.train([str(file) for file in files], learn)
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    extra = ["<image>", *marks]
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, **names, additional_special_tokens=extra, model_max_length=8192
-    )
+    files = [
+        *ROOT.glob("trsllava_*/prompt_texts/*.txt"),
+        *Path(transformers.__file__).parent.rglob("*.py"),
+    ]
+    return [file.read_text("utf-8") for file in files]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,15 +37,18 @@ def _captions() -> list[str]:
     return [s["raw"] for image in sample["images"] for s in image["sentences"]]
 
 
-def tokenizer(*extra: str, vocabulary: int = 1200) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer that has learnt the words of the sample captions."""
+def tokenizer(
+    *extra: str, vocabulary: int = 1200, texts: Iterable[str] = ()
+) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that has learnt the words of some texts; default: the captions of
+    the sample dataset."""
     special = ["<pad>", "<s>", "</s>", "<image>", *extra]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        _captions(),
+        texts or _captions(),
         trainers.BpeTrainer(
             vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet
         ),

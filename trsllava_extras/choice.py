@@ -23,7 +23,7 @@ from trsllava_utils.files import InputError, MissingError, parse_json, read_json
 
 CLIPS = ("clip", "siglip", "siglip2")
 SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"
-SECONDS = 20  # that it takes for an image on two cores: benchmarks/local_captions.py
+SECONDS = 21  # that it takes for an image on two cores: benchmarks/local_captions.py
 TIMEOUT = 5.0  # seconds that the server has to name its models
 
 
