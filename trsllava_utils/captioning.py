@@ -35,6 +35,8 @@ from trsllava_utils.records import Record
 
 GIVE_UP = 3  # runs in which an image alone got no answer; then it is set aside
 NO_ANSWER = "no answer"
+# some servers draw the same words whatever the seed, but not for another prompt
+AGAIN = "An earlier answer could not be used. Give another one, and nothing but the JSON."
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def ask(seen: dict[Job, View], describer: Captioner, settings: Settings) -> list
     for job, shown_as in seen.items():
         seed = settings.seed_of(job.filename, job.attempt)
         temperature = settings.temperature_of(job.attempt)
-        facts = _facts(shown_as, settings.gsd)
+        facts = (*_facts(shown_as, settings.gsd), *[AGAIN] * (job.attempt > 0))
         questions.append(Question(shown_as.by_name, seed, temperature, facts))
     return describer.describe(questions)
 

@@ -27,6 +27,7 @@ LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters; t
 MAX_REPLY = 200_000  # characters; an answer has a twentieth
 MAX_BRACKETS = 1000  # { and [; an answer has seven
 
+_THOUGHT = "(?:think(?:ing)?|thought|reasoning)[]>▷]"
 _LANGUAGES = """ar Arabic, de German, en English, es Spanish, fr French, hi Hindi, it Italian,
 ja Japanese, ko Korean, pt Portuguese, ru Russian, zh Chinese"""
 LANGUAGES = dict(pair.split() for pair in _LANGUAGES.split(","))
@@ -130,12 +131,15 @@ def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
     """A model's words -> the variants asked for.
 
     Prose or code fences around the JSON are tolerated, as is a bare list of variants; a model that
-    gives more variants than asked for is cut to the first ones.
+    gives more variants than asked for is cut to the first ones. Of several answers the last whole
+    one counts: those before it are drafts.
 
     Raises:
-        ReplyError: empty, no whole JSON, another shape, or too few variants.
+        ReplyError: empty, no whole JSON, another shape, too few variants, or a thought without end.
     """
-    text = text.rpartition("</think>")[2]  # thoughts may hold a draft
+    text = re.split(rf"[\[<◁]/{_THOUGHT}", text, flags=re.I)[-1]
+    if re.match(rf"\s*[\[<◁]{_THOUGHT}", text, re.I):
+        raise ReplyError("unfinished thought")
     if not text.strip():
         raise ReplyError("empty reply")
     if len(text) > MAX_REPLY:
@@ -143,7 +147,7 @@ def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
     if text.count("{") + text.count("[") > MAX_BRACKETS:
         raise ReplyError("not JSON", "thousands of brackets")
     failure = None
-    for value in _json_values(text):
+    for value in reversed([*_json_values(text)]):
         entries = _entries(value, prompt)
         try:
             if entries is None:

@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from trsllava_utils.annotations import clean_text
 from trsllava_utils.files import InputError, check_choice, read_lines, read_once
@@ -32,17 +39,20 @@ from trsllava_utils.parameters import MAX_VARIANTS
 CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
 FIELDS = ("one_sentence", "feature", "caption")
 _FORMS = "Also plain, fields, fields joined by + and several of these joined by commas."
-# a str of pydantic holds no lone surrogates, which cannot be written in UTF-8
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+# halves of characters cannot be written in UTF-8, and control characters are no words
+_no_words = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]").sub
+_cleaned = BeforeValidator(lambda value: _no_words("", value) if isinstance(value, str) else value)
+Words = Annotated[Text, _cleaned]
 
 
 class Variant(BaseModel):
     """One structured caption. A plain caption made elsewhere has only ``caption``."""
 
     model_config = ConfigDict(frozen=True)
-    one_sentence: Text | None = None
-    feature: Text | None = None
-    caption: Text
+    one_sentence: Words | None = None
+    feature: Words | None = None
+    caption: Words
 
     @property
     def structured(self) -> bool:

@@ -8,6 +8,7 @@ the key of its text.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pandas as pd
 from safetensors.numpy import load, save
 
 from trsllava_utils import plugins
-from trsllava_utils.encoders import Encoder, SentenceTransformerEncoder, kept_encoder, unit_vectors
+from trsllava_utils.encoders import Encoder, kept_encoder, unit_vectors
 from trsllava_utils.files import (
     MissingError,
     fingerprint,
@@ -28,8 +29,7 @@ from trsllava_utils.files import (
     write_sealed,
 )
 
-CHUNK = 2048  # texts encoded by one call
-STEP = 128  # on this machine, so that the bar moves every few seconds
+STEP, CHUNK = 128, 2048  # texts encoded by one call: here, so that the bar moves; by a worker
 SAME = 0.999  # two vectors of the control text with at least this cosine are by one model
 
 
@@ -109,18 +109,21 @@ def embed_corpus(
     keys = [_key(text, role) for text in corpus["text"]]
     texts = dict(zip(keys, corpus["text"], strict=True))
     missing = {key: text for key, text in texts.items() if key not in stored.rows}
-    if missing:
-        made = _encode([*missing.values()], model, role, scheduler)
-        cut = np.asarray(model.too_long([*missing.values()]), bool)
+    made: dict[bytes, np.ndarray] = {}
+    try:
+        for several in _encode(missing, model, role, scheduler) if missing else ():
+            made |= several
+    finally:  # what was encoded before an error is kept
         now = _on_disk(model, derived)[1]
         if now.is_by(model) and now.rows.keys() >= stored.rows.keys():
             stored = now  # another run may have added to it meanwhile
-        new = {key: i for i, key in enumerate(missing) if key not in stored.rows}
-        rows, at = {k: n for n, k in enumerate([*stored.rows, *new])}, [*new.values()]
-        made = np.concatenate([stored.vectors, made[at]]) if stored.rows else made
-        cut = np.concatenate([stored.too_long, cut[at]])
-        stored = Stored(made, rows, cut, stored.manifest)
-        _write(path, stored, model)
+        if new := [key for key in made if key not in stored.rows]:
+            rows = {key: row for row, key in enumerate([*stored.rows, *new])}
+            vectors = np.stack([made[key] for key in new])
+            vectors = np.concatenate([stored.vectors, vectors]) if stored.rows else vectors
+            cut = np.r_[stored.too_long, model.too_long([missing[key] for key in new])].astype(bool)
+            stored = Stored(vectors, rows, cut, stored.manifest)
+            _write(path, stored, model)
     control = stored.manifest["control"]
     content = fingerprint(corpus.astype(str).values.tolist(), role)
     identity = fingerprint(content, model.identity, *[control] * bool(control))
@@ -147,14 +150,16 @@ def _key(text: str, role: str) -> bytes:
     return hashlib.sha256(f"{role}\0{text}".encode("utf-8", "surrogatepass")).digest()
 
 
-def _encode(texts: list[str], model: Encoder, role: str, scheduler: str) -> np.ndarray:
-    """:func:`unit_vectors` of chunks of texts, here or by the plug-in for schedulers, with a
-    progress bar."""
-    step = STEP if isinstance(model, SentenceTransformerEncoder) and not scheduler else CHUNK
+def _encode(
+    texts: dict[bytes, str], model: Encoder, role: str, scheduler: str
+) -> Iterator[dict[bytes, np.ndarray]]:
+    """:func:`unit_vectors` of some texts after the other, by their keys, here or by the plug-in for
+    schedulers, with a progress bar."""
+    step = CHUNK if scheduler else STEP
     # texts of about one length share a batch, so little of it is padding
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    order = sorted(texts, key=lambda key: -len(texts[key]))
     parts = [order[start : start + step] for start in range(0, len(order), step)]
-    chunks = [[texts[i] for i in part] for part in parts]
+    chunks = [[texts[key] for key in part] for part in parts]
     made = enumerate(unit_vectors(chunk, model, role) for chunk in chunks)
     if scheduler:
         spread = plugins.find("schedulers", "dask")
@@ -162,12 +167,10 @@ def _encode(texts: list[str], model: Encoder, role: str, scheduler: str) -> np.n
             raise MissingError(f"scheduler={scheduler!r} needs the package trsllava_extras")
         # workers load the encoder themselves, and in the precision resolved here
         made = spread(unit_vectors, chunks, scheduler, (model.name, role, model.precision))
-    vectors: dict[int, np.ndarray] = {}
     with progress(total=len(texts), desc="encoding", unit="text", delay=2) as bar:
         for number, encoded in made:
-            vectors |= zip(parts[number], encoded, strict=True)
+            yield dict(zip(parts[number], encoded, strict=True))
             bar.update(len(encoded))
-    return np.stack([vectors[i] for i in range(len(texts))])
 
 
 @read_once

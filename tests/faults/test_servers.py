@@ -319,7 +319,7 @@ def test_addresses_that_are_none(monkeypatch, base):
 
 
 @CHAT
-@pytest.mark.parametrize("limit", [1, 2, 5])
+@pytest.mark.parametrize("limit", [1, 2, 4])
 def test_repeated_requests_count_towards_the_limit(chat, limit):
     captions, server = chat(lambda handler, *_: handler.send(ERROR, 503), max_requests=limit)
     assert len(server.requests) == limit

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import threading
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +21,20 @@ from PIL import Image
 from trsllava_extras.servers.client import RefusedError, Server, ServerError, holds_key, redact
 from trsllava_utils.annotations import clean_text
 from trsllava_utils.captioner import BudgetSpentError, Question, Reply, Settings
-from trsllava_utils.files import InputError
-from trsllava_utils.prompts import LIMITS, make_prompt
+from trsllava_utils.files import InputError, parse_json
+from trsllava_utils.prompts import LIMITS, ReplyError, make_prompt, parse_reply
 
 LARGEST = 4 << 20  # bytes of an answer
+NO_SCHEMA = ("not JSON", "wrong schema")
 FEWEST_TOKENS = 256  # that an answer is cut down to, where the model's context is small
-_CONTEXT = re.compile(r"(?:maximum |model'?s? )?context (?:length|window|size)\D{0,20}(\d+)", re.I)
-_INPUT = re.compile(r"(\d+) (?:input|prompt) tokens|(\d+) in the messages|request has (\d+)", re.I)
+# how servers say how many tokens there may be, of input and answer together or of the answer
+_CONTEXT = re.compile(
+    r"context (?:length|window|size)\D{0,20}(\d+)|max_model_len\D{0,4}(\d+)|n_ctx\D{0,4}(\d+)", re.I
+)
+_ANSWER = re.compile(r"at most (\d+) (?:completion|output) tokens", re.I)
+_INPUT = re.compile(
+    r"(\d+) (?:input|prompt) tokens|(\d+) in the messages|request (?:has |\()(\d+)", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,11 @@ class OpenAICaptioner:
         self._lock = threading.Lock()
         self._formats = self._response_formats()
         # about four characters per token; the rest is room for JSON and other languages
-        self._form = Form(tokens=256 + settings.n * sum(LIMITS.values()) // 3)
+        self._longest = 256 + settings.n * sum(LIMITS.values()) // 3
+        self._form = Form(self._longest)
         self._proven = False  # the form: an answer came
+        self._until_proven = threading.Lock()
+        self._is_schema_ignored = False
 
     @property
     def notes(self) -> list[str]:
@@ -76,6 +88,10 @@ class OpenAICaptioner:
         notes = []
         if self._form.format > 1:  # a missing count needs no note: the parser counts
             notes.append(f"the server takes no JSON schema; answers were asked for as {form}")
+        if self._is_schema_ignored:
+            notes.append(
+                f"the server takes a {form} and does not keep to it; words ask for JSON too"
+            )
         dropped = sorted(self._form.dropped)
         return notes + [f"the server takes no {name}; it was left out" for name in dropped]
 
@@ -96,33 +112,48 @@ class OpenAICaptioner:
             raise ServerError(redact(repr(error))) from None
 
     def _describe(self, question: Question) -> Reply:
+        """Ask; as long as no answer came, for one image at a time, so that a server that takes
+        none is not sent many."""
+        with self._until_proven:
+            if not self._proven:
+                return self._ask(question)
+        return self._ask(question)
+
+    def _ask(self, question: Question) -> Reply:
         """Ask, in looser forms until one is taken; it is then used for all images. If even the
-        loosest form is refused, the cause is this image, or the server takes no images at all."""
+        loosest form is refused, the cause is this image or, if another image was refused in the
+        same words and nothing has worked, the server."""
         content = self._content(question)
         form, proven = self._form, self._proven
         while True:
+            request = self._request(question, content, form)
             try:
-                answer = self._send(self._request(question, content, form))
+                answer = self._send(request)
             except RefusedError as error:
+                self._server.check_hope(request, error.words)
                 looser = self._looser(form, error, proven)
                 if looser is None and proven:
                     return Reply("", self._model, f"refused by the server: {error.words}")
                 if looser is None:
+                    self._server.give_up(request, error.words)
                     raise
                 form = looser
                 continue
             with self._lock:
                 if not self._proven or form.tokens < self._form.tokens:
                     self._form, self._proven = form, True
-            return self._read(answer)
+            return self._read(answer, form)
 
     def _looser(self, form: Form, error: RefusedError, proven: bool) -> Form | None:
         """The next form to try after this one was refused; None if there is none."""
         words, parameter = error.words, error.parameter
-        if context := _CONTEXT.search(words):
-            used = _INPUT.search(words)
-            room = int(context[1]) - int(next(filter(None, used.groups()))) if used else 0
-            tokens = room if 0 < room < form.tokens else form.tokens // 2
+        if context := _CONTEXT.search(words) or _ANSWER.search(words):
+            limit, used = _number(context), _INPUT.search(words)
+            tokens = (
+                limit if context.re is _ANSWER else limit - _number(used) if used else limit // 2
+            )
+            if tokens >= form.tokens:  # the input counts too, and is not told
+                tokens = form.tokens // 2
             return replace(form, tokens=tokens) if tokens >= FEWEST_TOKENS else None
         if proven:
             return None
@@ -164,7 +195,7 @@ class OpenAICaptioner:
             **self._formats[form.format],
         }
 
-    def _read(self, answer: dict[str, Any]) -> Reply:
+    def _read(self, answer: dict[str, Any], form: Form) -> Reply:
         """The words of an answer; anything may be missing from it, or of another kind."""
         usage, choices = _dict(answer.get("usage")), answer.get("choices")
         if not isinstance(choices, list) or not choices:
@@ -177,28 +208,75 @@ class OpenAICaptioner:
         model = clean_text(answer.get("model")) or self._model
         choice = _dict(choices[0])
         message = _dict(choice.get("message"))
-        text = _text(message.get("content"))
-        # servers that part thoughts from answers sometimes take a whole answer for thoughts
-        text = text or _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+        text = text_of(message)
         if holds_key(f"{text} {model} {message.get('refusal')}"):
             return Reply("", self._model, "repeated the key: the reply was not kept")
         model = model[:200]
-        if refusal := _text(message.get("refusal")):
+        if refusal := _words(message.get("refusal")):
             return Reply(refusal, model, "refusal")
-        cut = choice.get("finish_reason") == "length"
-        return Reply(text, model, "cut at the token limit" if cut else "")
+        try:
+            parse_reply(text, self._prompt)
+        except ReplyError as error:
+            if choice.get("finish_reason") == "length":
+                return self._cut(text, model, form)
+            schema_asked_for = self._formats[form.format].get("response_format")
+            self._is_schema_ignored |= bool(schema_asked_for) and error.reason in NO_SCHEMA
+        return Reply(text, model)
+
+    def _cut(self, text: str, model: str, form: Form) -> Reply:
+        """What to do with an answer that was cut: where the server's context is what cuts it, the
+        image is not at fault."""
+        if form.tokens < self._longest:
+            raise ServerError(
+                f"the model's context leaves {form.tokens} tokens for an answer, which was cut "
+                "there: start the server with a larger one, or pass fewer variants or a smaller "
+                "max_side"
+            )
+        return Reply(text, model, "cut at the token limit")
+
+
+def text_of(message: dict) -> str:
+    """The answer in a message of a chat: of all forms in which servers put it, the first that holds
+    any words."""
+    calls = message.get("tool_calls")
+    calls = [_dict(call).get("function") for call in calls] if isinstance(calls, list) else []
+    forms = (
+        message.get("content"),
+        *(_dict(call).get("arguments") for call in [*calls, message.get("function_call")]),
+        # servers that part thoughts from answers sometimes take a whole answer for thoughts
+        message.get("reasoning_content"),
+        message.get("reasoning"),
+    )
+    return next(filter(str.strip, map(_words, forms)), "")
+
+
+def _words(content: Any) -> str:
+    """Words that may come in parts, as an object, or as JSON in JSON."""
+    if isinstance(content, list):  # parts of type "reasoning" and the like are drafts
+        parts = [part if isinstance(part, dict) else {"text": part} for part in content]
+        texts = [p.get("text") for p in parts if p.get("type", "text") in ("text", "output_text")]
+        return _words("".join(text for text in texts if isinstance(text, str)))
+    inner = content
+    if isinstance(content, str) and content.lstrip()[:1] in ('"', "{"):
+        with suppress(InputError):
+            inner = parse_json(content, "the reply")
+    if isinstance(inner, dict):
+        inside = [inner.get(name) for name in ("text", "arguments", "parameters")]
+        inside += [v for v in [inner.get("variants")] if isinstance(v, str)]
+        if wrapped := next(filter(None, inside), None):
+            return _words(wrapped)
+        return json.dumps(inner) if inner is content else content
+    if isinstance(inner, str) and inner is not content:
+        return _words(inner)
+    return content if isinstance(content, str) else ""
 
 
 def _dict(value: Any) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _text(content: Any) -> str:
-    """Content of a message, which may come in parts."""
-    if isinstance(content, list):
-        parts = (part.get("text") if isinstance(part, dict) else part for part in content)
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+def _number(match: re.Match) -> int:
+    return int(next(filter(None, match.groups())))
 
 
 def _data_url(picture: np.ndarray) -> str:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from itertools import count
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -29,13 +28,19 @@ import httpcore
 import httpx
 
 from trsllava_utils.captioner import NoAnswerError
-from trsllava_utils.files import InputError, MissingError, parse_json
+from trsllava_utils.files import InputError, MissingError, fingerprint, parse_json
 
 RETRIES = 6  # of one request, when the connection or the server fails; together about 25 s
+FEW_RETRIES = 2  # where patience seldom helps: no answer in time; 500, as long as nothing worked
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a request is repeated
+LOADING_WAIT, LONGEST_LOADING = 10.0, 600.0  # seconds, while a server says that it loads its model
 LARGEST_ANSWER = 24 << 20  # bytes; 256 vectors of 3,072 numbers take 16 MiB
 _BUSY = {408, 409, 425, 429, *range(500, 600)}
-_FINAL = {401, 402, 403, 404, 405}
+_FINAL = {401, 402, 403, 404, 405, 501}
+_NAMES = {"model", "model_not_found", "invalid_model", "invalid_api_key", "api_key"}
+_LOADING = re.compile(r"\bloading\b|\bstarting up\b|\bwarming up\b", re.I)
+# a server's way to say 413, whatever the status
+TOO_LONG = re.compile(r"too (?:large|long|many tokens)|exceed|maximum context|less than \d+", re.I)
 _ESCAPES = re.compile(r"\\+u([0-9a-fA-F]{4})|\\+x([0-9a-fA-F]{2})|%([0-9a-fA-F]{2})|\\+(?=/)")
 
 
@@ -97,8 +102,11 @@ class Server:
             "content-type": "application/json",
         }
         self._pool = _connections(self.url)
+        self._purpose = purpose
+        self._has_worked = False
+        self._given_up: dict[str, str] = {}  # before anything worked: why, and what was asked
 
-    def post(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, request: dict[str, Any], retries: int = RETRIES) -> dict[str, Any]:
         """Send a request, repeated while the server is busy; may be called from many threads.
 
         Returns:
@@ -107,20 +115,47 @@ class Server:
         Raises:
             ServerError: no answer, or one that is none of this protocol.
             RefusedError: the server does not take this request.
-            InputError: it is useless to go on: wrong key, no such model, no money.
+            InputError: it is useless to go on: wrong key, no such model, no money; or nothing has
+                worked so far, and another request failed in the same words.
         """
-        for tries in count(1):
+        tries, loads_until = 0, math.inf
+        while True:
             self._before_each()
             try:
-                return self._once(path, request)
+                answer = self._once(path, request)
+                self._has_worked = True
+                return answer
             except _BusyError as busy:
-                if tries > RETRIES:
-                    raise ServerError(f"no answer after {tries} tries ({busy})") from None
-                wait = FIRST_WAIT * 2 ** (tries - 1) * random.uniform(0.75, 1)
-                wait = min(busy.wait or wait, LONGEST_WAIT)
-                if wait >= 2:
-                    self._on_wait(f"waiting {wait:.0f} s: {busy}")
-                time.sleep(wait)
+                reason, tries = busy, tries + 1
+            wait = reason.wait or FIRST_WAIT * 2 ** (tries - 1) * random.uniform(0.75, 1)
+            if reason.is_loading and time.monotonic() < loads_until:
+                loads_until = min(loads_until, time.monotonic() + LONGEST_LOADING)
+                tries, wait = 0, LOADING_WAIT
+            if reason.status != 429:
+                self.check_hope(request, reason.words)
+            is_lasting = reason.is_lasting or (reason.status == 500 and not self._has_worked)
+            if tries > min(retries, FEW_RETRIES if is_lasting else RETRIES):
+                self.give_up(request, reason.words)
+                raise ServerError(f"no answer after {tries} tries ({reason})")
+            wait = min(wait, LONGEST_WAIT)
+            if wait >= 2:
+                self._on_wait(f"waiting {wait:.0f} s: {reason}")
+            time.sleep(wait)
+
+    def give_up(self, request: dict[str, Any], words: str) -> None:
+        """Remember why a request failed for good, if nothing has worked so far."""
+        if not self._has_worked:
+            self._given_up[_gist(words)] = _subject(request)
+
+    def check_hope(self, request: dict[str, Any], words: str) -> None:
+        """Raise InputError if nothing has worked so far, and a request about something else failed
+        for good in the same words: then it is not what was asked."""
+        earlier = None if self._has_worked else self._given_up.get(_gist(words))
+        if earlier and earlier != _subject(request):
+            raise InputError(
+                f"{words}. {self._purpose} has got no answer so far, and this twice: check the "
+                "model's name, OPENAI_BASE_URL, OPENAI_API_KEY and what the server says"
+            )
 
     def get(self, path: str) -> dict[str, Any]:
         """Fetch something once; errors as for :meth:`post`."""
@@ -144,7 +179,8 @@ class Server:
         except InputError:
             raise
         except httpcore.TimeoutException:
-            raise _BusyError(f"no whole answer within {self._timeout:g} s") from None
+            words = f"no whole answer within {self._timeout:g} s"
+            raise _BusyError(words, is_lasting=True) from None
         except Exception as error:  # of the connection, or of what it is built on
             reason = str(error) or type(error).__name__
             raise _BusyError(redact(f"{self.address}: {reason}")) from None
@@ -176,13 +212,14 @@ class Server:
             )
         words, code, parameter = error or (redact(text)[:500] or "no reason given", "", "")
         status = int(code) if re.fullmatch("[45][0-9][0-9]", code) else status
-        if status in _FINAL or code == "insufficient_quota":
+        names_model_or_key = status == 400 and _NAMES & {code, parameter}
+        if status in _FINAL or code == "insufficient_quota" or names_model_or_key:
             raise InputError(
-                f"the server refused the request ({status}): {words}. Check the model's name, "
-                "OPENAI_BASE_URL, OPENAI_API_KEY and what is left of your quota."
+                f"the server refused what {self._purpose} asks ({status}): {words}. Check the "
+                "model's name, OPENAI_BASE_URL, OPENAI_API_KEY and what is left of your quota."
             )
-        if status in _BUSY:
-            raise _BusyError(f"{status}: {words}", _seconds(headers.get("retry-after")))
+        if status in _BUSY and not (status == 500 and TOO_LONG.search(words)):
+            raise _BusyError(f"{status}: {words}", status, _seconds(headers.get("retry-after")))
         if status < 400:
             raise ServerError(
                 f"{self.address} answered with an error: {words}; is OPENAI_BASE_URL right?"
@@ -238,9 +275,23 @@ def _connections(url: httpx.URL) -> httpcore.ConnectionPool:
 
 
 class _BusyError(ServerError):
-    def __init__(self, words: str, wait: float = 0.0) -> None:
+    def __init__(
+        self, words: str, status: int = 0, wait: float = 0.0, is_lasting: bool = False
+    ) -> None:
         super().__init__(words)
+        self.words, self.status, self.is_lasting = words, status, is_lasting
         self.wait = wait  # seconds that the server asks for; 0: it does not say
+        self.is_loading = status == 503 and bool(_LOADING.search(words))
+
+
+def _gist(words: str) -> str:
+    """Words without what differs from one request to the next."""
+    return re.sub(r"\w*\d\w*", "", words)[:300]
+
+
+def _subject(request: dict[str, Any]) -> str:
+    """What a request is about, in whichever form it asks."""
+    return fingerprint(request.get("messages") or request.get("input"))
 
 
 def _error_in(value: Any) -> tuple[str, str, str] | None:
