@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
+from trsllava_extras.schema import schema
 from trsllava_utils.captioner import Question, Reply, Settings
 from trsllava_utils.files import InputError, MissingError, content_fingerprint, fingerprint
 from trsllava_utils.prompts import LIMITS, Prompt, make_prompt
@@ -59,7 +60,7 @@ class Rows:
     def __init__(self, settings: Settings) -> None:
         self.prompt: Prompt = make_prompt(settings)
         self.closings = [""]
-        self.schema = self.prompt.schema()
+        self.schema = schema(self.prompt)
         self.apart = (_PROMPTS / f"{settings.prompt}.txt").is_file() and not settings.prompt_file
         if self.apart:
             own = {"variants": 1, "prompt_file": str(_PROMPTS / f"{settings.prompt}.txt")}

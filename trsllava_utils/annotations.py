@@ -8,6 +8,7 @@ A table or JSON without captions is none of them; it may be metadata.
 from __future__ import annotations
 
 import io
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from trsllava_utils.files import InputError, parse_json, read_lines, read_text, 
 SPLIT_NAMES = {name: name for name in ("train", "val", "test")}
 SPLIT_NAMES |= {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
 IMAGE_KEYS = ("filename", "file_name", "image", "image_name", "name", "key")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _TEXT_KEYS = ("captions", "caption", "title", "sentences", "text", "raw")
 
 
@@ -199,11 +201,12 @@ def _describe(value: Any) -> str:
 
 
 def clean_text(text: object) -> str:
-    """NFC, stripped, without halves of characters, which cannot be written; "" for anything that is
-    not text."""
+    """NFC, stripped, without control characters and halves of characters (which cannot be written);
+    "" for anything that is not text."""
     if not isinstance(text, str):
         return ""
-    return unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode()).strip()
+    text = _CONTROL.sub("", text.encode("utf-8", "ignore").decode())
+    return unicodedata.normalize("NFC", text).strip()
 
 
 _LAYOUTS = (

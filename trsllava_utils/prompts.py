@@ -1,4 +1,4 @@
-"""The prompts, the JSON schema of the answer, and the parser that reads it.
+"""The prompts, and the parser that reads the answers.
 
 The prompts lie in ``prompt_texts/``: ``rsrt`` (structured captions), ``style`` (plain captions in
 the manner of examples), ``query`` (a short description to search with), ``description`` (a long
@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trsllava_utils.captioner import SINGLE, Question, Settings
+from trsllava_utils.captioner import Question, Settings
 from trsllava_utils.files import InputError, MissingError, fingerprint, read_text, user_path
 from trsllava_utils.records import FIELDS, Variant
 
@@ -27,7 +27,6 @@ LIMITS = {"one_sentence": 300, "feature": 600, "caption": 1200}  # characters; t
 MAX_REPLY = 200_000  # characters; an answer has a twentieth
 MAX_BRACKETS = 1000  # { and [; an answer has seven
 
-_THOUGHT = "(?:think(?:ing)?|thought|reasoning)[]>▷]"
 _LANGUAGES = """ar Arabic, de German, en English, es Spanish, fr French, hi Hindi, it Italian,
 ja Japanese, ko Korean, pt Portuguese, ru Russian, zh Chinese"""
 LANGUAGES = dict(pair.split() for pair in _LANGUAGES.split(","))
@@ -70,26 +69,6 @@ class Prompt:
         elif len(names) > 1:
             notes = [f"You get {len(names)} pictures of the same place: {', '.join(names)}."]
         return "\n\n".join([self.text, *notes, *question.facts])
-
-    def schema(self, counted: bool = True) -> dict[str, Any]:
-        """The JSON schema of the answer, with or without the number of variants, which some servers
-        refuse. Lengths are no part of it: some grammars then forbid escapes, so that the caption
-        ends at the first quotation mark."""
-        fields = FIELDS if self.kind == "rsrt" else ("caption",)
-        variant = _object({field: {"type": "string"} for field in fields})
-        if self.kind in SINGLE:
-            return variant
-        limits = {"minItems": self.n, "maxItems": self.n} if counted else {}
-        return _object({"variants": {"type": "array", "items": variant, **limits}})
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
 
 
 def _fill(template: str, **values: object) -> str:
@@ -135,11 +114,8 @@ def parse_reply(text: str, prompt: Prompt) -> list[Variant]:
     one counts: those before it are drafts.
 
     Raises:
-        ReplyError: empty, no whole JSON, another shape, too few variants, or a thought without end.
+        ReplyError: empty, no whole JSON, another shape, or too few variants.
     """
-    text = re.split(rf"[\[<◁]/{_THOUGHT}", text, flags=re.I)[-1]
-    if re.match(rf"\s*[\[<◁]{_THOUGHT}", text, re.I):
-        raise ReplyError("unfinished thought")
     if not text.strip():
         raise ReplyError("empty reply")
     if len(text) > MAX_REPLY:

@@ -40,10 +40,7 @@ CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
 FIELDS = ("one_sentence", "feature", "caption")
 _FORMS = "Also plain, fields, fields joined by + and several of these joined by commas."
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-# halves of characters cannot be written in UTF-8, and control characters are no words
-_no_words = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]").sub
-_cleaned = BeforeValidator(lambda value: _no_words("", value) if isinstance(value, str) else value)
-Words = Annotated[Text, _cleaned]
+Words = Annotated[str, BeforeValidator(clean_text), StringConstraints(min_length=1)]
 
 
 class Variant(BaseModel):

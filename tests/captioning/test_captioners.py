@@ -11,6 +11,7 @@ import tifffile
 from tests.conftest import draw
 from tests.openai_server import GERMAN, answer
 from trsllava_extras.quality import check
+from trsllava_extras.schema import schema
 from trsllava_utils.captioner import Question, Settings
 from trsllava_utils.files import InputError, MissingError
 from trsllava_utils.images import Rendering, view
@@ -121,9 +122,9 @@ def test_quality_gate_lets_good_captions_pass():
 def test_prompts(tmp_path):
     prompt = make_prompt(Settings(variants=3, language="fr"))
     assert "Describe it 3 times in French" in prompt.text and '{"variants": [{' in prompt.text
-    variants = prompt.schema()["properties"]["variants"]
+    variants = schema(prompt)["properties"]["variants"]
     assert variants["minItems"] == variants["maxItems"] == 3
-    assert "minItems" not in prompt.schema(counted=False)["properties"]["variants"]
+    assert "minItems" not in schema(prompt, counted=False)["properties"]["variants"]
     own = tmp_path / "prompt.txt"
     own.write_text('Describe {n} times in {language}: {"variants": …}')
     other = make_prompt(Settings(variants=3, prompt_file=str(own)))

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import scenes
 from trsllava_extras.quality import check
+from trsllava_extras.schema import schema
 from trsllava_extras.shards import caption_shard
 from trsllava_utils.captioner import Settings, captioner_id, in_style
 from trsllava_utils.captioning import caption_dataset
@@ -68,7 +69,7 @@ def test_examples_of_ones_own(tmp_path):
 
 def test_replies_in_style_are_plain_captions():
     prompt = make_prompt(replace(STYLE, variants=2, examples=("a barn",)))
-    assert list(prompt.schema()["properties"]["variants"]["items"]["properties"]) == ["caption"]
+    assert list(schema(prompt)["properties"]["variants"]["items"]["properties"]) == ["caption"]
     plain = [Variant(caption="a port"), Variant(caption="a quay with boats")]
     for reply in (
         {"variants": [{"caption": "a port"}, {"caption": "a quay with boats"}]},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import socket
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +212,7 @@ def test_answers_in_other_clothes(chat, reply):
         completion('{"a":' * 50_000 + "1" + "}" * 50_000),
         completion('{"variants": ' + "9" * 5000 + "}"),
         completion("word " * 100_000),
-        completion('{"variants": [{"one_sentence": "a \\ud83d"}]}'),
+        completion('{"variants": [{"one_sentence": "\\ud83d"}]}'),
         completion("", "length"),
         completion("", refusal="I'd rather not."),
     ],
@@ -238,6 +240,169 @@ def test_a_small_context(chat, words, told):
     captions, server = chat(respond)
     assert captions.report.captioned == 3 and "response_format" in server.requests[-1]
     assert [r.get("max_tokens") for r in server.requests[-2:]] == [900 if told else 478] * 2
+
+
+# what real servers say where a context is too small: vLLM, OpenAI, llama.cpp, LiteLLM's relays
+LIMITS = [
+    ("max_tokens=3756 cannot be greater than max_model_len=2048", [1024]),
+    ("This model's maximum context length is 2048 tokens. However, you requested 3756 output tokens "
+     "and your prompt contains at least 1100 input tokens", [948]),
+    ("maximum context length is 4096 tokens. However, you requested 5000 tokens (1244 in the "
+     "messages, 3756 in the completion)", [2852]),
+    ("max_tokens is too large: 3756. This model supports at most 2000 completion tokens", [2000]),
+    ("request (1500 tokens) exceeds the available context size (2048 tokens)", [548]),
+    ("the sum of the prompt and max_tokens is over n_ctx=2048", [1024]),
+]  # fmt: skip
+
+
+@CHAT
+@pytest.mark.parametrize(("words", "tokens"), LIMITS, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize("parameter", ["max_tokens", None])
+def test_limits_of_context_are_read_from_the_servers_words(chat, words, tokens, parameter):
+    """The answer gets the room there is, and the schema stays."""
+
+    def respond(handler, request, n):
+        if request["max_tokens"] <= tokens[-1]:
+            return handler.send(completion(caption(request, 5)))
+        return handler.send({"error": {"message": words, "param": parameter}}, 400)
+
+    captions, server = chat(respond, variants=5)
+    assert captions.report.captioned == 3 and len(server.requests) == 3 + len(tokens)
+    assert [r["max_tokens"] for r in server.requests[1:]] == tokens + tokens[-1:] * 2
+    assert {r["response_format"]["type"] for r in server.requests} == {"json_schema"}
+
+
+@CHAT
+def test_an_answer_that_the_servers_context_cuts_is_no_images_fault(chat, tmp_path):
+    def respond(handler, request, n):
+        if request["max_tokens"] > 300:
+            words = "maximum context length is 1300 tokens, and 1000 input tokens are there"
+            return handler.send({"error": {"message": words}}, 400)
+        return handler.send(completion(caption(request, 5)[:200], "length"))
+
+    error, _ = chat(respond, variants=5)
+    assert "larger" in str(error) and "300 tokens" in str(error) and nothing_blamed(tmp_path)
+
+
+HOPELESS = {
+    "no pictures": (500, {"message": "image input is not supported - hint: provide the mmproj"}),
+    "no such route": (501, {"message": "This server does not support embeddings"}),
+    "a model in 400": (400, {"message": "Invalid model name passed in model=vlm"}),
+    "a model named": (400, {"message": "unknown model", "param": "model", "code": "400"}),
+    "a key in 400": (400, {"message": "Authentication Error, Invalid proxy server token"}),
+    "a bad gateway": (502, {"message": "Bad Gateway, request 83f2"}),
+    "a crash": (500, {"message": "EngineCore died at 0x7f12"}),
+}
+
+
+@CHAT
+@pytest.mark.parametrize("why", HOPELESS)
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_server_that_takes_nothing_gets_eight_requests_at_most(
+    chat, tmp_path, monkeypatch, why, concurrency
+):
+    monkeypatch.setattr(openai_api, "RETRIES", 6)
+    status, words = HOPELESS[why]
+    error, server = chat(
+        lambda handler, *_: handler.send({"error": words}, status),
+        images=20,
+        concurrency=concurrency,
+    )
+    assert len(server.requests) <= 8 and nothing_blamed(tmp_path)
+    for name in (words["message"], "openai:vlm", "model's name", "OPENAI_API_KEY"):
+        assert name in str(error)
+    captions, _ = chat(good, images=20)
+    assert captions.report.captioned == 20
+
+
+@CHAT
+def test_a_server_that_loads_its_model_is_waited_for(chat, monkeypatch):
+    """As long as it says so, though other failures would have ended the run."""
+    monkeypatch.setattr(openai_api, "LOADING_WAIT", 0.001)
+    loading = {"error": {"message": "Loading model", "code": 503, "type": "unavailable_error"}}
+
+    def respond(handler, request, n):
+        good(handler, request) if n >= 30 else handler.send(loading, 503)
+
+    captions, server = chat(respond, concurrency=4)
+    assert captions.report.captioned == 3 and len(server.requests) == 33
+    monkeypatch.setattr(openai_api, "LONGEST_LOADING", 0.0)
+    error, server = chat(lambda handler, *_: handler.send(loading, 503), images=20)
+    assert "Loading model" in str(error) and len(server.requests) <= 8
+
+
+DRAFT_JSON, FINAL = caption({"seed": 1}).replace("view", "draft"), caption({"seed": 2})
+CALL = {"id": "c", "type": "function", "function": {"name": "rsrt", "arguments": FINAL}}
+
+
+@CHAT
+@pytest.mark.parametrize(
+    "reply",
+    [
+        completion(None, "tool_calls", tool_calls=[CALL]),
+        completion("", tool_calls=[{"function": {"arguments": json.loads(FINAL)}}]),
+        completion(None, function_call={"name": "rsrt", "arguments": FINAL}),
+        completion(json.loads(FINAL)),
+        completion({"type": "text", "text": FINAL}),
+        completion(json.dumps(FINAL)),
+        completion(json.dumps(json.dumps(FINAL))),
+        completion(json.dumps({"name": "rsrt", "arguments": json.loads(FINAL)})),
+        completion(json.dumps({"variants": json.dumps(json.loads(FINAL)["variants"])})),
+        completion(FINAL, "length"),
+        completion([{"type": "reasoning", "text": DRAFT_JSON}, {"type": "text", "text": FINAL}]),
+        completion([{"type": "thinking", "thinking": [{"type": "text", "text": DRAFT_JSON}]}, FINAL]),
+        completion(f"<thought>maybe {DRAFT_JSON} no</thought>{FINAL}"),
+        completion(f"[THINK]{DRAFT_JSON}[/THINK]{FINAL}"),
+        completion(f"Let me draft: {DRAFT_JSON}\n\nFinal answer: {FINAL}"),
+        completion(f"{DRAFT_JSON}\n{FINAL}\nThis is {{final}}."),
+    ],
+    ids=lambda reply: json.dumps(reply)[70:110],
+)  # fmt: skip
+def test_the_last_whole_answer_counts_wherever_it_stands(chat, reply):
+    captions, server = chat(lambda handler, *_: handler.send(reply), images=1)
+    (record,) = captions.records.values()
+    kept = [variant.model_dump() for variant in record.variants]
+    assert kept == json.loads(FINAL)["variants"] and len(server.requests) == 1
+
+
+@CHAT
+def test_a_thought_without_end_is_asked_for_again(chat):
+    def respond(handler, request, n):
+        handler.send(completion(f"<think>{DRAFT_JSON} hmm" if n == 0 else caption(request)))
+
+    captions, _ = chat(respond, images=1)
+    assert captions.report.retries == {"unfinished thought": 1}
+    assert "draft" not in str(captions.records)
+
+
+@CHAT
+def test_a_schema_that_is_taken_and_ignored_is_said_once(chat):
+    """Such servers often draw the same words whatever the seed: the words of a retry differ."""
+
+    def respond(handler, request, n):
+        asked = request["messages"][0]["content"][0]["text"]
+        text = caption(request) if "could not be used" in asked else "I see a harbour."
+        handler.send(completion(text))
+
+    captions, server = chat(respond)
+    assert captions.report.captioned == captions.report.retried == 3
+    assert len(server.requests) == 6
+    assert captions.problems == (
+        "the server takes a json_schema and does not keep to it; words ask for JSON too",
+    )
+
+
+@CHAT
+def test_characters_that_are_no_text_are_left_out(chat):
+    """Half of an emoji, control characters: the caption is kept without them."""
+
+    def respond(handler, request, n):
+        text = caption(request).replace("objects", "ob\\ud83djects\\u0000\\u001b[1m \\ud83d\\ude00")
+        handler.send(completion(text))
+
+    captions, server = chat(respond)
+    assert captions.report.captioned == 3 and len(server.requests) == 3
+    assert all("objects[1m 😀" in str(record) for record in captions.records.values())
 
 
 def dribble(handler, request, n):
@@ -564,3 +729,152 @@ def test_a_model_that_changed_behind_its_address(embed, monkeypatch, texts):
         model[0] = 1
         after = embed(respond, texts, at=server.address)
         assert after.encoded == len(texts) and after.identity != before.identity
+
+
+# — what real embedding servers do —
+
+
+def unit(texts: list[str]) -> np.ndarray:
+    expected = np.array([vector(text) for text in texts], np.float32)
+    return expected / np.linalg.norm(expected, axis=1, keepdims=True)
+
+
+def without_index(rows, request):
+    [row.pop("index") for row in rows]
+
+
+def all_zero(rows, request):
+    [row.update(index=0) for row in rows]
+
+
+def shuffled(rows, request):
+    rows.reverse()
+
+
+def in_base64(rows, request):
+    for row in rows:
+        numbers = np.array(row["embedding"], "<f4").tobytes()
+        row["embedding"] = base64.b64encode(numbers).decode()
+
+
+def short(rows, request):
+    [row.update(embedding=[0.389 * x for x in row["embedding"]]) for row in rows]
+
+
+@EMBED
+@pytest.mark.parametrize("change", [without_index, all_zero, shuffled, in_base64, short])
+def test_vectors_in_other_clothes(embed, change):
+    def respond(handler, request, n):
+        value = answers(request["input"])
+        change(value["data"], request)
+        handler.send(value)
+
+    made = embed(respond)
+    assert np.allclose(made.vectors, unit(TEXTS), atol=1e-6)
+
+
+@EMBED
+def test_an_option_that_the_server_does_not_know_is_left_out(embed):
+    def respond(handler, request, n):
+        error = {"error": {"message": "unknown parameter encoding_format"}}
+        known = "encoding_format" not in request
+        handler.send(answers(request["input"])) if known else handler.send(error, 400)
+        asked.append(known)
+
+    asked: list[bool] = []
+    assert np.allclose(embed(respond).vectors, unit(TEXTS), atol=1e-6)
+    assert asked.count(False) == 1
+
+
+LONG = "a pier " * 300  # 2,100 characters
+TOO_LONG = {
+    "llama.cpp": (500, "input (562 tokens) is too large to process. increase the physical batch "
+                  "size (current batch size: 512)"),
+    "TEI": (413, "inputs must have less than 512 tokens. Given: 562"),
+    "vLLM": (400, "This model's maximum context length is 512 tokens. However, you requested 562 "
+             "tokens in the input"),
+    "no reason": (422, "refused"),
+    "a crash": (500, "internal error"),
+}  # fmt: skip
+
+
+@EMBED
+@pytest.mark.parametrize("who", TOO_LONG)
+def test_a_text_that_is_too_long_is_cut_and_named_and_takes_no_other_with_it(embed, who):
+    """Its vector is that of what the server takes of it; the next run has nothing to do."""
+    status, words = TOO_LONG[who]
+    taken: list[int] = []
+
+    def respond(handler, request, n):
+        sizes = [len(text) for text in request["input"]]
+        if max(sizes) > 1912:  # 512 of 562 tokens
+            return handler.send({"error": {"message": words, "code": status}}, status)
+        taken.append(max(sizes))
+        return handler.send(answers(request["input"]))
+
+    texts = [*TEXTS, LONG]
+    with RawServer(respond) as server:
+        with pytest.warns(UserWarning, match="a pier a pier .* characters were used"):
+            made = embed(respond, texts, at=server.address)
+        asked, kept = len(server.requests), max(taken)
+        again = embed(respond, texts, at=server.address)
+        assert again.encoded == 0 and len(server.requests) == asked + 1  # the control text
+    assert made.too_long == again.too_long == 1 and asked <= 24
+    assert kept > (1600 if "tokens" in words else 1400)
+    assert np.allclose(made.vectors, unit([*TEXTS, LONG[:kept]]), atol=1e-6)
+
+
+@EMBED
+@pytest.mark.parametrize("status", [400, 413, 500, 501])
+def test_a_server_that_embeds_nothing_blames_no_text(embed, monkeypatch, status):
+    monkeypatch.setattr(openai_api, "RETRIES", 6)
+
+    def respond(handler, request, n):
+        asked.append(request["input"])
+        handler.send({"error": {"message": "the reason"}}, status)
+
+    asked: list[list[str]] = []
+    with pytest.raises(InputError, match="the reason") as caught:
+        embed(respond)
+    assert "boats near" not in str(caught.value) and len(asked) <= 8
+    assert {str(texts) for texts in asked} == {"['a harbour with twelve white boats']"}
+
+
+@EMBED
+def test_batches_fit_the_time_that_the_server_takes(embed, monkeypatch):
+    """They start small, and shrink where no answer comes in time."""
+    monkeypatch.setenv("OPENAI_TIMEOUT", "0.4")
+
+    def respond(handler, request, n):
+        sizes.append(len(request["input"]))
+        time.sleep(0.03 * sizes[-1])  # 13 texts are too many
+        with suppress(OSError):
+            handler.send(answers(request["input"]))
+
+    sizes: list[int] = []
+    made = embed(respond)
+    assert np.allclose(made.vectors, unit(TEXTS), atol=1e-6)
+    assert sizes[1] == 17 and len([n for n in sizes if n > 13]) <= 3
+
+    def quick(handler, request, n):
+        sizes.append(len(request["input"]))
+        handler.send(answers(request["input"]))
+
+    sizes.clear()
+    embed(quick, [f"text {n}" for n in range(1000)], "other")
+    assert sizes[:5] == [1, 17, 33, 65, 17] and max(sizes) <= 256
+
+
+@EMBED
+def test_what_was_encoded_before_a_server_died_is_kept(embed):
+    def dying(handler, request, n):
+        alive = n < 6
+        handler.send(answers(request["input"])) if alive else handler.send(ERROR, 500)
+
+    texts = [f"text {n}" for n in range(1000)]
+    with RawServer(dying) as server:
+        with pytest.raises(InputError, match="the reason"):
+            embed(dying, texts, at=server.address)
+        server.respond = lambda handler, request, n: handler.send(answers(request["input"]))
+        made = embed(dying, texts, at=server.address)
+    assert 0 < made.encoded < 1000 and np.allclose(made.vectors, unit(texts), atol=1e-6)

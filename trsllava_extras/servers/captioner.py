@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from trsllava_extras.schema import schema
 from trsllava_extras.servers.client import RefusedError, Server, ServerError, holds_key, redact
 from trsllava_utils.annotations import clean_text
-from trsllava_utils.captioner import BudgetSpentError, Question, Reply, Settings
+from trsllava_utils.captioner import BudgetSpentError, NoAnswerError, Question, Reply, Settings
 from trsllava_utils.files import InputError, parse_json
 from trsllava_utils.prompts import LIMITS, ReplyError, make_prompt, parse_reply
 
 LARGEST = 4 << 20  # bytes of an answer
 NO_SCHEMA = ("not JSON", "wrong schema")
 FEWEST_TOKENS = 256  # that an answer is cut down to, where the model's context is small
+_THOUGHT = r"(?:think(?:ing)?|thought|reasoning)[\]>▷]"
 # how servers say how many tokens there may be, of input and answer together or of the answer
 _CONTEXT = re.compile(
     r"context (?:length|window|size)\D{0,20}(\d+)|max_model_len\D{0,4}(\d+)|n_ctx\D{0,4}(\d+)", re.I
@@ -79,6 +81,7 @@ class OpenAICaptioner:
         self._form = Form(self._longest)
         self._proven = False  # the form: an answer came
         self._until_proven = threading.Lock()
+        self._hopeless: InputError | None = None  # why it is useless to ask on
         self._is_schema_ignored = False
 
     @property
@@ -98,7 +101,7 @@ class OpenAICaptioner:
     def _response_formats(self) -> list[dict[str, Any]]:
         """From the strictest to the loosest: schema with the number of variants, schema, JSON mode,
         plain text."""
-        schemas = [self._prompt.schema(counted) for counted in (True, False)]
+        schemas = [schema(self._prompt, counted) for counted in (True, False)]
         named = [{"name": self._prompt.kind, "strict": True, "schema": s} for s in schemas]
         formats = [{"type": "json_schema", "json_schema": n} for n in named]
         return [{"response_format": f} for f in (*formats, {"type": "json_object"})] + [{}]
@@ -115,8 +118,14 @@ class OpenAICaptioner:
         """Ask; as long as no answer came, for one image at a time, so that a server that takes
         none is not sent many."""
         with self._until_proven:
+            if self._hopeless:
+                raise self._hopeless
             if not self._proven:
-                return self._ask(question)
+                try:
+                    return self._ask(question)
+                except InputError as error:
+                    self._hopeless = None if isinstance(error, NoAnswerError) else error
+                    raise
         return self._ask(question)
 
     def _ask(self, question: Question) -> Reply:
@@ -214,6 +223,9 @@ class OpenAICaptioner:
         model = model[:200]
         if refusal := _words(message.get("refusal")):
             return Reply(refusal, model, "refusal")
+        *_, text = re.split(rf"[\[<◁]/{_THOUGHT}", text, flags=re.I)  # thoughts may hold a draft
+        if re.match(rf"\s*[\[<◁]{_THOUGHT}", text, re.I):
+            return Reply(text, model, "unfinished thought")
         try:
             parse_reply(text, self._prompt)
         except ReplyError as error:

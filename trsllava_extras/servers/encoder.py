@@ -99,7 +99,7 @@ class OpenAIEncoder:
         kept = text
         while True:
             try:
-                (vector,) = self._vectors([kept], retries=1)
+                (vector,) = self._vectors([kept], retries=0)
             except (RefusedError, ServerError) as again:
                 error, kept = again, kept[: int(len(kept) * _share(str(again)))]
                 if len(kept) < FEWEST_CHARACTERS:
