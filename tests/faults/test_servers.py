@@ -484,6 +484,15 @@ def test_addresses_that_are_none(monkeypatch, base):
 
 
 @CHAT
+@pytest.mark.parametrize("seconds", ["soon", "-1", "0", "nan", "inf"])
+def test_times_that_are_none(monkeypatch, seconds):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_TIMEOUT", seconds)
+    with pytest.raises(InputError, match="OPENAI_TIMEOUT"):
+        load_encoder("openai:m")
+
+
+@CHAT
 @pytest.mark.parametrize("limit", [1, 2, 4])
 def test_repeated_requests_count_towards_the_limit(chat, limit):
     captions, server = chat(lambda handler, *_: handler.send(ERROR, 503), max_requests=limit)
@@ -800,7 +809,7 @@ TOO_LONG = {
 
 @EMBED
 @pytest.mark.parametrize("who", TOO_LONG)
-def test_a_text_that_is_too_long_is_cut_and_named_and_takes_no_other_with_it(embed, who):
+def test_a_text_that_is_too_long_is_cut_and_named_and_takes_no_other_with_it(embed, caplog, who):
     """Its vector is that of what the server takes of it; the next run has nothing to do."""
     status, words = TOO_LONG[who]
     taken: list[int] = []
@@ -814,8 +823,9 @@ def test_a_text_that_is_too_long_is_cut_and_named_and_takes_no_other_with_it(emb
 
     texts = [*TEXTS, LONG]
     with RawServer(respond) as server:
-        with pytest.warns(UserWarning, match="a pier a pier .* characters were used"):
-            made = embed(respond, texts, at=server.address)
+        made = embed(respond, texts, at=server.address)
+        (said,) = caplog.messages
+        assert "'a pier a pier" in said and "characters were used" in said
         asked, kept = len(server.requests), max(taken)
         again = embed(respond, texts, at=server.address)
         assert again.encoded == 0 and len(server.requests) == asked + 1  # the control text

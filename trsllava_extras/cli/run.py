@@ -108,6 +108,8 @@ def run_chain(
         check_choice("parameter", name, sorted(set().union(*known.values())))
     if "dataset" in given:
         raise InputError("datasets are named after the command: run rsicd, not -p dataset rsicd")
+    if "timeout" in given:  # of captioners by parameter; encoders have it from here
+        os.environ["OPENAI_TIMEOUT"] = str(given["timeout"])
     chains = []
     for name in datasets:
         chain = _chain(name, given)  # a missing dataset stops here, at once

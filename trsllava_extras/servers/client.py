@@ -67,20 +67,21 @@ class Server:
 
     Args:
         purpose: who asks, for the error message, such as ``"captioner 'openai:gpt-4.1'"``.
-        timeout: seconds that one request may take, from its first byte to the answer's last.
+        timeout: seconds that one request may take, from its first byte to the answer's last; 0:
+            OPENAI_TIMEOUT, or 60.
         before_each: called before each try of a request; may raise to stop.
         on_wait: called with a sentence when a request has to wait to be repeated.
         largest: the most bytes of an answer.
 
     Raises:
         MissingError: OPENAI_API_KEY is not set.
-        InputError: OPENAI_BASE_URL is no address.
+        InputError: OPENAI_BASE_URL is no address, or OPENAI_TIMEOUT no number of seconds.
     """
 
     def __init__(
         self,
         purpose: str,
-        timeout: float = 60,
+        timeout: float = 0,
         before_each: Callable[[], None] = lambda: None,
         on_wait: Callable[[str], None] = lambda words: None,
         largest: int = LARGEST_ANSWER,
@@ -95,7 +96,11 @@ class Server:
         self._largest = largest
         if not _key().isascii() or not _key().isprintable():
             raise InputError("OPENAI_API_KEY holds a character that no key can have")
-        self._timeout, self._before_each, self._on_wait = timeout, before_each, on_wait
+        self._timeout, self._before_each, self._on_wait = (
+            timeout or _seconds_allowed(),
+            before_each,
+            on_wait,
+        )
         self._headers = {
             "authorization": f"Bearer {_key()}",
             "accept-encoding": "identity",
@@ -330,6 +335,14 @@ def _address() -> httpx.URL:
     except (httpx.InvalidURL, ValueError):
         pass
     raise InputError(f"OPENAI_BASE_URL={redact(base)!r}: give http://host:port/v1 or https://…")
+
+
+def _seconds_allowed() -> float:
+    given = os.environ.get("OPENAI_TIMEOUT") or "60"
+    with suppress(ValueError):
+        if 0 < (seconds := float(given)) < math.inf:
+            return seconds
+    raise InputError(f"OPENAI_TIMEOUT={given!r}: give the seconds that a request may take")
 
 
 def _key() -> str:

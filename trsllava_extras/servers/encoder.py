@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import os
+import logging
 import re
 import time
-import warnings
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +32,7 @@ class OpenAIEncoder:
     precision = "float32"  # of the vectors that arrive; the server computes as it likes
 
     def __init__(self, name: str, precision: str = "float32") -> None:
-        self._server = Server(f"encoder {name!r}", float(os.environ.get("OPENAI_TIMEOUT") or 60))
+        self._server = Server(f"encoder {name!r}")
         self.name, self._model = name, name.removeprefix("openai:")
         self._batch_size = FIRST_BATCH
         self._most = LARGEST_BATCH  # less for a server that takes less
@@ -109,8 +108,10 @@ class OpenAIEncoder:
                 self._with_control = False
             else:
                 self._cut.add(text)
-                words = f"the embedding server does not take {text[:60]!r} … whole ({error})"
-                warnings.warn(f"{words}; its first {len(kept)} characters were used", stacklevel=2)
+                logging.getLogger(__name__).warning(
+                    f"the embedding server does not take {text[:60]!r} … whole ({error}); its "
+                    f"first {len(kept):,} characters were used"
+                )
             return vector
         raise InputError(f"the embedding server does not take the text {text[:60]!r}: {error}")
 
