@@ -1,12 +1,12 @@
 # Two commands: `make demo` and `make test`. The rest: lab, lint, notebooks (refresh the committed outputs), faults
-# (all of them, a hundred kills too, counted in docs/reliability.md), clean.
+# (all of them, a hundred kills too, counted in docs/reliability.md), servers (real ones, compared in docs/servers.md), clean.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lab lint notebooks faults clean
+.PHONY: demo test lab lint notebooks faults servers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m trsllava_utils run sample
@@ -28,6 +28,9 @@ notebooks: $(VENV)/.test-installed
 faults: $(VENV)/.test-installed
 	FAULT_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/faults -m ""
 
+servers: $(VENV)/.test-installed
+	SERVER_TABLE=docs/servers.md $(BIN)/python -m pytest tests/servers -m servers
+
 # Made once, and again only when the pins or the package's metadata change.
 $(VENV)/.installed: requirements.txt requirements-no-deps.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('Python 3.10 or later is needed, this is ' + sys.version.split()[0] if sys.version_info < (3, 10) else 0)"
@@ -41,4 +44,4 @@ $(VENV)/.test-installed: $(VENV)/.installed requirements-test.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) data/sample/derived
+	rm -rf $(VENV) .servers data/sample/derived

@@ -96,6 +96,13 @@ def test_own_images_without_captions_are_told_of_pixels(tmp_path, monkeypatch, c
     assert not capsys.readouterr().out
 
 
+def test_the_timeout_reaches_the_encoder_too(monkeypatch):
+    monkeypatch.setenv("OPENAI_TIMEOUT", "")
+    monkeypatch.setattr(chain, "_run_one", lambda *args: None)
+    chain.run_chain(["sample"], {"timeout": 7.5}, last="01")
+    assert os.environ["OPENAI_TIMEOUT"] == "7.5"
+
+
 @pytest.mark.parametrize("notebook", ["00_dataset_loading", "04_evaluation_visualisation"])
 def test_papermill_refuses_a_parameter_that_no_notebook_has(notebook):
     cells = nbformat.read(PROJECT_ROOT / "notebooks" / f"{notebook}.ipynb", 4).cells

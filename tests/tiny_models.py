@@ -107,13 +107,14 @@ def llava_next(folder: Path, **sizes) -> Path:
     return _save(transformers.LlavaNextForConditionalGeneration, config, processor, folder)
 
 
-def idefics3(folder: Path) -> Path:
-    """Idefics3 (Llama text, SigLIP-like vision, images split in tiles), as the first SmolVLM."""
+def idefics3(folder: Path, **sizes) -> Path:
+    """Idefics3 (Llama text, SigLIP-like vision, images split in tiles), as the first SmolVLM;
+    ``sizes`` of the text part."""
     tiles = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
     words = tokenizer("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *tiles)
     config = transformers.Idefics3Config(
         vision_config=VISION,
-        text_config=transformers.LlamaConfig(**_text(words)),
+        text_config=transformers.LlamaConfig(**_text(words, **sizes)),
         image_token_id=words.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=words.pad_token_id,

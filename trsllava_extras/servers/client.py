@@ -96,11 +96,8 @@ class Server:
         self._largest = largest
         if not _key().isascii() or not _key().isprintable():
             raise InputError("OPENAI_API_KEY holds a character that no key can have")
-        self._timeout, self._before_each, self._on_wait = (
-            timeout or _seconds_allowed(),
-            before_each,
-            on_wait,
-        )
+        self._timeout = timeout or _seconds_allowed()
+        self._before_each, self._on_wait = before_each, on_wait
         self._headers = {
             "authorization": f"Bearer {_key()}",
             "accept-encoding": "identity",
@@ -158,8 +155,8 @@ class Server:
         earlier = None if self._has_worked else self._given_up.get(_gist(words))
         if earlier and earlier != _subject(request):
             raise InputError(
-                f"{words}. {self._purpose} has got no answer so far, and this twice: check the "
-                "model's name, OPENAI_BASE_URL, OPENAI_API_KEY and what the server says"
+                f"{words.rstrip('.')}. {self._purpose} has got no answer so far, and this twice: "
+                "check the model's name, OPENAI_BASE_URL, OPENAI_API_KEY and what the server says"
             )
 
     def get(self, path: str) -> dict[str, Any]:
@@ -220,8 +217,9 @@ class Server:
         names_model_or_key = status == 400 and _NAMES & {code, parameter}
         if status in _FINAL or code == "insufficient_quota" or names_model_or_key:
             raise InputError(
-                f"the server refused what {self._purpose} asks ({status}): {words}. Check the "
-                "model's name, OPENAI_BASE_URL, OPENAI_API_KEY and what is left of your quota."
+                f"the server refused what {self._purpose} asks ({status}): {words.rstrip('.')}. "
+                "Check the model's name, OPENAI_BASE_URL, OPENAI_API_KEY and what is left of your "
+                "quota."
             )
         if status in _BUSY and not (status == 500 and TOO_LONG.search(words)):
             raise _BusyError(f"{status}: {words}", status, _seconds(headers.get("retry-after")))
