@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from trsllava_extras.layouts import parquet_columns
-from trsllava_extras.rasters import places, scenes
+from trsllava_extras.rasters import scenes
+from trsllava_extras.rasters.dates import acquired, as_date
 from trsllava_utils import annotations
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError, parse_json, read_text, reading, shown
@@ -47,7 +48,7 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     images, problems = dataset.images, []
     table = images.set_index("image_id")[["label", "split"]].replace(["", "all"], None)
     files = images["path"].where(images["path"] != "", images["filename"])  # of windows, the scene
-    table["date"] = [places.acquired({}, Path(file).name) or None for file in files]
+    table["date"] = [acquired({}, Path(file).name) or None for file in files]
     table["gsd"], table["geometry"] = np.nan, None
     rasters = dataset.rasters
     rasters = rasters if len(rasters) else scenes.scan(images, dataset.derived)
@@ -178,7 +179,7 @@ def _comparable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series
         made = numbers if mostly else values.where(values.isna(), values.astype(str))
     if values.name == "date":
         text = made.map(lambda v: None if pd.isna(v) else str(v).removesuffix(".0"))
-        made = text.map(lambda v: v and (v if _TIME.match(v) else places.as_date(v) or None))
+        made = text.map(lambda v: v and (v if _TIME.match(v) else as_date(v) or None))
     lost = values[values.notna() & made.isna()]
     if len(lost):
         kind = "dates (write 2021-06-01)" if values.name == "date" else "numbers"

@@ -19,7 +19,7 @@ from tests.datasets.test_rasters import write
 from trsllava_extras.metadata import load_metadata, select
 from trsllava_extras.panel.index import Index
 from trsllava_extras.panel.panel import Panel
-from trsllava_extras.rasters import scenes
+from trsllava_extras.rasters import dates, scenes
 from trsllava_utils.__main__ import main
 from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.captions import load_captions
@@ -272,6 +272,59 @@ def test_places_in_a_table(tmp_path):
     assert known.loc["a", ["lat", "lon"]].tolist() == pytest.approx([48.1, 11.5])
     assert known.loc[["b", "c"], "geometry"].isna().all()
     assert "coordinates.csv, line 3: expected a latitude" in problems[0]
+
+
+# names as products have them; the last ones hold no day
+DATES = {
+    "MOD09GA.A2021152.h18v04.061.2021154031234_sur_refl_b01": "2021-06-01",
+    "VNP09GA.A2021152.h18v04.001.2021153091225_M5": "2021-06-01",
+    "HLS.S30.T10TET.2021152T190911.v2.0.B04": "2021-06-01",
+    "LC81930272015152LGN00_B4": "2015-06-01",
+    "LT51930271986152KIS00_B4": "1986-06-01",
+    "LC08_L1TP_193027_20210601_20210615_02_T1_B4": "2021-06-01",
+    "OR_ABI-L1b-RadC-M6C01_G16_s20211521000209_e20211521002582_c20211521003020": "2021-06-01",
+    "DJI_20230601101010_0001_D": "2023-06-01",
+    "IMG_PHR1A_MS_201309130947094_ORT_1234567890-001_R1C1": "2013-09-13",
+    "CAPELLA_C02_SP_GEO_HH_20201109060434_20201109060437": "2020-11-09",
+    "K3_20130320013518_04421_18831228_L1R": "2013-03-20",
+    "S1A_IW_GRDH_1SDV_20210601T052622_20210601T052647_038125_047FD5_1A2B": "2021-06-01",
+    "T32UPU_20210601T101031_B04_10m": "2021-06-01",
+    "GF2_PMS1_E113.9_N22.6_20210601_L1A0005678901-MSS1": "2021-06-01",
+    "13SEP13094709-M2AS-052827563010_01_P001": "2013-09-13",
+    "flood_01Jun2021": "2021-06-01",
+    "flood_2021-June-01": "2021-06-01",
+    "scene_19700101": "",
+    "A2021400.tile": "",
+    "tile_20211301": "",
+    "123456789012345": "",
+}
+
+
+@pytest.mark.parametrize("name", DATES)
+def test_dates_in_the_names_of_products(name):
+    assert dates.acquired({}, f"{name}.tif") == DATES[name]
+
+
+TAGS = {
+    "SENSING_TIME": "2021-06-01T10:10:31.123456Z",
+    "DATE_ACQUIRED": "2021-06-01",
+    "time_coverage_start": "2021-06-01T00:00:00Z",
+    "RANGEBEGINNINGDATE": "2021-06-01",
+    "datetime": "2021-06-01T10:10:10Z",
+    "acquisition_time": "2021-06-01T10:10:10Z",
+    "PRODUCT_START_TIME": "2021-06-01T10:10:10Z",
+    "EXIF_DateTimeOriginal": "2021:06:01 10:10:10",
+}
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_dates_in_the_tags_of_products(tag):
+    others = {"PROCESSING_START_TIME": "2023-02-12T05:43:21Z", "ORIGINAL_FILE_DATE": "2024-01-01"}
+    others |= {"GENERATION_TIME": "2023-02-12", "TIFFTAG_DATETIME": "2022:02:02 02:02:02"}
+    assert dates.acquired({**others, tag: TAGS[tag]}, "scene.tif") == "2021-06-01"
+    epoch = {"ACQUISITIONDATETIME": "1970-01-01 00:00:00"}  # of Landsat Collection 1, by GDAL
+    assert dates.acquired({**epoch, tag: TAGS[tag]}, "scene.tif") == "2021-06-01"
+    assert dates.acquired({**others, **epoch}, "scene_20210601.tif") == "2021-06-01"
 
 
 @pytest.mark.parametrize(

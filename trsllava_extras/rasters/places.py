@@ -1,12 +1,8 @@
-"""Where and when: an open raster or a file name goes in; footprints, ground sample distance and
-acquisition date come out. Coordinates are WGS 84, longitude before latitude, in degrees.
+"""Where: an open raster goes in; footprints and ground sample distance come out. Coordinates are
+WGS 84, longitude before latitude, in degrees.
 """
 
 from __future__ import annotations
-
-import re
-from datetime import date
-from pathlib import PurePath
 
 import numpy as np
 from rasterio._err import CPLE_BaseError
@@ -18,9 +14,6 @@ from rasterio.warp import transform as to_other_crs
 
 METRES_PER_DEGREE = 111_320.0  # of latitude
 EARTH_RADIUS, WEB_MERCATOR = 6_378_137.0, 3857  # metres; EPSG number
-_DATE_TAG = re.compile(r"(acqui|sensing|start|original).*(date|time)|timeoriginal", re.IGNORECASE)
-_DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)([-_:./]?)(\d\d)\2(\d\d)(?!\d)")
-_DAY_FIRST = re.compile(r"(\d\d?)\.(\d\d?)\.((?:19|20)\d\d)")
 
 
 def georeference(raster: DatasetReader) -> tuple[CRS, Affine] | None:
@@ -81,26 +74,3 @@ def footprints(raster: DatasetReader, windows: np.ndarray) -> np.ndarray | None:
         corners[crosses_date_line, :, 0] %= 360
     corners[corners[..., 0].min(axis=1) >= 180, :, 0] -= 360
     return corners
-
-
-def acquired(tags: dict[str, str], filename: str) -> str:
-    """Acquisition date, ``2021-06-01``, from a file's tags or else its name; "" for none. A plain
-    DATETIME tag comes last: many programs write there when they made the file."""
-    told = [value for name, value in tags.items() if _DATE_TAG.search(name)]
-    texts = (*told, PurePath(filename).stem, tags.get("TIFFTAG_DATETIME", ""))
-    return next(filter(None, map(as_date, texts)), "")
-
-
-def as_date(text: str) -> str:
-    """The first date in a text as ``2021-06-01``; "" for none. Understood are ``20210601``, the
-    same with a separator, and ``1.6.2021``."""
-    found = [match.group(1, 3, 4) for match in _DATE.finditer(text)]
-    found += [match.group(3, 2, 1) for match in _DAY_FIRST.finditer(text)]
-    for parts in found:
-        try:
-            day = date(*map(int, parts))
-        except ValueError:  # no such day
-            continue
-        if day.year <= date.today().year + 1:
-            return day.isoformat()
-    return ""

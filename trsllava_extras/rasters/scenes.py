@@ -17,6 +17,7 @@ from rasterio.windows import Window
 
 from trsllava_extras.cluster import in_threads
 from trsllava_extras.rasters import places
+from trsllava_extras.rasters.dates import acquired
 from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster
 from trsllava_extras.rasters.rendering import band_percentiles, read_values
 from trsllava_utils.files import InputError, file_stamp, progress, read_json, write_json
@@ -25,7 +26,7 @@ from trsllava_utils.parameters import check
 WINDOW_NAME = r"@\d+_\d+"
 SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
 SAVE_EACH, CHUNK = 60, 16  # seconds; files
-VERSION = 1
+VERSION = 2
 
 
 def check_tile(tile: int, overlap: int) -> None:
@@ -120,11 +121,11 @@ def _look(path: Path, tile: int, overlap: int) -> dict:
     try:
         with open_raster(path) as raster:
             whole = [(0, 0, raster.width, raster.height)]
-            tags = raster.tags() | raster.tags(ns="IMAGERY")
+            tags = raster.tags() | raster.tags(ns="IMAGERY") | raster.tags(ns="ENVI")
             row = {
                 **_NO_WINDOWS,
                 "gsd": places.ground_sample_distance(raster),
-                "date": places.acquired(tags, path.name),
+                "date": acquired(tags, path.name),
                 "footprint": _flat(places.footprints(raster, np.array(whole))),
                 "problem": "",
             }
