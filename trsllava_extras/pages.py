@@ -25,7 +25,8 @@ from IPython.display import HTML
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
-from trsllava_extras.rasters.opening import open_raster, rows_run_north
+from trsllava_extras.rasters.opening import open_raster
+from trsllava_extras.rasters.upright import turn_of
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError
 from trsllava_utils.images import DEFAULT, ImageFile, Rendering, read_image
@@ -107,9 +108,8 @@ def in_scene(file: ImageFile, side: int = 384, rendering: Rendering = DEFAULT) -
     picture = Image.open(io.BytesIO(thumbnail(scene, side, rendering)))
     with open_raster(file.path) as raster:
         scale = max(picture.size) / max(raster.width, raster.height)
-        column, row, width, height = file.window
-        row = raster.height - row - height if rows_run_north(raster) else row
-    column, row, width, height = (n * scale for n in (column, row, width, height))
+        window = turn_of(raster).box(file.window, (raster.width, raster.height))
+    column, row, width, height = (n * scale for n in window)
     frame = (column, row, column + width, row + height)
     ImageDraw.Draw(picture).rectangle(frame, outline="#D55E00", width=3)
     return picture

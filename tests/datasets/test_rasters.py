@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 
 from tests.conftest import draw
 from trsllava_extras.pages import thumbnail
+from trsllava_extras.rasters.upright import Turn
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError
 from trsllava_utils.images import ImageFile, Rendering, read_image, view
@@ -395,6 +400,128 @@ def test_shapes_and_sizes_that_are_rare(tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcnchen.tif")
     write(tmp_path / "g.tif", REFLECTANCE).rename(name)
     same(read_image(name), stretched(REFLECTANCE))
+
+
+QUARTER = np.full((1, 64, 48), 40, np.uint8)
+QUARTER[:, :32, :24] = 220  # north-west is bright
+TURNS = [Turn(*how) for how in product((False, True), repeat=3)]
+
+
+def stored(turn: Turn) -> np.ndarray:
+    """The picture as a file would hold it that needs this turn."""
+    shown = QUARTER[0][:: -1 if turn.rows else 1, :: -1 if turn.columns else 1]
+    return (shown.T if turn.transpose else shown)[None]
+
+
+def upright(path: Path) -> bool:
+    shown = read_image(path)
+    return shown.shape == (64, 48, 3) and (shown[..., 0] == QUARTER[0]).all()
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=str)
+def test_north_is_up_by_transform_and_by_ground_control_points(tmp_path, turn):
+    """Every way in which rows and columns can lie on the ground: Sentinel-1 has most of them."""
+    raw = stored(turn)
+    height, width = raw.shape[1:]
+    corners = np.array([(0, 0), (48, 0), (0, 64), (48, 64)])  # of the picture, column and row
+    x, y = corners.T
+    at_x, at_y = (48 - x if turn.columns else x), (64 - y if turn.rows else y)
+    at = np.stack([at_y, at_x] if turn.transpose else [at_x, at_y], axis=1)  # in the file
+    lon, lat = 11 + x * 0.01, 48.64 - y * 0.01
+    points = [
+        GroundControlPoint(row, column, *place)
+        for (column, row), *place in zip(at.tolist(), lon, lat, strict=True)
+    ]
+    assert upright(write(tmp_path / "gcps.tif", raw, gcps=points, crs="EPSG:4326"))
+    east, north = 600_000 + x * 10, 5_400_000 - y * 10
+    place = np.linalg.lstsq(np.c_[at, np.ones(4)], np.c_[east, north], rcond=None)[0].T
+    transform = rasterio.Affine(*place.round(6).ravel())
+    assert upright(write(tmp_path / "utm.tif", raw, transform=transform, crs="EPSG:32632"))
+    for degrees in (-40, 40):  # within 45
+        turned = transform * rasterio.Affine.rotation(degrees, (width / 2, height / 2))
+        assert upright(write(tmp_path / "t.tif", raw, transform=turned, crs="EPSG:32632"))
+    whole = ImageFile(str(tmp_path / "utm.tif"))
+    left, top, wide, high = turn.box((0, 0, 8, 16), (width, height))
+    part = read_image(replace(whole, window=(0, 0, 8, 16), percentiles=None))
+    assert part.shape == (high, wide, 3)
+    assert (part[..., 0] == QUARTER[0, top : top + high, left : left + wide]).all()
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+def test_a_chip_without_a_place_is_turned_as_its_tag_says(tmp_path, code):
+    picture = Image.fromarray(QUARTER[0])
+    picture.save(tmp_path / "a.tif", tiffinfo={274: code})
+    exif = Image.Exif()
+    exif[274] = code
+    picture.save(tmp_path / "a.png", exif=exif)
+    right = np.array(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    assert (read_image(tmp_path / "a.tif")[..., 0] == right).all()
+
+
+def test_a_coordinate_system_without_a_place_turns_nothing(tmp_path):
+    assert upright(write(tmp_path / "a.tif", QUARTER, crs="EPSG:32632"))
+
+
+RAMP = np.tile(np.linspace(0, 1, 64), (1, 64, 1))
+
+
+def test_large_numbers_keep_their_meaning(tmp_path):
+    """Milliseconds since 1970, int32 around a billion: float32 has steps of 131,072 there."""
+    for dtype, values in (("float64", 1.6e12 + RAMP * 2e4), ("int32", 1e9 + RAMP * 1000)):
+        shown = read_image(write(tmp_path / f"{dtype}.tif", values.astype(dtype)))
+        assert shown.min() == 0 and shown.max() == 255 and abs(shown.mean() - 127.5) < 1
+
+
+@pytest.mark.parametrize("stored_as", [-3.4028235e38, -3.40282306e38, -9999.0001, 1e20])
+@pytest.mark.parametrize("digits", [6, 7, 9])
+def test_nodata_that_was_rounded_is_still_no_data(tmp_path, stored_as, digits):
+    values = (100 + RAMP * 100).astype(np.float32)
+    values[:, :16] = stored_as
+    told = float(f"{stored_as:.{digits}e}")
+    told = told if abs(told) < np.finfo(np.float32).max else stored_as
+    shown = read_image(write(tmp_path / "a.tif", values, nodata=told))
+    assert (shown[:16] == 255).all() and abs(shown[16:].mean() - 127.5) < 1
+
+
+def test_zeros_at_the_edge_are_no_data_where_nothing_else_is_told(tmp_path):
+    """A partial tile of Sentinel-2, as it comes: it looks as with nodata declared."""
+    rng = np.random.default_rng(0)
+    land = rng.integers(900, 1500, (3, 96, 96)).astype(np.uint16)
+    row, column = np.mgrid[:96, :96]
+    land[:, column + row // 3 < 50] = 0
+    land[:, 60:64, 80:84] = 0  # a dark roof, not at the edge
+    shown = read_image(write(tmp_path / "a.tif", land))
+    declared = land.copy()
+    declared[:, 60:64, 80:84] = 1
+    right = read_image(write(tmp_path / "b.tif", declared, nodata=0))
+    assert np.abs(shown.astype(int) - right).max() <= 1 and (shown[60:64, 80:84] < 5).all()
+    sea = np.maximum(RAMP * 100 - 50, 0).astype(np.float32)  # heights: the sea is black
+    assert (read_image(write(tmp_path / "sea.tif", sea))[:, :30] == 0).all()
+    photograph = (land > 0).astype(np.uint8) * 90
+    assert (read_image(write(tmp_path / "c.tif", photograph))[0, :9] == 0).all()
+
+
+def test_amplitudes_of_complex_whole_numbers(tmp_path):
+    """Sentinel-1's measurement files."""
+    z = np.array([[[3 + 4j, 6 + 8j], [0, 30 + 40j]]], np.complex64)
+    kinds = ("complex_int16", "complex64")
+    shown = [read_image(write(tmp_path / f"{k}.tif", z, dtype=k)) for k in kinds]
+    same(*shown)
+    assert shown[0][..., 0].argsort(axis=None).tolist() == [2, 0, 1, 3]
+
+
+def test_a_raster_without_any_data_says_so(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name, size in (("small", 8), ("scene", 300)):
+        path = write(
+            tmp_path / "mine" / f"{name}.tif", np.zeros((1, size, size), np.uint16), nodata=0
+        )
+    with pytest.raises(InputError, match=r"small\.tif holds no data"):
+        read_image(tmp_path / "mine" / "small.tif")
+    draw(tmp_path / "mine" / "a.png")
+    dataset = load_dataset(str(tmp_path / "mine"), str(tmp_path), tile=64)
+    assert dataset.problems == ("scene.tif holds no data; it was left out",)
+    assert path.name not in dataset.images["filename"].tolist()
 
 
 def test_pages_keep_nodata_and_documents_stay_documents(tmp_path):

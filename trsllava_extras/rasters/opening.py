@@ -63,7 +63,9 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
             is_text = name_as_text(str(path)) == str(path)  # else GDAL cannot take the name
             source = path if is_text else opened.enter_context(open(path, "rb"))
             raster = opened.enter_context(rasterio.open(source, driver=driver))
-            each = sum(np.dtype(kind).itemsize for kind in raster.dtypes)  # bytes of a pixel
+            # bytes of a pixel; numpy has no complex whole numbers
+            kinds = (kind.replace("complex_int16", "complex64") for kind in raster.dtypes)
+            each = sum(np.dtype(kind).itemsize for kind in kinds)
             if driver == "ENVI" and os.path.getsize(path) < raster.width * raster.height * each:
                 raise unreadable(path, ValueError("truncated"))
             if each > MOST_BYTES:
@@ -161,8 +163,3 @@ def _pages(first: DatasetReader, path: str | Path) -> DatasetReader:
     place = f"<GeoTransform>{', '.join(map(str, first.transform.to_gdal()))}</GeoTransform>"
     sizes = f'rasterXSize="{first.width}" rasterYSize="{first.height}"'
     return rasterio.open(f"<VRTDataset {sizes}>{crs}{place}{''.join(bands)}</VRTDataset>")
-
-
-def rows_run_north(raster: DatasetReader) -> bool:
-    """Whether the first row is the southernmost; pictures are turned, so that north is up."""
-    return bool(raster.crs) and raster.transform.e > 0

@@ -8,16 +8,12 @@ import pandas as pd
 from rasterio.windows import Window
 
 from trsllava_extras.rasters.bands import choose_bands, further_picture
-from trsllava_extras.rasters.opening import (
-    RASTER_SUFFIXES,
-    companions,
-    open_raster,
-    refused,
-    rows_run_north,
-)
+from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster, refused
 from trsllava_extras.rasters.places import ground_sample_distance
 from trsllava_extras.rasters.rendering import SIDE, check, index_picture, render
 from trsllava_extras.rasters.scenes import WINDOW_NAME, check_tile, scan, take_windows
+from trsllava_extras.rasters.upright import turn_of
+from trsllava_utils.files import InputError
 from trsllava_utils.folder import match_names
 from trsllava_utils.images import ImageFile, Rendering, View, scaled
 
@@ -42,9 +38,11 @@ def read(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> V
         how = {"window": window, "stretch": rendering.stretch, "max_side": max_side}
         how |= {"percentiles": file.percentiles}
         shown, blank = render(raster, bands, **how)
+        if blank.all():
+            raise InputError(f"{Path(file.path).name} holds no data")
         name = {1: "grey", 2: "radar"}.get(len(bands), "true colour")
         pictures = {"true colour" if raster.colorinterp[0].name == "palette" else name: shown}
-        turn = -1 if rows_run_north(raster) else 1
+        turn = turn_of(raster)
         further = None if first else further_picture(raster, rendering.false_colour)
         if further:
             name, bands = further
@@ -53,7 +51,7 @@ def read(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> V
             else:
                 pictures[name] = render(raster, bands, **how)[0]
         distance = ground_sample_distance(raster)
-    pictures = {name: scaled(shown[::turn], max_side) for name, shown in pictures.items()}
+    pictures = {name: scaled(turn.picture(shown), max_side) for name, shown in pictures.items()}
     scale = max(window.width, window.height) / max(next(iter(pictures.values())).shape[:2])
     notes = tuple(_COLOURS[name] for name in pictures if name in _COLOURS)
     notes = () if "false colour" in pictures else notes

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
+from scipy import ndimage
 
 from trsllava_extras.rasters.bands import INDICES, data_bands
 from trsllava_utils.files import InputError
@@ -85,6 +86,8 @@ def render(
         image = Image.fromarray(np.ascontiguousarray(np.moveaxis(inks, 0, -1)), "CMYK")
         return np.array(image.convert("RGB")), np.zeros(inks.shape[1:], bool)
     values = read_values(raster, bands, window, step)
+    if zeros_may_be_blank(raster, bands):
+        values[:, _collar(values)] = np.nan
     blank = np.isnan(values).all(axis=0)
     known = None if percentiles is None else percentiles[[b - 1 for b in bands]]
     if len(bands) == 2:
@@ -121,8 +124,9 @@ def _step(window: Window, max_side: int) -> int:
 
 
 def read_values(raster: DatasetReader, bands: list[int], window: Window, step: int) -> np.ndarray:
-    """``(bands, H, W) float32``, not-a-number where there is no data; every ``step`` x ``step``
-    pixels are one, their mean. Reads strips, so that memory does not grow with the file."""
+    """``(bands, H, W)`` in float32, or float64 where that would lose digits; not-a-number where
+    there is no data. Every ``step`` x ``step`` pixels are one, their mean. Reads strips, so that
+    memory does not grow with the file."""
     if step == 1:
         return _filled(raster, bands, window)
     strips = []
@@ -161,16 +165,19 @@ def _blocks(values: np.ndarray, step: int) -> np.ndarray:
 
 
 def _filled(raster: DatasetReader, bands: list[int], window: Window) -> np.ndarray:
-    """``(bands, H, W) float32``, not-a-number where there is no data."""
+    """``(bands, H, W)``, as :func:`read_values` gives it, without the mean."""
     stored = raster.read(bands, window=window)
-    values = (np.abs(stored) if np.iscomplexobj(stored) else stored).astype(np.float32)
+    values = np.abs(stored) if np.iscomplexobj(stored) else stored
+    values = values.astype(np.result_type(values.dtype, np.float32))
     flags = {flag.name for band in bands for flag in raster.mask_flag_enums[band - 1]}
     missing = np.zeros(stored.shape, bool)
     for plane, raw, band in zip(missing, stored, bands, strict=True):
         nodata = raster.nodatavals[band - 1]
         if nodata is not None and not np.isnan(nodata):
-            is_whole = raw.dtype.kind in "iu" and float(nodata).is_integer()
-            plane |= raw == (int(nodata) if is_whole else nodata)
+            if raw.dtype.kind in "iu":
+                plane |= raw == (int(nodata) if float(nodata).is_integer() else nodata)
+            else:  # writers round it: to float32, or to some digits
+                plane |= np.isclose(raw, nodata, rtol=1e-6, atol=0)
     # of whole numbers, nodata counts where all bands have it: one alone may really be so bright
     values[missing if stored.dtype.kind == "f" else missing & missing.all(axis=0)] = np.nan
     alpha_is_data = "alpha" in [raster.colorinterp[n - 1].name for n in data_bands(raster)]
@@ -181,9 +188,28 @@ def _filled(raster: DatasetReader, bands: list[int], window: Window) -> np.ndarr
     return values
 
 
+def zeros_may_be_blank(raster: DatasetReader, bands: list[int]) -> bool:
+    """Whether zeros at the edge are no data though the file does not say so, as in partial tiles of
+    Sentinel-2: of measurements in colour or without sign. (A sea of height 0 is data.)"""
+    told = {flag.name for band in bands for flag in raster.mask_flag_enums[band - 1]}
+    kinds = {raster.dtypes[band - 1] for band in bands}
+    is_measured = len(bands) >= 3 or kinds <= {"uint16", "uint32"}
+    return told == {"all_valid"} and is_measured and "uint8" not in kinds
+
+
+def _collar(values: np.ndarray) -> np.ndarray:
+    """``(H, W) bool``: pixels of zeros that hang together with the edge."""
+    zero = (values == 0).all(axis=0)
+    if not zero.any():
+        return zero
+    pieces, _ = ndimage.label(zero)
+    at_edge = np.unique(np.r_[pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
+    return np.isin(pieces, at_edge[at_edge > 0])
+
+
 def band_percentiles(values: np.ndarray) -> np.ndarray:
     """``(bands, n)`` values -> ``(bands, 101)``; bands without data have not-a-number."""
-    out = np.full((len(values), len(PERCENTILES)), np.nan, np.float32)
+    out = np.full((len(values), len(PERCENTILES)), np.nan)
     for row, band in zip(out, values, strict=True):
         finite = band[np.isfinite(band)]
         if finite.size:
@@ -198,10 +224,10 @@ def _limits(
     stretch = stretch or ("none" if dtype == "uint8" else "2-98")
     if stretch == "none":
         top = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
-        return np.tile(np.float32([0, top]), (len(values), 1))
+        return np.tile(np.float64([0, top]), (len(values), 1))
     low, high = parse_stretch(stretch)
     if not is_percentile(low, high):
-        return np.tile(np.float32([low, high]), (len(values), 1))
+        return np.tile([low, high], (len(values), 1))
     if percentiles is not None:
         return np.array([np.interp((low, high), PERCENTILES, row) for row in percentiles])
     finite = (band[np.isfinite(band)] for band in values)
@@ -231,7 +257,7 @@ def is_percentile(low: float, high: float) -> bool:
 
 def _stretched(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """``(bands, H, W)`` -> ``(H, W, bands) uint8``."""
-    low, high = np.nan_to_num(limits).astype(np.float32).T[..., None, None]
+    low, high = np.nan_to_num(limits).astype(values.dtype).T[..., None, None]
     scaled = values - low
     scaled *= 255 / np.where(high > low, high - low, 1)
     np.clip(scaled, 0, 255, out=scaled)

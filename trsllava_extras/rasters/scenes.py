@@ -19,7 +19,7 @@ from trsllava_extras.cluster import in_threads
 from trsllava_extras.rasters import places
 from trsllava_extras.rasters.dates import acquired
 from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster
-from trsllava_extras.rasters.rendering import band_percentiles, read_values
+from trsllava_extras.rasters.rendering import band_percentiles, read_values, zeros_may_be_blank
 from trsllava_utils.files import InputError, file_stamp, progress, read_json, write_json
 from trsllava_utils.parameters import check
 
@@ -150,7 +150,7 @@ def grid(width: int, height: int, tile: int, overlap: int) -> list[tuple[int, in
 
 def _windows(raster: DatasetReader, windows: list[tuple[int, int, int, int]]) -> dict:
     """The windows with data in them, and percentiles of the whole scene. Reads every window once;
-    one of zeros has no data, declared or not."""
+    one of zeros has no data, declared or not. Raises InputError where none has any."""
     kept, samples = [], []
     is_palette = raster.colorinterp[0].name == "palette"  # zero is a class like any other
 
@@ -165,7 +165,11 @@ def _windows(raster: DatasetReader, windows: list[tuple[int, int, int, int]]) ->
         if has_data(sample) or has_data(values):  # most often the sample tells
             kept.append(window)
             samples.append(sample.reshape(len(bands), -1))
-    values = np.concatenate(samples, axis=1) if samples else np.empty((len(bands), 0))
+    if not kept:
+        raise InputError(f"{Path(raster.name).name} holds no data")
+    values = np.concatenate(samples, axis=1)
+    if zeros_may_be_blank(raster, bands):
+        values = values[:, (values != 0).any(axis=0)]
     return {
         "windows": [int(n) for window in kept for n in window],
         "footprints": _flat(places.footprints(raster, np.array(kept).reshape(-1, 4))),

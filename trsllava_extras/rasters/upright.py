@@ -1,0 +1,106 @@
+"""Which way is up: an open raster goes in; how its pictures are turned comes out, so that north is
+up within 45° and no picture is a mirror image."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.warp import transform as to_other_crs
+
+from trsllava_extras.rasters.places import georeference
+
+
+class Turn(NamedTuple):
+    """Rows and columns change places; then the order of rows and of columns is reversed."""
+
+    transpose: bool = False
+    rows: bool = False
+    columns: bool = False
+
+    def picture(self, shown: np.ndarray) -> np.ndarray:
+        """``(H, W, …)``, turned."""
+        shown = shown.swapaxes(0, 1) if self.transpose else shown
+        return shown[:: -1 if self.rows else 1, :: -1 if self.columns else 1]
+
+    def box(self, window: tuple, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """A window (column, row, width, height) of a raster of that width and height, turned."""
+        if self.transpose:
+            (y, x, height, width), (down, across) = window, size
+        else:
+            (x, y, width, height), (across, down) = window, size
+        x = across - x - width if self.columns else x
+        return x, down - y - height if self.rows else y, width, height
+
+
+# by the TIFF tag Orientation: what the first row and the first column are
+_TAGGED = {
+    2: Turn(columns=True),
+    3: Turn(rows=True, columns=True),
+    4: Turn(rows=True),
+    5: Turn(transpose=True),
+    6: Turn(transpose=True, columns=True),
+    7: Turn(True, True, True),
+    8: Turn(transpose=True, rows=True),
+}
+
+
+def turn_of(raster: DatasetReader) -> Turn:
+    """How the pictures of a raster are turned: by its place on the ground, or else by the
+    orientation that a TIFF says."""
+    axes = _axes(raster)
+    if axes is None:
+        return _TAGGED.get(_tag(raster), Turn())
+
+    def fit(turn: Turn) -> float:
+        across, down = axes[::-1] if turn.transpose else axes
+        return across[0] * (-1 if turn.columns else 1) - down[1] * (-1 if turn.rows else 1)
+
+    # of equal ones the first, which turns least
+    return max((Turn(*how) for how in product((False, True), repeat=3)), key=fit)
+
+
+def _axes(raster: DatasetReader) -> np.ndarray | None:
+    """Where columns and rows lead in the middle of a raster: ``(2, 2)`` unit vectors, east and
+    north; None where it is not known."""
+    where = georeference(raster)
+    if where is None:
+        return None
+    crs, transform = where
+    wide, high = raster.width / 4, raster.height / 4
+    pixels = np.array([(2 * wide, 2 * high), (3 * wide, 2 * high), (2 * wide, 3 * high)])
+    x, y = np.array([transform * pixel for pixel in pixels]).T
+    if not crs.is_geographic:
+        try:
+            lon, lat = np.array(to_other_crs(crs, CRS.from_epsg(4326), x, y)[:2])
+            if np.isfinite([lon, lat]).all():
+                x, y, crs = lon, lat, CRS.from_epsg(4326)
+        except RasterioError:  # of another planet: the map's own axes
+            pass
+    east, north = x[1:] - x[0], y[1:] - y[0]
+    if crs.is_geographic:
+        east = ((east + 180) % 360 - 180) * np.cos(np.radians(y[0]))
+    axes = np.stack([east, north], axis=1)
+    return axes / np.linalg.norm(axes, axis=1, keepdims=True)
+
+
+def _tag(raster: DatasetReader) -> int:
+    """The tag Orientation of a TIFF, which GDAL does not tell; 1 where there is none."""
+    if raster.driver != "GTiff" or not Path(raster.name).is_file():
+        return 1
+    with open(raster.name, "rb") as file:
+        head = file.read(8)
+        head += file.read(8) if 43 in head[2:4] else b""  # BigTIFF
+        try:
+            tags = ImageFileDirectory_v2(head)
+            file.seek(tags.next)
+            tags.load(file)
+            return int(tags.get(274, 1))
+        except Exception:  # whatever a damaged header leads to
+            return 1
