@@ -137,11 +137,12 @@ def test_files_and_functions_are_short(path):
 def test_the_whole_stays_small():
     """A ratchet: these numbers only go down. The aims are 1,500, 3,300, 10,000 and 6,700. Of the
     extras, 320 lines came with captions at home: rows, int8, the choice of a captioner, CLIP
-    before there are captions; and 250 with real servers: limits, hope, forms of answers."""
+    before there are captions; 250 with real servers: limits, hope, forms of answers; and 300
+    with real products: dates, turns, bands."""
     assert sum(lines(CORE / f"{name}.py") for name in EVENING) <= 1770
     assert sum(map(lines, CORE.rglob("*.py"))) <= 4295
-    assert sum(map(lines, FILES)) <= 11_508 + 320 + 250
-    assert sum(map(code_lines, FILES)) <= 7542 + 220 + 200
+    assert sum(map(lines, FILES)) <= 11_508 + 320 + 250 + 300
+    assert sum(map(code_lines, FILES)) <= 7542 + 220 + 200 + 220
 
 
 WITHOUT = """

@@ -7,45 +7,90 @@ interpretation, then their order.
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 from rasterio.io import DatasetReader
+from rasterio.windows import Window
 
 from trsllava_utils.files import InputError
 
 _NAMES = {  # words of a band's description -> what it holds
-    "red": "red",
-    "green": "green",
-    "blue": "blue",
-    **dict.fromkeys(("nir", "nir1", "nir08", "infrared"), "nir"),
+    **dict.fromkeys(("red", "rot", "rouge", "rojo", "rosso", "vermelho"), "red"),
+    **dict.fromkeys(("green", "grün", "vert", "verde"), "green"),
+    **dict.fromkeys(("blue", "blau", "bleu", "azul", "blu"), "blue"),
+    **dict.fromkeys(("nir", "nir1", "nir08", "infrared", "infrarot", "infrarouge"), "nir"),
     **{name: name for name in ("vv", "vh", "hh", "hv")},
 }
+_LETTERS = {"r": "red", "g": "green", "b": "blue", "n": "nir"}  # where they are all of a name
 _CODES = {  # the same by number, for each kind of satellite
     "sentinel-2": {"b2": "blue", "b3": "green", "b4": "red", "b8": "nir", "b8a": "nir"},
     "landsat-8": {"b2": "blue", "b3": "green", "b4": "red", "b5": "nir"},
     "landsat-7": {"b1": "blue", "b2": "green", "b3": "red", "b4": "nir"},
     "modis": {"b3": "blue", "b4": "green", "b1": "red", "b2": "nir"},
 }
+_WAVELENGTHS = {"red": 660, "green": 560, "blue": 470, "nir": 850}  # nanometres
+_NEAR = 45  # nanometres: a band further away holds something else
+# names of files whose bands have none: PlanetScope and SkySat write an RGB tag over B, G, R, NIR
+_ORDERS = {r"_3b_\w*analytic|_ssc\d+d\d\w*_analytic": ("blue", "green", "red", "nir")}
 # words that make a red, green, blue or infrared another band; "i": Green I
 _NOT_PLAIN = {"edge", "rededge", "coastal", "i", "swir", "shortwave", "thermal", "quality", "qa"}
 INDICES = {"ndvi": ("nir", "red"), "ndwi": ("green", "nir")}  # (a - b) / (a + b)
 
 
 def band_roles(raster: DatasetReader) -> dict[str, int]:
-    """What bands hold, by their descriptions: ``{"red": 3, "nir": 4, …}``, numbers from 1."""
-    described = [set(re.findall(r"[a-z0-9]+", (d or "").lower())) for d in raster.descriptions]
+    """What bands hold, ``{"red": 3, "nir": 4, …}``, numbers from 1: by their descriptions, by the
+    product that the file's name tells, or by their wavelengths."""
+    described = [set(re.findall(r"[^\W_]+", (d or "").lower())) for d in raster.descriptions]
     described = [{re.sub(r"^b0+", "b", word) for word in words} for words in described]
-    codes = _CODES[_satellite(set().union(*described))]
+    file = Path(raster.name).name.lower()
+    codes = _CODES[_satellite(set().union(*described), file)]
     roles: dict[str, int] = {}
     for number, words in enumerate(described, 1):
-        named = {_NAMES.get(word, codes.get(word)) for word in words} - {None}
+        known = _LETTERS if len(words) == 1 else {}
+        named = {_NAMES.get(w) or codes.get(w) or known.get(w) for w in words} - {None}
         if len(named) == 1 and not words & _NOT_PLAIN:
             roles.setdefault(named.pop(), number)
-    return roles
+    order = next((order for form, order in _ORDERS.items() if re.search(form, file)), ())
+    if not roles and len(order) == raster.count:
+        return {name: number for number, name in enumerate(order, 1)}
+    return _by_wavelength(raster) | roles
 
 
-def _satellite(words: set[str]) -> str:
+def _by_wavelength(raster: DatasetReader) -> dict[str, int]:
+    """The bands nearest to red, green, blue and infrared."""
+    known = {n: w for n in range(1, raster.count + 1) if (w := _wavelength(raster, n))}
+    nearest = {
+        name: min(known, key=lambda n: abs(known[n] - middle), default=0)
+        for name, middle in _WAVELENGTHS.items()
+    }
+    return {
+        name: n for name, n in nearest.items() if n and abs(known[n] - _WAVELENGTHS[name]) <= _NEAR
+    }
+
+
+def _wavelength(raster: DatasetReader, band: int) -> float:
+    """In nanometres; 0 where it is not told."""
+    tags = {name.lower(): text for name, text in raster.tags(band).items()}
+    told = raster.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM") or tags.get("wavelength")
+    if not told:
+        unit = r"(nm|nanomet|um|µm|μm|micromet)"
+        match = re.search(
+            rf"(\d+(?:\.\d+)?)\s*{unit}", (raster.descriptions[band - 1] or "").lower()
+        )
+        told = match[1] if match else "0"
+    try:
+        number = float(told)
+    except ValueError:
+        return 0.0
+    return number if number >= 100 else 1000 * number  # else micrometres
+
+
+def _satellite(words: set[str], file: str) -> str:
     """Whose band numbers these are; Sentinel-2's where nothing tells."""
+    if re.match("l[et]0[4-7]_", file):
+        return "landsat-7"
     if "refl" in words:
         return "modis"
     if "sr" in words:
@@ -56,10 +101,23 @@ def _satellite(words: set[str]) -> str:
 
 def data_bands(raster: DatasetReader) -> list[int]:
     """Numbers of the bands that hold data: all except alpha. A band marked as alpha still counts as
-    data if its name says so (NIR, for example)."""
+    data if its name says so (NIR, for example), or if it has values as pictures have them: many
+    programs mark the fourth of four bands so."""
     named = band_roles(raster).values()
     kinds = enumerate((kind.name for kind in raster.colorinterp), 1)
-    return [number for number, kind in kinds if kind != "alpha" or number in named]
+    return [n for n, kind in kinds if kind != "alpha" or n in named or _varies(raster, n)]
+
+
+def _varies(raster: DatasetReader, band: int) -> bool:
+    """Whether most values of a band, looked at in nine places, are neither 0 nor the largest of
+    their type."""
+    places = product(
+        *((size * k // 4 for k in (1, 2, 3)) for size in (raster.width, raster.height))
+    )
+    looks = [raster.read(band, window=Window(column, row, 32, 32)) for column, row in places]
+    values = np.concatenate([look.ravel() for look in looks])
+    top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+    return bool(((values != 0) & (values != top)).mean() > 0.5)
 
 
 def choose_bands(raster: DatasetReader, bands: str) -> list[int]:
@@ -85,6 +143,15 @@ def choose_bands(raster: DatasetReader, bands: str) -> list[int]:
     if len(by_colour) == 3:
         return by_colour
     return data[:3] if len(data) >= 3 else data[:1]
+
+
+def is_guess(raster: DatasetReader) -> bool:
+    """Whether nothing tells which of its many bands are red, green and blue."""
+    kinds = {kind.name for kind in raster.colorinterp}
+    colours = {"red", "green", "blue"}
+    return len(data_bands(raster)) > 3 and not (
+        colours <= kinds or colours <= {*band_roles(raster)}
+    )
 
 
 def _number(raster: DatasetReader, name: str, roles: dict[str, int], bands: str) -> int:

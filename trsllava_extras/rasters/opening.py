@@ -27,7 +27,8 @@ RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".vrt"}
 MOST_BYTES = 4096  # of a pixel with all its bands; 1,024 bands of float32
 _VRT_TAGS = """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand NoDataValue ColorInterp
 Description Offset Scale UnitType SimpleSource ComplexSource SourceFilename SourceBand
-SourceProperties SrcRect DstRect NODATA ColorTable Entry BlockXSize BlockYSize"""
+SourceProperties SrcRect DstRect NODATA ColorTable Entry BlockXSize BlockYSize MaskBand GCPList GCP
+UseMaskBand CategoryNames Category"""
 _DRIVERS = {  # first bytes of a file -> GDAL's driver
     b"II*\0": "GTiff",
     b"MM\0*": "GTiff",

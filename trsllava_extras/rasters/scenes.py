@@ -17,6 +17,7 @@ from rasterio.windows import Window
 
 from trsllava_extras.cluster import in_threads
 from trsllava_extras.rasters import places
+from trsllava_extras.rasters.bands import is_guess
 from trsllava_extras.rasters.dates import acquired
 from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster
 from trsllava_extras.rasters.rendering import band_percentiles, read_values, zeros_may_be_blank
@@ -26,7 +27,7 @@ from trsllava_utils.parameters import check
 WINDOW_NAME = r"@\d+_\d+"
 SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
 SAVE_EACH, CHUNK = 60, 16  # seconds; files
-VERSION = 2
+VERSION = 3
 
 
 def check_tile(tile: int, overlap: int) -> None:
@@ -51,7 +52,8 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
         Indexed by path: ``gsd`` (metres), ``date``, ``footprint`` (8 numbers: longitude and
         latitude of four corners), ``windows`` (4 numbers each, see ``ImageFile``; none for an image
         that is no larger than a tile), ``footprints`` (8 each), ``percentiles`` (101 a band),
-        ``left_out`` (windows without data), ``problem`` ("" for a file that can be read). Empty
+        ``left_out`` (windows without data), ``problem`` ("" for a file that can be read), ``guess``
+        (whether nothing tells which bands are the colours). Empty
         where no image is a raster.
     """
     paths = images.loc[images["path"] != "", "path"].drop_duplicates()
@@ -94,6 +96,11 @@ def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str
     ``problems`` gets a sentence on those."""
     rows, empty = [], 0
     known = rasters.to_dict("index")
+    if guesses := sum(raster["guess"] for raster in known.values()):
+        problems.append(
+            f"{guesses:,} rasters do not say what their bands hold: the first three are shown as "
+            "red, green and blue, unless -p bands names others"
+        )
     for image in images.to_dict("records"):
         raster = known.get(image["path"], {"problem": "", "windows": None})
         if raster["problem"]:
@@ -128,13 +135,21 @@ def _look(path: Path, tile: int, overlap: int) -> dict:
                 "date": acquired(tags, path.name),
                 "footprint": _flat(places.footprints(raster, np.array(whole))),
                 "problem": "",
+                "guess": is_guess(raster),
             }
             is_photograph = raster.driver in ("JPEG", "PNG")  # whatever it is called
             if tile and max(raster.width, raster.height) > tile and not is_photograph:
                 row |= _windows(raster, grid(raster.width, raster.height, tile, overlap))
             return row
     except InputError as error:
-        return {**_NO_WINDOWS, "gsd": None, "date": "", "footprint": None, "problem": str(error)}
+        return {
+            **_NO_WINDOWS,
+            "gsd": None,
+            "date": "",
+            "footprint": None,
+            "problem": str(error),
+            "guess": False,
+        }
 
 
 def grid(width: int, height: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:

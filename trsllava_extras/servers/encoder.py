@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trsllava_extras.servers.client import RETRIES, RefusedError, Server, ServerError
+from trsllava_extras.servers.client import RETRIES, TOO_LONG, RefusedError, Server, ServerError
 from trsllava_utils.files import InputError
 from trsllava_utils.vectors import SAME
 
@@ -78,11 +78,25 @@ class OpenAIEncoder:
         except (RefusedError, ServerError) as error:
             if isinstance(error, ServerError):
                 self._vectors([CONTROL])  # raises if it is not this batch
-            return self._halves(batch) if len(batch) > 1 else [self._alone(batch[0], error)]
+            if len(batch) == 1:
+                return [self._alone(batch[0], error)]
+            return self._longest_apart(batch, str(error)) or self._halves(batch)
         now = _direction(vectors[-1]) if extra else self.control
         if len(vectors[0]) != len(self.control) or np.dot(now, self.control) < SAME:
             raise InputError("the embedding server has another model than before; run again")
         return vectors[: len(batch)]
+
+    def _longest_apart(self, batch: list[str], words: str) -> list[np.ndarray]:
+        """If the server's words say that something is too long and the longest text is: that one
+        cut, and the others together. Else nothing: there are too many texts."""
+        longest = max(range(len(batch)), key=lambda n: len(batch[n]))
+        if not TOO_LONG.search(words):
+            return []
+        vectors = self._several([batch[longest]])
+        if batch[longest] not in self._cut:
+            return []
+        others = self._several([*batch[:longest], *batch[longest + 1 :]])
+        return [*others[:longest], *vectors, *others[longest:]]
 
     def _halves(self, batch: list[str]) -> list[np.ndarray]:
         half, most, texts_cut = len(batch) // 2, self._most, len(self._cut)
