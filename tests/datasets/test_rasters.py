@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import tifffile
 from PIL import Image, ImageOps
 from rasterio.control import GroundControlPoint
@@ -460,6 +461,105 @@ def test_a_chip_without_a_place_is_turned_as_its_tag_says(tmp_path, code):
 
 def test_a_coordinate_system_without_a_place_turns_nothing(tmp_path):
     assert upright(write(tmp_path / "a.tif", QUARTER, crs="EPSG:32632"))
+
+
+FIVE = np.stack([B, G, R, NIR, NIR // 2])
+# band names, and the bands shown as red, green, blue
+NAMED = {
+    "letters": (("B", "G", "R", "N"), (3, 2, 1)),
+    "German": (("Blau", "Grün", "Rot", "Infrarot"), (3, 2, 1)),
+    "French": (("Rouge", "Vert", "Bleu"), (1, 2, 3)),
+    "Spanish": (("banda azul", "banda verde", "banda rojo"), (3, 2, 1)),
+    "nanometres": (("442 nm", "490 nm", "560 nm", "665 nm", "842 nm"), (4, 3, 2)),
+    "micrometres": (("0.48 µm", "0.56 µm", "0.66 µm", "0.86 µm"), (3, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("who", NAMED)
+def test_names_of_bands_that_people_write(tmp_path, who):
+    names, (r, g, b) = NAMED[who]
+    bands = FIVE[: len(names)]
+    shown = read_image(write(tmp_path / "a.tif", bands, names))
+    same(shown, stretched([bands[r - 1], bands[g - 1], bands[b - 1]]))
+
+
+@pytest.mark.parametrize("how", ["ENVI", "IMAGERY", "band tags", "far away"])
+def test_wavelengths_choose_the_bands(tmp_path, how):
+    wavelengths = [460.0, 560.0, 660.0, 850.0, 1600.0]
+    if how == "ENVI":
+        path = tmp_path / "cube.img"
+        path.write_bytes(FIVE.tobytes())
+        path.with_suffix(".hdr").write_text(
+            "ENVI\nsamples = 64\nlines = 64\nbands = 5\nheader offset = 0\ndata type = 12\n"
+            "interleave = bsq\nbyte order = 0\nwavelength units = Nanometers\n"
+            f"wavelength = {{{', '.join(map(str, wavelengths))}}}\n"
+        )
+    else:
+        path = write(tmp_path / "a.tif", FIVE)
+        with rasterio.open(path, "r+") as raster:
+            for number, nm in enumerate(wavelengths, 1):
+                nm = nm + 900 if how == "far away" else nm
+                domain = {"ns": "IMAGERY"} if how == "IMAGERY" else {}
+                tag = {"CENTRAL_WAVELENGTH_UM": nm / 1000} if domain else {"wavelength": nm}
+                raster.update_tags(number, **domain, **tag)
+    expected = [B, G, R] if how == "far away" else [R, G, B]  # nothing near: the first three
+    same(read_image(path), stretched(expected))
+
+
+def test_products_whose_bands_have_no_names(tmp_path):
+    """PlanetScope's tag says RGB, its bands are B, G, R, NIR."""
+    name = "20240601_101112_24_24aa_3B_AnalyticMS_SR.tif"
+    path = write(tmp_path / name, FIVE[:4], photometric="RGB")
+    same(read_image(path), stretched([R, G, B]))
+    assert "false colour" in view(ImageFile(str(path))).by_name
+    other = write(tmp_path / "visual.tif", FIVE[:4], photometric="RGB")
+    same(read_image(other), stretched([B, G, R]))  # as its tag says
+    names = [f"SR_B{n}" for n in (1, 2, 3, 4)]
+    path = write(tmp_path / "LT05_L2SP_193027_20100601_20200823_02_T1_SR.tif", FIVE[:4], names)
+    same(read_image(path), stretched([R, G, B]))  # Landsat 5: band 3 is red
+
+
+def test_infrared_under_an_alpha_tag_is_data_and_an_alpha_is_none(tmp_path):
+    """NAIP as rasterio writes it: water, whose infrared is 0, is no hole."""
+    bands = np.stack([KNOWN[..., 0], KNOWN[..., 1], KNOWN[..., 2], KNOWN[::-1, :, 0] // 2 + 60])
+    bands[3, :, :20] = 0
+    kinds = ("red", "green", "blue", "alpha")
+    shown = view(ImageFile(str(write(tmp_path / "naip.tif", bands, interp=kinds))))
+    same(shown.by_name["true colour"], KNOWN)
+    assert "false colour" in shown.by_name and shown.blank == 0
+    bands[3] = 255
+    bands[3, :, :20] = 0
+    shown = view(ImageFile(str(write(tmp_path / "rgba.tif", bands, interp=kinds))))
+    assert (shown.by_name["true colour"][:, :20] == 255).all() and len(shown.by_name) == 1
+
+
+def test_a_guess_of_bands_is_told(tmp_path):
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "a.tif", FIVE)
+    write(tmp_path / "mine" / "b.tif", FIVE, ("Blue", "Green", "Red", "NIR", "SWIR"))
+    dataset = load_dataset(str(tmp_path / "mine"), str(tmp_path))
+    assert dataset.problems == (
+        "1 rasters do not say what their bands hold: the first three are shown as red, green and "
+        "blue, unless -p bands names others",
+    )
+
+
+def test_virtual_rasters_with_a_mask_or_ground_control_points(tmp_path):
+    mask = np.full((64, 64), 255, np.uint8)
+    mask[:9] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        write(tmp_path / "masked.tif", np.moveaxis(KNOWN, -1, 0), mask=mask)
+    corners = [(0, 0), (0, 64), (64, 0), (64, 64)]
+    points = [GroundControlPoint(r, c, 11 - c / 1e4, 48 - r / 1e4) for r, c in corners]
+    place = {"gcps": points, "crs": "EPSG:4326"}
+    write(tmp_path / "points.tif", np.moveaxis(KNOWN, -1, 0), **place)
+    for name in ("masked", "points"):
+        source = tmp_path / f"{name}.tif"
+        rasterio.shutil.copy(str(source), str(tmp_path / f"v_{name}.vrt"), driver="VRT")
+        same(read_image(tmp_path / f"v_{name}.vrt"), read_image(source), 0)
+    same(read_image(tmp_path / "v_points.vrt"), KNOWN[:, ::-1])  # columns run west
+    assert (read_image(tmp_path / "v_masked.vrt")[:9] == 255).all()
+    assert not load_dataset(str(tmp_path), str(tmp_path / "d")).problems
 
 
 RAMP = np.tile(np.linspace(0, 1, 64), (1, 64, 1))
