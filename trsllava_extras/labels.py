@@ -15,6 +15,10 @@ river runway sparseresidential storagetanks tenniscourt"""
 _NO_CLASSES = """train val validation test data img imgs image images photo photos picture pictures
 tif tiff tiffs tile tiles chip chips patch patches scene scenes raster rasters source raw jpg jpeg
 png rgb download downloads"""
+# folders of products: SAFE, Planet's orders, Landsat scenes, dates
+_PRODUCT = re.compile(
+    r"\.safe$|\d{6}|^(granule|img_data|measurement|annotation|r[126]0m|psscene|skysat\w*|order)$"
+)
 
 
 def labels(filenames: Iterable[str], dataset: str, root: Path) -> list[str]:
@@ -35,7 +39,8 @@ def _labels_on_disk(root: Path) -> dict[str, str]:
 
 def _label_from_name(filename: PurePosixPath, name: str) -> str:
     """The class: of a known dataset by its file names, of a folder of one's own by the folder that
-    the file lies in; "" where that is no class."""
+    the file lies in, or the one above where that says nothing (forest/images); "" where that is no
+    class."""
     if name == "ucm" and filename.stem.isdigit() and 1 <= int(filename.stem) <= 2100:
         return _UCM_CLASSES.split()[(int(filename.stem) - 1) // 100]
     match = re.fullmatch(r"([A-Za-z][A-Za-z_-]*?)[_-]?\d+", filename.stem)
@@ -43,6 +48,11 @@ def _label_from_name(filename: PurePosixPath, name: str) -> str:
         return match[1].lower()
     if filename.parent.parent.name == "snapshots":  # a commit of the hub
         return ""
-    parent = filename.parent.name.lower()
-    words = parent.rstrip("0123456789_-")
-    return parent if re.search("[a-z]{2}", words) and words not in _NO_CLASSES.split() else ""
+    for folder in filename.parents[:-1]:
+        parent = folder.name.lower()
+        words = parent.rstrip("0123456789_-")
+        if _PRODUCT.search(parent) or _PRODUCT.search(words):
+            return ""
+        if words not in _NO_CLASSES.split():
+            return parent if re.search("[a-z]{2}", words) else ""
+    return ""

@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from tests.conftest import draw, nested
+from trsllava_extras.labels import labels
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError, MissingError
 from trsllava_utils.images import Rendering, read_image
@@ -197,3 +198,24 @@ def test_blank_names_are_refused_and_unusual_line_ends_belong_to_captions(tmp_pa
     (tmp_path / "mine" / "captions.jsonl").write_text(line + "\n", encoding="utf-8")
     ds = load_dataset(str(tmp_path / "mine"), str(tmp_path))
     assert ds.captions["text"].tolist() == ["a\u2028b"]
+
+
+FOLDERS = {
+    "forest/7.png": "forest",
+    "forest/images/7.png": "forest",
+    "raw/forest/train/7.png": "forest",
+    "train/images/7.png": "",
+    "7.png": "",
+    "2021/06/7.png": "",
+    "S2B_MSIL1C_20230823T095559.SAFE/GRANULE/L1C_T34UCF/IMG_DATA/TCI.png": "",
+    "S2A_MSIL2A_20180818T094031.SAFE/GRANULE/L2A_T34VFJ/IMG_DATA/R10m/TCI.png": "",
+    "S1A_IW_GRDH_1SDV_20210809T173953.SAFE/measurement/vv.png": "",
+    "order_1/PSScene/visual.png": "",
+    "20170831_162740_ssc1d1/visual.png": "",
+    "LC08_L2SP_193027_20210601_20210608_02_T1/rgb.png": "",
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_that_are_classes(tmp_path, name):
+    assert labels([name], "mine", tmp_path) == [FOLDERS[name]]

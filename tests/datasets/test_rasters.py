@@ -439,7 +439,7 @@ def test_north_is_up_by_transform_and_by_ground_control_points(tmp_path, turn):
     transform = rasterio.Affine(*place.round(6).ravel())
     assert upright(write(tmp_path / "utm.tif", raw, transform=transform, crs="EPSG:32632"))
     for degrees in (-40, 40):  # within 45
-        turned = transform * rasterio.Affine.rotation(degrees, (width / 2, height / 2))
+        turned = transform @ rasterio.Affine.rotation(degrees, (width / 2, height / 2))
         assert upright(write(tmp_path / "t.tif", raw, transform=turned, crs="EPSG:32632"))
     whole = ImageFile(str(tmp_path / "utm.tif"))
     left, top, wide, high = turn.box((0, 0, 8, 16), (width, height))
@@ -517,6 +517,21 @@ def test_products_whose_bands_have_no_names(tmp_path):
     names = [f"SR_B{n}" for n in (1, 2, 3, 4)]
     path = write(tmp_path / "LT05_L2SP_193027_20100601_20200823_02_T1_SR.tif", FIVE[:4], names)
     same(read_image(path), stretched([R, G, B]))  # Landsat 5: band 3 is red
+
+
+def test_statistics_beside_a_raster_make_no_other_image_and_colours_do(tmp_path):
+    """QGIS and gdalinfo write them; the image would be captioned, and paid for, again."""
+    path = write(tmp_path / "a.tif", FIVE[:1])
+    before = ImageFile(str(path)).sha256
+    beside = tmp_path / "a.tif.aux.xml"
+    beside.write_text(
+        "<PAMDataset><PAMRasterBand band='1'><Histograms><HistItem><HistMin>0</HistMin>"
+        "</HistItem></Histograms><Metadata><MDI key='STATISTICS_MEAN'>9</MDI></Metadata>"
+        "</PAMRasterBand></PAMDataset>"
+    )
+    assert ImageFile(str(path)).sha256 == before
+    beside.write_text("<PAMDataset><SRS>EPSG:4326</SRS></PAMDataset>")
+    assert ImageFile(str(path)).sha256 != before
 
 
 def test_infrared_under_an_alpha_tag_is_data_and_an_alpha_is_none(tmp_path):

@@ -162,10 +162,19 @@ def test_words_weights_and_wrong_input(page, panel):
     where = panel.root.get_by_label("where")
     where.fill("label = 'river'")
     where.press("Enter")
-    panel.status.filter(has_text="5 images searched").wait_for(timeout=MINUTE)
+    panel.status.filter(has_text="· 5 images searched").wait_for(timeout=MINUTE)
     where.fill("")
     where.press("Enter")
-    panel.status.filter(has_text="105 images searched").wait_for(timeout=MINUTE)
+    panel.status.filter(has_text="· 105 images searched").wait_for(timeout=MINUTE)
+    # the next words may be typed while the result of the last ones arrives
+    where.fill("label = 'river'")
+    where.press("Enter")
+    where.fill("label = 'harbor'")
+    panel.status.filter(has_text="· 5 images searched").wait_for(timeout=MINUTE)
+    assert where.input_value() == "label = 'harbor'"
+    where.fill("")
+    where.press("Enter")
+    panel.status.filter(has_text="· 105 images searched").wait_for(timeout=MINUTE)
 
 
 def test_lightbox_by_keyboard(page, panel):

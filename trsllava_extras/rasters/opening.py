@@ -29,6 +29,7 @@ _VRT_TAGS = """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand NoDataValu
 Description Offset Scale UnitType SimpleSource ComplexSource SourceFilename SourceBand
 SourceProperties SrcRect DstRect NODATA ColorTable Entry BlockXSize BlockYSize MaskBand GCPList GCP
 UseMaskBand CategoryNames Category"""
+_HISTOGRAM = ["HistMin", "HistMax", "BucketCount", "IncludeOutOfRange", "Approximate", "HistCounts"]
 _DRIVERS = {  # first bytes of a file -> GDAL's driver
     b"II*\0": "GTiff",
     b"MM\0*": "GTiff",
@@ -104,11 +105,23 @@ def companions(path: str | Path) -> list[Path]:
     if path.suffix.lower() == ".vrt":
         sources = virtual_raster(path).iter("SourceFilename")
         beside += [path.parent / (source.text or "").strip() for source in sources]
-    return [file for file in beside if file.is_file()]
+    return [file for file in beside if file.is_file() and not _is_statistics(file)]
+
+
+def _is_statistics(path: Path) -> bool:
+    """Whether a file of metadata holds statistics alone. Programs that look at a raster write it
+    (QGIS, gdalinfo); it is no other image for that."""
+    if not path.name.endswith(".aux.xml"):
+        return False
+    root = virtual_raster(path)
+    told = {element.tag for element in root.iter()} - {"Histograms", "HistItem", *_HISTOGRAM}
+    keys = [entry.get("key", "") for entry in root.iter("MDI")]
+    is_bare = told <= {"PAMDataset", "PAMRasterBand", "Metadata", "MDI"}
+    return root.tag == "PAMDataset" and is_bare and all(k.startswith("STATISTICS_") for k in keys)
 
 
 def virtual_raster(path: Path) -> ElementTree.Element:
-    """The XML of a virtual raster; an empty element, called "none", if it is none."""
+    """The XML of a virtual raster or its like; an empty element, called "none", if it is none."""
     try:
         return ElementTree.fromstring(path.read_bytes())
     except (ElementTree.ParseError, ValueError, LookupError, OSError):

@@ -12,6 +12,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
+from rasterio.transform import xy
 from rasterio.warp import transform as to_other_crs
 
 from trsllava_extras.rasters.places import georeference
@@ -74,8 +75,8 @@ def _axes(raster: DatasetReader) -> np.ndarray | None:
         return None
     crs, transform = where
     wide, high = raster.width / 4, raster.height / 4
-    pixels = np.array([(2 * wide, 2 * high), (3 * wide, 2 * high), (2 * wide, 3 * high)])
-    x, y = np.array([transform * pixel for pixel in pixels]).T
+    columns, rows = wide * np.array([2, 3, 2]), high * np.array([2, 2, 3])
+    x, y = np.array(xy(transform, rows, columns, offset="ul"))
     if not crs.is_geographic:
         try:
             lon, lat = np.array(to_other_crs(crs, CRS.from_epsg(4326), x, y)[:2])

@@ -311,8 +311,10 @@ function render({ model, el: host }) {
     );
     const isTyping = query.value !== (drawn.query ?? query.value);
     if (drawn.query !== request().query && !isTyping) query.value = request().query;
-    for (const [name, control] of Object.entries(filters))
-      if (drawn[name] !== request()[name]) control.value = request()[name] ?? "";
+    for (const [name, control] of Object.entries(filters)) {
+      const isEdited = drawn[name] !== undefined && control.value !== String(drawn[name]);
+      if (drawn[name] !== request()[name] && !isEdited) control.value = request()[name] ?? "";
+    }
     drawn = { ...request() };
     past.replaceChildren(...model.get("history").map((value) => el("option", { value })));
     notes.replaceChildren(...told.map((text) => el("p", { className: "note", text })));
