@@ -29,7 +29,8 @@ _VRT_TAGS = """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand NoDataValu
 Description Offset Scale UnitType SimpleSource ComplexSource SourceFilename SourceBand
 SourceProperties SrcRect DstRect NODATA ColorTable Entry BlockXSize BlockYSize MaskBand GCPList GCP
 UseMaskBand CategoryNames Category"""
-_HISTOGRAM = ["HistMin", "HistMax", "BucketCount", "IncludeOutOfRange", "Approximate", "HistCounts"]
+_STATISTICS = """PAMDataset PAMRasterBand Metadata MDI Histograms HistItem HistMin HistMax
+BucketCount IncludeOutOfRange Approximate HistCounts"""
 _DRIVERS = {  # first bytes of a file -> GDAL's driver
     b"II*\0": "GTiff",
     b"MM\0*": "GTiff",
@@ -113,11 +114,10 @@ def _is_statistics(path: Path) -> bool:
     (QGIS, gdalinfo); it is no other image for that."""
     if not path.name.endswith(".aux.xml"):
         return False
-    root = virtual_raster(path)
-    told = {element.tag for element in root.iter()} - {"Histograms", "HistItem", *_HISTOGRAM}
-    keys = [entry.get("key", "") for entry in root.iter("MDI")]
-    is_bare = told <= {"PAMDataset", "PAMRasterBand", "Metadata", "MDI"}
-    return root.tag == "PAMDataset" and is_bare and all(k.startswith("STATISTICS_") for k in keys)
+    told = [*virtual_raster(path).iter()]
+    keys = [element.get("key", "") for element in told if element.tag == "MDI"]
+    is_bare = {element.tag for element in told} <= {*_STATISTICS.split()}
+    return is_bare and all(key.startswith("STATISTICS_") for key in keys)
 
 
 def virtual_raster(path: Path) -> ElementTree.Element:

@@ -199,10 +199,7 @@ def zeros_may_be_blank(raster: DatasetReader, bands: list[int]) -> bool:
 
 def _collar(values: np.ndarray) -> np.ndarray:
     """``(H, W) bool``: pixels of zeros that hang together with the edge."""
-    zero = (values == 0).all(axis=0)
-    if not zero.any():
-        return zero
-    pieces, _ = ndimage.label(zero)
+    pieces, _ = ndimage.label((values == 0).all(axis=0))
     at_edge = np.unique(np.r_[pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
     return np.isin(pieces, at_edge[at_edge > 0])
 
