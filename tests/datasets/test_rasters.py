@@ -577,6 +577,16 @@ def test_virtual_rasters_with_a_mask_or_ground_control_points(tmp_path):
     assert not load_dataset(str(tmp_path), str(tmp_path / "d")).problems
 
 
+PLANETS = ["+proj=eqc +R=3396190 +units=m", "+proj=stere +lat_0=90 +R=1737400 +units=m"]
+
+
+@pytest.mark.parametrize("crs", [*PLANETS, 'LOCAL_CS["arbitrary",UNIT["metre",1]]'])
+def test_maps_of_another_planet_or_of_none_are_read_by_their_own_axes(tmp_path, crs):
+    place = rasterio.Affine(10, 0, 1000, 0, 10, 2000)  # rows run from south to north
+    how = {"crs": rasterio.CRS.from_string(crs), "transform": place}
+    assert upright(write(tmp_path / "a.tif", QUARTER[:, ::-1], **how))
+
+
 RAMP = np.tile(np.linspace(0, 1, 64), (1, 64, 1))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.real import CHAT, EMBED, MINILM, Kind, Running, relayed
+from tests.servers.real import CHAT, EMBED, KEY, MINILM, Kind, Running, relayed
 
 SEEN: dict[str, dict[str, str]] = {}  # behaviour -> what each server did
 
@@ -74,8 +74,6 @@ def up(models):
 
 
 def litellm_config(behind: dict[str, Running]) -> str:
-    from tests.servers.real import KEY
-
     lines = ["model_list:"]
     for name, server in behind.items():
         how = f'model: "openai/{name}", api_base: "http://127.0.0.1:{server.port}/v1"'

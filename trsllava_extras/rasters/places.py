@@ -62,15 +62,22 @@ def footprints(raster: DatasetReader, windows: np.ndarray) -> np.ndarray | None:
     columns = np.stack([column, column + width, column + width, column], axis=1)
     rows = np.stack([row + height, row + height, row, row], axis=1)
     xs, ys = xy(transform, rows.ravel(), columns.ravel(), offset="ul")
-    try:
-        lon, lat = (np.array(v) for v in to_other_crs(crs, CRS.from_epsg(4326), xs, ys))
-    except (CRSError, RasterioError, CPLE_BaseError):  # of another planet, say
+    degrees = to_degrees(crs, xs, ys)
+    if degrees is None or np.abs(degrees[1]).max() > 90:
         return None
-    corners = np.stack([lon, lat], axis=1).reshape(-1, 4, 2)
-    if not np.isfinite(corners).all() or np.abs(corners[..., 1]).max() > 90:
-        return None
+    corners = degrees.T.reshape(-1, 4, 2)
     if not crs.is_geographic:
         crosses_date_line = np.ptp(corners[..., 0], axis=1) > 180
         corners[crosses_date_line, :, 0] %= 360
     corners[corners[..., 0].min(axis=1) >= 180, :, 0] -= 360
     return corners
+
+
+def to_degrees(crs: CRS, xs: np.ndarray, ys: np.ndarray) -> np.ndarray | None:
+    """Points on a map -> ``(2, n)``: longitude and latitude; None for a map of another planet, or
+    points that lie outside it."""
+    try:
+        degrees = np.array(to_other_crs(crs, CRS.from_epsg(4326), xs, ys)[:2])
+    except (CRSError, RasterioError, CPLE_BaseError):
+        return None
+    return degrees if np.isfinite(degrees).all() else None

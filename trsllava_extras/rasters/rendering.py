@@ -180,9 +180,10 @@ def _filled(raster: DatasetReader, bands: list[int], window: Window) -> np.ndarr
                 plane |= np.isclose(raw, nodata, rtol=1e-6, atol=0)
     # of whole numbers, nodata counts where all bands have it: one alone may really be so bright
     values[missing if stored.dtype.kind == "f" else missing & missing.all(axis=0)] = np.nan
-    alpha_is_data = "alpha" in [raster.colorinterp[n - 1].name for n in data_bands(raster)]
-    if "per_dataset" in flags and not alpha_is_data:
-        values[:, raster.read_masks(bands[0], window=window) == 0] = np.nan
+    if "per_dataset" in flags:
+        kinds = {raster.colorinterp[number - 1].name for number in data_bands(raster)}
+        if "alpha" not in kinds:  # else it is data, and no mask
+            values[:, raster.read_masks(bands[0], window=window) == 0] = np.nan
     if stored.dtype.kind in "fc":
         values[np.isinf(values)] = np.nan
     return values

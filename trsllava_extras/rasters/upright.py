@@ -9,13 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-from rasterio.crs import CRS
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import xy
-from rasterio.warp import transform as to_other_crs
 
-from trsllava_extras.rasters.places import georeference
+from trsllava_extras.rasters.places import georeference, to_degrees
 
 
 class Turn(NamedTuple):
@@ -77,15 +74,10 @@ def _axes(raster: DatasetReader) -> np.ndarray | None:
     wide, high = raster.width / 4, raster.height / 4
     columns, rows = wide * np.array([2, 3, 2]), high * np.array([2, 2, 3])
     x, y = np.array(xy(transform, rows, columns, offset="ul"))
-    if not crs.is_geographic:
-        try:
-            lon, lat = np.array(to_other_crs(crs, CRS.from_epsg(4326), x, y)[:2])
-            if np.isfinite([lon, lat]).all():
-                x, y, crs = lon, lat, CRS.from_epsg(4326)
-        except RasterioError:  # of another planet: the map's own axes
-            pass
+    degrees = np.array([x, y]) if crs.is_geographic else to_degrees(crs, x, y)
+    x, y = (x, y) if degrees is None else degrees  # of another planet: the map's own axes
     east, north = x[1:] - x[0], y[1:] - y[0]
-    if crs.is_geographic:
+    if degrees is not None:
         east = ((east + 180) % 360 - 180) * np.cos(np.radians(y[0]))
     axes = np.stack([east, north], axis=1)
     return axes / np.linalg.norm(axes, axis=1, keepdims=True)
