@@ -56,7 +56,8 @@ class ClipEncoder:
         weights = str(_open_clip_parts(name)[1]) if self._is_open_clip else name
         if not revision(weights) and not self._is_open_clip:
             self._model.texts(["a"])  # downloads it: then its revision is known
-        how = " ".join(filter(None, (self._rendering.bands, self._rendering.stretch)))
+        stretch = self._rendering.stretch.replace("per-band", "")  # once it was the default
+        how = " ".join(filter(None, (self._rendering.bands, stretch)))
         return f"{name}{revision(weights)} float32 {how}".rstrip()
 
     @property

@@ -13,11 +13,13 @@ from dataclasses import replace
 
 import pandas as pd
 
+from trsllava_extras.rasters.reader import is_stretched
+from trsllava_extras.rasters.rendering import TOGETHER
 from trsllava_utils.caption_file import CaptionFile
 from trsllava_utils.captioner import BudgetSpentError, Captioner, NoAnswerError, Settings
 from trsllava_utils.captioning import NO_ANSWER, Job, Outcome, set_aside
 from trsllava_utils.captions import Report
-from trsllava_utils.files import InputError, MissingError, progress
+from trsllava_utils.files import InputError, MissingError, fingerprint, progress
 from trsllava_utils.records import Record
 
 
@@ -44,7 +46,34 @@ def run(
         InputError, MissingError: the run cannot continue (full disk, wrong key, no weights);
             captions finished before are on disk.
     """
-    return _Run(jobs, ask, captioner, file, control).execute()
+    kept = _kept(jobs, file)
+    report, records = _Run(
+        [job for job in jobs if job.filename not in kept], ask, captioner, file, control
+    ).execute()
+    report.already += len(kept)
+    return report, kept | records
+
+
+def _kept(jobs: list[Job], file: CaptionFile) -> dict[str, Record]:
+    """The captions of before colours were stretched together, for pictures that are the same; a
+    line says how many are not."""
+    identity = file.manifest().get("identity", {})
+    if identity.get("stretch") != TOGETHER:
+        return {}
+    before = fingerprint({name: told for name, told in identity.items() if name != "stretch"})
+    earlier = replace(file, made_with=before).read()[0]
+    sha256 = {filename: record.image_sha256 for filename, record in earlier.items()}
+    same = [j for j in jobs if sha256.get(j.filename) == j.sha256]
+    other = {j for j in same if is_stretched(j.file.path, identity.get("bands", ""))}
+    if other:
+        print(
+            f"{len(other):,} images are described anew: their colours are now stretched together, "
+            "no longer each band by itself. -p stretch per-band keeps the earlier captions."
+        )
+    kept = {j.filename: earlier[j.filename] for j in same if j not in other}
+    kept = {n: r.model_copy(update={"settings": file.made_with}) for n, r in kept.items()}
+    file.append(kept.values())
+    return kept
 
 
 class _Run:

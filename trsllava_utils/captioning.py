@@ -143,7 +143,8 @@ def _identity(captioner: str, settings: Settings, describer: Captioner, dataset:
     if settings.examples:
         answer["examples"] = fingerprint(settings.examples)
     answer |= {"bands": how.bands, "false_colour": how.false_colour} | dataset.tiling
-    added_later = {"stretch": how.stretch, "gsd": str(settings.gsd)}  # absent from older captions
+    # absent from older captions, of which each band was stretched by itself
+    added_later = {"stretch": how.stretch.replace("per-band", ""), "gsd": str(settings.gsd)}
     answer |= {name: value for name, value in added_later.items() if value}
     return answer | {n: getattr(settings, n) for n in names} | describer.identity
 

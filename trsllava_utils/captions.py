@@ -172,8 +172,9 @@ def seen_by(captioner: str, dataset: Dataset) -> Dataset:
     for name in names_in(captioner):
         file = None if exists(name) else newest_file(folder_of(dataset), captioner_id(name))
         if file and (identity := file.manifest().get("identity")):
+            told = {"stretch": "per-band" * bool(dataset.rendering.stretch)} | identity
             fields = ("bands", "stretch", "false_colour")
-            seen = Rendering(**{field: str(identity.get(field, "")) for field in fields})
+            seen = Rendering(**{field: str(told.get(field, "")) for field in fields})
             return dataset if seen == dataset.rendering else replace(dataset, rendering=seen)
     return dataset
 

@@ -163,6 +163,7 @@ def load_dataset(
         plain = images if records is None else tables(None, files, [])[0]
         how = {"tile": tile, "overlap": overlap, "annotated": records is not None}
         images, rasters = reader.windows(images, plain, home / "derived", problems, **how)
+        rendering = reader.named(rendering, images, rasters)
     if images.empty:
         raise InputError(f"{shown(root)}: no usable image. {' '.join(problems[:3])}")
     label_of = plugins.find("labels", "names")

@@ -31,7 +31,7 @@ class Rendering:
 
     Attributes:
         bands: shown as red, green, blue; empty: what the file says.
-        stretch: the values shown as black and white; empty: by the type of the file.
+        stretch: the values shown as black and white; empty: the same for all colours.
         false_colour: a second picture for the captioner; empty: near infrared where it is known.
     """
 
@@ -106,7 +106,8 @@ class View:
 def _readers() -> list[Any]:
     """Modules or objects with ``suffixes``, ``check(rendering)`` and ``refused(path, root)``, which
     say what is wrong, ``companions(path)``, files that are read with another, ``read(file,
-    rendering, max_side, first) -> View``, and ``windows(…)`` for large scenes (``data.py``)."""
+    rendering, max_side, first) -> View``, and for datasets (``data.py``) ``windows(…)`` and
+    ``named(rendering, images, rasters)``."""
     return list(plugins.load_all("readers").values())
 
 

@@ -160,7 +160,7 @@ def test_renderings_of_multi_band_images(tmp_path):
     pictures = view(path, max_side=30).by_name
     assert list(pictures) == ["true colour", "false colour"]
     assert all(p.shape == (20, 30, 3) and p.dtype == np.uint8 for p in pictures.values())
-    whole = view(path).by_name
+    whole = view(path, Rendering(stretch="per-band")).by_name
     assert (whole["false colour"][..., 1:] == whole["true colour"][..., :2]).all()
     for how in ("none", "8,4,3"):  # there is no band 8
         assert list(view(path, Rendering(false_colour=how)).by_name) == ["true colour"]

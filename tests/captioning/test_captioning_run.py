@@ -10,17 +10,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 
-from tests.conftest import KEY, captions_file, scenes
+from tests.conftest import KEY, captions_file, draw, scenes
 from tests.openai_server import Server
 from trsllava_extras.runner import report_table
 from trsllava_extras.servers import client as openai_api
 from trsllava_extras.shards import caption_shard
 from trsllava_utils.captioner import Settings
 from trsllava_utils.captioning import caption_dataset
-from trsllava_utils.captions import load_captions
+from trsllava_utils.captions import Captions, load_captions, seen_by
+from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
+from trsllava_utils.images import Rendering
 from trsllava_utils.records import read_records
 
 MISBEHAVIOUR = "slow drop torn page busy broken half cut prose schema empty german refuse"
@@ -181,6 +185,40 @@ def test_other_settings_never_share_a_file(serve, tmp_path):
     assert len(fingerprints) == 2
     again = caption_dataset(ds, "openai:vlm", Settings(temperature=0.7))  # taken back, not redone
     assert again.report.already == 4 and again.records == warm.records
+
+
+def test_colours_stretched_together_leave_other_captions_as_they_are(serve, tmp_path, capsys):
+    """Once each band was stretched by itself. Only pictures that have changed are described anew,
+    a line says how many first, and the earlier captions can be had again."""
+    server, folder = serve(), tmp_path / "mine"
+    folder.mkdir()
+    draw(folder / "photograph.jpg")
+    values = np.random.default_rng(0).integers(200, 3000, (3, 32, 32)).astype(np.uint16)
+    for name, bands in {"deep": values, "plain": values // 16, "grey": values[:1]}.items():
+        kind = "uint8" if name == "plain" else "uint16"
+        how = {"driver": "GTiff", "width": 32, "height": 32, "count": len(bands), "dtype": kind}
+        with rasterio.open(folder / f"{name}.tif", "w", **how) as raster:
+            raster.write(bands.astype(kind))
+
+    def run(stretch: str) -> Captions:
+        ds = load_dataset(str(folder), str(tmp_path), rendering=Rendering(stretch=stretch))
+        return caption_dataset(ds, "openai:vlm")
+
+    earlier = run("per-band")
+    manifest = earlier.files[0].manifest()["identity"]
+    assert "stretch" not in manifest  # as it was written once
+    assert earlier.report.captioned == 4
+    ds = load_dataset(str(folder), str(tmp_path))
+    assert seen_by("openai:vlm", ds).rendering.stretch == "per-band"
+    asked = len(server.requests)
+    now = run("")
+    assert "1 images are described anew" in capsys.readouterr().out
+    assert len(server.requests) == asked + 1 and len(now.records) == 4
+    assert (now.report.already, now.report.captioned) == (3, 1)
+    assert seen_by("openai:vlm", ds).rendering.stretch == "together"
+    assert run("").report.already == 4 and not capsys.readouterr().out
+    back = run("per-band")
+    assert back.records == earlier.records and len(server.requests) == asked + 1
 
 
 def test_a_second_run_says_so_and_stops(serve, tmp_path):

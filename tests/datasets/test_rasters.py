@@ -55,6 +55,13 @@ def stretched(bands, keep=None, low=2, high=98):
     return np.stack(out, axis=-1)
 
 
+def together(bands, keep=None):
+    """One range for the colours."""
+    bands = np.asarray(bands, float)
+    low, high = np.percentile(bands if keep is None else bands[:, keep], (2, 98))
+    return np.moveaxis(np.clip((bands - low) / (high - low), 0, 1) * 255, 0, -1)
+
+
 def same(shown, expected, within=1.01):
     assert shown.dtype == np.uint8 and np.abs(shown - expected).max() <= within
 
@@ -76,14 +83,14 @@ PLAIN = {
 def test_sixteen_bits_in_any_container(tmp_path, name):
     bands = REFLECTANCE.astype(PLAIN[name].get("dtype", "uint16"))
     shown = read_image(write(tmp_path / name, bands, **PLAIN[name]))
-    same(shown, stretched(REFLECTANCE))
+    same(shown, together(REFLECTANCE))
     assert abs(shown.mean() - 126) < 15  # not the 6 of a high byte cut off
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint32", "float32", "float64"])
 def test_types_of_numbers(tmp_path, dtype):
     bands = (REFLECTANCE.astype(float) - 1500) if dtype != "uint32" else REFLECTANCE * np.uint32(9)
-    same(read_image(write(tmp_path / "x.tif", bands.astype(dtype))), stretched(REFLECTANCE))
+    same(read_image(write(tmp_path / "x.tif", bands.astype(dtype))), together(REFLECTANCE))
 
 
 def test_eight_bits_are_shown_as_they_are(tmp_path):
@@ -127,7 +134,7 @@ def test_pixels_without_data_take_no_part_and_are_white(tmp_path, nodata):
         how["nodata"] = nodata
     pictures = view(write(tmp_path / "x.tif", bands, **how))
     shown = next(iter(pictures.by_name.values()))
-    same(shown[keep], stretched(REFLECTANCE, keep)[keep])
+    same(shown[keep], together(REFLECTANCE, keep)[keep])
     assert (shown[~keep] == 255).all() and pictures.blank == pytest.approx(14 / 64)
 
 
@@ -135,7 +142,7 @@ def test_scale_and_offset_change_nothing(tmp_path):
     path = write(tmp_path / "x.tif", REFLECTANCE)
     with rasterio.open(path, "r+") as raster:
         raster.scales, raster.offsets = (1e-4,) * 3, (-0.1,) * 3
-    same(read_image(path), stretched(REFLECTANCE))
+    same(read_image(path), together(REFLECTANCE))
 
 
 def test_stretches(tmp_path):
@@ -163,14 +170,14 @@ def test_names_of_bands_come_before_their_order(tmp_path, names):
     path = write(tmp_path / "x.tif", [B, G, R, NIR], names)
     pictures = view(path).by_name
     assert list(pictures) == ["true colour", "false colour"]
-    same(pictures["true colour"], stretched([R, G, B]))
+    same(pictures["true colour"], together([R, G, B]))
     same(pictures["false colour"], stretched([NIR, R, G]))
 
 
 def test_red_edge_is_not_red_and_alpha_that_is_named_is_data(tmp_path):
     names = ("coastal blue", "red edge", "blue", "green", "red")
     path = write(tmp_path / "x.tif", [NIR, NIR, B, G, R], names)
-    same(read_image(path), stretched([R, G, B]))
+    same(read_image(path), together([R, G, B]))
     bands = [KNOWN[..., 2], KNOWN[..., 1], KNOWN[..., 0], KNOWN[::-1, :, 0]]
     kinds = ("red", "green", "blue", "alpha")  # what many programs write for any four bands
     path = write(tmp_path / "y.tif", bands, ("b", "Green", "Red", "NIR"), kinds)
@@ -184,8 +191,8 @@ def test_bands_are_for_files_of_many_bands(tmp_path):
     rgb = write(tmp_path / "b.tif", np.moveaxis(KNOWN, -1, 0), photometric="RGB")
     assert (read_image(rgb, chosen) == KNOWN).all()
     many = write(tmp_path / "c.tif", [B, G, R, NIR, NIR], ("a", "b", "c", "d", "e"))
-    same(read_image(many, chosen), stretched([R, G, B]))
-    same(read_image(many, Rendering(bands="c,b,a")), stretched([R, G, B]))
+    same(read_image(many, chosen), together([R, G, B]))
+    same(read_image(many, Rendering(bands="c,b,a")), together([R, G, B]))
     with pytest.raises(InputError, match=r"c\.tif has 5 band.*a, b, c.*bands=9,1,1"):
         read_image(many, Rendering(bands="9,1,1"))
     for wrong in ("4", "1,2,3,4", "0,1,2", "1,,2"):
@@ -227,7 +234,7 @@ def test_index_pictures(tmp_path):
 
 def test_pages_of_one_size_are_bands(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.stack([R, G, B, NIR]), photometric="minisblack")
-    same(read_image(tmp_path / "x.tif"), stretched([R, G, B]))
+    same(read_image(tmp_path / "x.tif"), together([R, G, B]))
     shown = view(tmp_path / "x.tif").by_name["false colour"]
     same(shown, stretched([NIR, R, G]))
 
@@ -258,7 +265,7 @@ def test_a_large_raster_is_read_reduced(tmp_path):
     assert shown.shape == (64, 64, 3) and (shown[0, 0] == 255).all()
     keep = np.ones((64, 64), bool)
     keep[0, 0] = False
-    same(shown[keep], stretched(REFLECTANCE, keep)[keep])
+    same(shown[keep], together(REFLECTANCE, keep)[keep])
 
 
 def virtual(path, source):
@@ -400,7 +407,7 @@ def test_shapes_and_sizes_that_are_rare(tmp_path):
     assert read_image(write(tmp_path / "f.tif", small)).max() == 255
     name = os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcnchen.tif")
     write(tmp_path / "g.tif", REFLECTANCE).rename(name)
-    same(read_image(name), stretched(REFLECTANCE))
+    same(read_image(name), together(REFLECTANCE))
 
 
 QUARTER = np.full((1, 64, 48), 40, np.uint8)
@@ -480,7 +487,7 @@ def test_names_of_bands_that_people_write(tmp_path, who):
     names, (r, g, b) = NAMED[who]
     bands = FIVE[: len(names)]
     shown = read_image(write(tmp_path / "a.tif", bands, names))
-    same(shown, stretched([bands[r - 1], bands[g - 1], bands[b - 1]]))
+    same(shown, together([bands[r - 1], bands[g - 1], bands[b - 1]]))
 
 
 @pytest.mark.parametrize("how", ["ENVI", "IMAGERY", "band tags", "far away"])
@@ -503,20 +510,20 @@ def test_wavelengths_choose_the_bands(tmp_path, how):
                 tag = {"CENTRAL_WAVELENGTH_UM": nm / 1000} if domain else {"wavelength": nm}
                 raster.update_tags(number, **domain, **tag)
     expected = [B, G, R] if how == "far away" else [R, G, B]  # nothing near: the first three
-    same(read_image(path), stretched(expected))
+    same(read_image(path), together(expected))
 
 
 def test_products_whose_bands_have_no_names(tmp_path):
     """PlanetScope's tag says RGB, its bands are B, G, R, NIR."""
     name = "20240601_101112_24_24aa_3B_AnalyticMS_SR.tif"
     path = write(tmp_path / name, FIVE[:4], photometric="RGB")
-    same(read_image(path), stretched([R, G, B]))
+    same(read_image(path), np.clip(np.stack([R, G, B], -1) / 3000, 0, 1) * 255)
     assert "false colour" in view(ImageFile(str(path))).by_name
     other = write(tmp_path / "visual.tif", FIVE[:4], photometric="RGB")
-    same(read_image(other), stretched([B, G, R]))  # as its tag says
+    same(read_image(other), together([B, G, R]))  # as its tag says
     names = [f"SR_B{n}" for n in (1, 2, 3, 4)]
     path = write(tmp_path / "LT05_L2SP_193027_20100601_20200823_02_T1_SR.tif", FIVE[:4], names)
-    same(read_image(path), stretched([R, G, B]))  # Landsat 5: band 3 is red
+    same(read_image(path), together([R, G, B]))  # Landsat 5: band 3 is red
 
 
 def test_statistics_beside_a_raster_make_no_other_image_and_colours_do(tmp_path):
@@ -657,7 +664,90 @@ def test_pages_keep_nodata_and_documents_stay_documents(tmp_path):
             tiff.write(band, photometric="minisblack", metadata=None, extratags=tag)
     keep = np.ones((64, 64), bool)
     keep[:, :14] = False
-    same(read_image(tmp_path / "x.tif")[keep], stretched(REFLECTANCE, keep)[keep])
+    same(read_image(tmp_path / "x.tif")[keep], together(REFLECTANCE, keep)[keep])
     page = Image.fromarray(np.eye(20, dtype=np.uint8) * 255).convert("1")
     page.save(tmp_path / "fax.tif", save_all=True, append_images=[page], compression="group4")
     assert (read_image(tmp_path / "fax.tif") == np.asarray(page.convert("RGB"))).all()
+
+
+def photograph(name):
+    """A photograph of the sample, and the same as reflectances: ``(H, W, 3)``, ``(3, H, W)``."""
+    shown = read_image(f"data/sample/images/{name}.jpg")
+    return shown, np.moveaxis(shown.astype(np.uint16) * 11 + 200, -1, 0)
+
+
+@pytest.mark.parametrize("name", ["forest90", "beach95", "agricultural83"])
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32", "float64"])
+def test_colours_keep_their_hue(tmp_path, name, dtype):
+    """A forest was grey, as each band was stretched by itself."""
+    shown, stored = photograph(name)
+    path = write(tmp_path / "a.tif", stored.astype(dtype))
+    same(read_image(path), together(stored))
+    true, seen = (p.reshape(-1, 3).mean(axis=0) for p in (shown, read_image(path)))
+    assert (np.argsort(seen) == np.argsort(true)).all()
+    if name == "forest90":
+        assert np.abs(seen - (105, 157, 134)).max() < 1
+        chosen = read_image(path, Rendering(bands="3,2,1"))  # nothing says that they are not
+        assert (chosen == read_image(path)[..., ::-1]).all()
+    for stretch in ("per-band", "2-98"):
+        same(read_image(path, Rendering(stretch=stretch)), stretched(stored))
+    assert (read_image(path, Rendering(stretch="together")) == read_image(path)).all()
+
+
+def test_false_colours_and_what_is_no_colour_have_a_range_each(tmp_path):
+    names = ("blue", "green", "red", "nir")
+    path = write(tmp_path / "a.tif", [B, G, R, NIR * 3], names)
+    same(view(path).by_name["false colour"], stretched([NIR, R, G]))
+    same(read_image(path, Rendering(bands="nir,red,green")), stretched([NIR, R, G]))
+    relief = [R.astype(float), G / 100, B / 1000]  # height, slope, aspect
+    same(read_image(write(tmp_path / "b.tif", relief)), stretched(REFLECTANCE))
+
+
+def test_windows_of_a_scene_share_their_colours(tmp_path):
+    _, stored = photograph("forest90")
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "scene.tif", np.tile(stored, (1, 2, 2)))
+    ds = load_dataset(str(tmp_path / "in"), str(tmp_path), tile=256)
+    assert ds.rendering.stretch == "together"
+    pictures = [read_image(ds.file_of(name), ds.rendering) for name in ds.images["image_id"]]
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert (picture == pictures[0]).all()
+        same(picture, together(stored), 7)  # percentiles of percentiles are close
+
+
+@pytest.mark.parametrize(
+    "name, scale, offset",
+    [
+        ("S2B_MSIL2A_20210601T101559_N0300_R065_T32UPU_20210601T132001.tif", 1e-4, 0),
+        ("S2B_MSIL2A_20230601T101559_N0509_R065_T32UPU_20230601T132001.tif", 1e-4, -0.1),
+        ("LC09_L2SP_193027_20230601_20230608_02_T1_SR.tif", 2.75e-5, -0.2),
+        ("HLS.S30.T32UPU.2021152T101031.v2.0.tif", 1e-4, 0),
+        ("20240601_101112_24_24aa_3B_AnalyticMS_SR_harmonized.tif", 1e-4, 0),
+    ],
+)
+def test_scenes_of_surface_reflectance_compare(tmp_path, name, scale, offset):
+    """The same ground looks the same beside a cloud, and in the next product."""
+    ground = np.stack([np.full((32, 32), reflectance) for reflectance in (0.06, 0.12, 0.03, 0.2)])
+    for cloud in (0, 10):
+        scene = ground.copy()
+        scene[:, :cloud] = 0.9
+        stored = np.round((scene - offset) / scale).astype(np.uint16)
+        bands = ("red", "green", "blue", "nir")
+        shown = read_image(write(tmp_path / name, stored, bands))
+        assert np.abs(shown[20, 20].astype(float) - (51, 102, 25.5)).max() <= 1
+        assert not cloud or (shown[0, 0] == 255).all()
+
+
+def test_haze_is_taken_away_and_the_blue_of_the_sea_is_not(tmp_path):
+    """As in scenes of Level 1: it adds most to blue, everywhere."""
+    shown, stored = photograph("denseresidential90")
+    haze = np.uint16([0, 350, 700])[:, None, None]
+    path = write(tmp_path / "a.tif", stored + haze)
+    casts = []
+    for picture in (shown, read_image(path), together(stored + haze)):
+        red, _, blue = picture.reshape(-1, 3).mean(axis=0)
+        casts.append(blue - red)
+    assert abs(casts[1] - casts[0]) < 0.6 * (casts[2] - casts[0])
+    _, beach = photograph("beach95")
+    same(read_image(write(tmp_path / "b.tif", beach)), together(beach))

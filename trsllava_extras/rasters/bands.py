@@ -36,6 +36,13 @@ _NEAR = 45  # nanometres: a band further away holds something else
 _ORDERS = {r"_3b_\w*analytic|_ssc\d+d\d\w*_analytic": ("blue", "green", "red", "nir")}
 # words that make a red, green, blue or infrared another band; "i": Green I
 _NOT_PLAIN = {"edge", "rededge", "coastal", "i", "swir", "shortwave", "thermal", "quality", "qa"}
+_SHOWN = (0.0, 0.3)  # surface reflectance that is shown as black and as white
+# path and band names of products of surface reflectance -> reflectance = scale x value + offset
+_SURFACE = (
+    (r"msil2a|/t\d\d[a-z]{3}_\d{8}t\d{6}_b\d\w_[126]0m\.", 1e-4, None),
+    (r"/l[cet]0[4-9]_l2s[pr]_|/sr_b\d/sr_b\d/sr_b\d$", 2.75e-5, -0.2),  # Landsat Collection 2
+    (r"/hls\.[sl]30\.|_3b_\w*analytic\w*_sr", 1e-4, 0),  # HLS, PlanetScope
+)
 INDICES = {"ndvi": ("nir", "red"), "ndwi": ("green", "nir")}  # (a - b) / (a + b)
 
 
@@ -145,13 +152,45 @@ def choose_bands(raster: DatasetReader, bands: str) -> list[int]:
     return data[:3] if len(data) >= 3 else data[:1]
 
 
+def are_colours(raster: DatasetReader, wanted: str) -> bool:
+    """Whether the bands that are shown are red, green and blue: as the file says, or as the user
+    does where the file says nothing."""
+    bands = choose_bands(raster, wanted)
+    return len(bands) == 3 and (bands == choose_bands(raster, "") or not _are_told(raster))
+
+
+def is_stretched(raster: DatasetReader, wanted: str = "") -> bool:
+    """Whether a raster has colours that are not of 8 bits, and the ``wanted`` bands are these."""
+    first = choose_bands(raster, wanted)[0]
+    return raster.dtypes[first - 1] != "uint8" and are_colours(raster, wanted)
+
+
+def surface_scale(raster: DatasetReader, bands: list[int]) -> str:
+    """The stored values that are shown as black and white where bands are surface reflectance of a
+    known product, so that its scenes compare: 0 to 0.3; "" for others."""
+    where = "" if raster.name.startswith("<") else Path(raster.name).as_posix().lower()
+    names = "/".join((raster.descriptions[band - 1] or "").lower() for band in bands)
+    told = next((how for form, *how in _SURFACE if re.search(form, f"{where}/{names}")), None)
+    if not told or raster.dtypes[bands[0] - 1] not in ("uint16", "int16"):
+        return ""
+    scale, offset = told
+    if offset is None:  # Sentinel-2: since processing baseline 04.00 it is written into the values
+        baseline, day = re.search(r"_n(\d{4})_", where), re.search(r"_(20\d{6})t\d{6}_", where)
+        later = baseline[1] >= "0400" if baseline else bool(day) and day[1] >= "20220125"
+        offset = -0.1 if later else 0
+    low, high = (round((reflectance - offset) / scale) for reflectance in _SHOWN)
+    return f"{low}-{high}"
+
+
 def is_guess(raster: DatasetReader) -> bool:
     """Whether nothing tells which of its many bands are red, green and blue."""
-    kinds = {kind.name for kind in raster.colorinterp}
-    colours = {"red", "green", "blue"}
-    return len(data_bands(raster)) > 3 and not (
-        colours <= kinds or colours <= {*band_roles(raster)}
-    )
+    return len(data_bands(raster)) > 3 and not _are_told(raster)
+
+
+def _are_told(raster: DatasetReader) -> bool:
+    """Whether the file says which of its bands are red, green and blue."""
+    kinds, colours = {kind.name for kind in raster.colorinterp}, {"red", "green", "blue"}
+    return colours <= kinds or colours <= {*band_roles(raster)}
 
 
 def _number(raster: DatasetReader, name: str, roles: dict[str, int], bands: str) -> int:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from rasterio.windows import Window
 
-from trsllava_extras.rasters.bands import choose_bands, further_picture
+from trsllava_extras.rasters import bands
+from trsllava_extras.rasters.bands import are_colours, choose_bands, further_picture
 from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster, refused
 from trsllava_extras.rasters.places import ground_sample_distance
-from trsllava_extras.rasters.rendering import SIDE, check, index_picture, render
+from trsllava_extras.rasters.rendering import SIDE, TOGETHER, check, index_picture, render
 from trsllava_extras.rasters.scenes import WINDOW_NAME, check_tile, scan, take_windows
 from trsllava_extras.rasters.upright import turn_of
 from trsllava_utils.files import InputError
 from trsllava_utils.folder import match_names
 from trsllava_utils.images import ImageFile, Rendering, View, scaled
 
-__all__ = ["check", "companions", "read", "refused", "suffixes", "windows"]
+__all__ = ["check", "companions", "named", "read", "refused", "suffixes", "windows"]
 suffixes = RASTER_SUFFIXES
 _COLOURS = {  # what the model is told of pictures that are no photographs
     "radar": "It is a radar picture, no photograph. Red, green and blue are the two polarisations "
@@ -34,28 +36,52 @@ def read(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> V
     max_side = max_side or SIDE
     with open_raster(file.path) as raster:
         window = Window(*(file.window or (0, 0, raster.width, raster.height)))
-        bands = choose_bands(raster, rendering.bands)
-        how = {"window": window, "stretch": rendering.stretch, "max_side": max_side}
-        how |= {"percentiles": file.percentiles}
-        shown, blank = render(raster, bands, **how)
+        numbers = choose_bands(raster, rendering.bands)
+        how = {"window": window, "max_side": max_side, "percentiles": file.percentiles}
+        each = "" if rendering.stretch == TOGETHER else rendering.stretch
+        together = not each and are_colours(raster, rendering.bands)
+        shown, blank = render(raster, numbers, stretch=TOGETHER if together else each, **how)
         if blank.all():
             raise InputError(f"{Path(file.path).name} holds no data")
-        name = {1: "grey", 2: "radar"}.get(len(bands), "true colour")
+        name = {1: "grey", 2: "radar"}.get(len(numbers), "true colour")
         pictures = {"true colour" if raster.colorinterp[0].name == "palette" else name: shown}
         turn = turn_of(raster)
         further = None if first else further_picture(raster, rendering.false_colour)
         if further:
-            name, bands = further
-            if len(bands) == 2:
-                pictures[name] = index_picture(raster, bands, window, max_side)
+            name, numbers = further
+            if len(numbers) == 2:
+                pictures[name] = index_picture(raster, numbers, window, max_side)
             else:
-                pictures[name] = render(raster, bands, **how)[0]
+                pictures[name] = render(raster, numbers, stretch=each, **how)[0]
         distance = ground_sample_distance(raster)
     pictures = {name: scaled(turn.picture(shown), max_side) for name, shown in pictures.items()}
     scale = max(window.width, window.height) / max(next(iter(pictures.values())).shape[:2])
     notes = tuple(_COLOURS[name] for name in pictures if name in _COLOURS)
     notes = () if "false colour" in pictures else notes
     return View(pictures, float(blank.mean()), scale, distance and distance * scale, notes)
+
+
+def named(rendering: Rendering, images: pd.DataFrame, rasters: pd.DataFrame) -> Rendering:
+    """A rendering that names the default of ``stretch`` where it makes a difference to an image:
+    what is made of the pictures has it in its identity. Annotated files are all like the first."""
+    if rendering.stretch:
+        return rendering
+    paths = images["path"][images["path"].map(lambda p: Path(p).suffix.lower() in suffixes)]
+    is_known = len(rasters) and not rendering.bands
+    first = (is_stretched(path, rendering.bands) for path in paths.head(1))
+    known = rasters["stretched"] if is_known else first
+    return replace(rendering, stretch=TOGETHER) if any(known) else rendering
+
+
+def is_stretched(path: str, wanted: str) -> bool:
+    """Whether the bands that are shown are colours, not of 8 bits; False for no raster."""
+    if Path(path).suffix.lower() not in suffixes:
+        return False
+    try:
+        with open_raster(path) as raster:
+            return bands.is_stretched(raster, wanted)
+    except (InputError, OSError):
+        return False
 
 
 def windows(

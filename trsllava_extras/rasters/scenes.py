@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from trsllava_extras.cluster import in_threads
 from trsllava_extras.rasters import places
-from trsllava_extras.rasters.bands import is_guess
+from trsllava_extras.rasters.bands import is_guess, is_stretched
 from trsllava_extras.rasters.dates import acquired
 from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster
 from trsllava_extras.rasters.rendering import band_percentiles, read_values, zeros_may_be_blank
@@ -27,7 +27,7 @@ from trsllava_utils.parameters import check
 WINDOW_NAME = r"@\d+_\d+"
 SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
 SAVE_EACH, CHUNK = 60, 16  # seconds; files
-VERSION = 3
+VERSION = 4
 
 
 def check_tile(tile: int, overlap: int) -> None:
@@ -53,8 +53,8 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
         latitude of four corners), ``windows`` (4 numbers each, see ``ImageFile``; none for an image
         that is no larger than a tile), ``footprints`` (8 each), ``percentiles`` (101 a band),
         ``left_out`` (windows without data), ``problem`` ("" for a file that can be read), ``guess``
-        (whether nothing tells which bands are the colours). Empty
-        where no image is a raster.
+        (whether nothing tells which bands are the colours), ``stretched`` (whether it has colours
+        that are not of 8 bits). Empty where no image is a raster.
     """
     paths = images.loc[images["path"] != "", "path"].drop_duplicates()
     paths = [path for path in paths if Path(path).suffix.lower() in RASTER_SUFFIXES]
@@ -136,6 +136,7 @@ def _look(path: Path, tile: int, overlap: int) -> dict:
                 "footprint": _flat(places.footprints(raster, np.array(whole))),
                 "problem": "",
                 "guess": is_guess(raster),
+                "stretched": is_stretched(raster),
             }
             is_photograph = raster.driver in ("JPEG", "PNG")  # whatever it is called
             if tile and max(raster.width, raster.height) > tile and not is_photograph:
@@ -149,6 +150,7 @@ def _look(path: Path, tile: int, overlap: int) -> dict:
             "footprint": None,
             "problem": str(error),
             "guess": False,
+            "stretched": False,
         }
 
 
