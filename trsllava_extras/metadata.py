@@ -93,13 +93,13 @@ def _footprints(rasters: pd.DataFrame) -> dict[tuple, shapely.Polygon]:
     """The known ones, by path and window (None: the whole raster)."""
     import shapely
 
-    corners = {(path, None): whole for path, whole in rasters["footprint"].items()}
+    rings = {(path, None): whole for path, whole in rasters["footprint"].items()}
     for path, raster in rasters[rasters["footprints"].notna()].iterrows():
         windows = np.reshape(raster["windows"], (-1, 4)).tolist()
-        pairs = zip(windows, np.reshape(raster["footprints"], (-1, 8)), strict=True)
-        corners |= {(path, tuple(window)): numbers for window, numbers in pairs}
-    known = {place: numbers for place, numbers in corners.items() if numbers is not None}
-    return {place: shapely.Polygon(np.reshape(known[place], (4, 2))) for place in known}
+        pairs = zip(windows, raster["footprints"], strict=True)
+        rings |= {(path, tuple(window)): ring for window, ring in pairs}
+    known = {place: ring for place, ring in rings.items() if isinstance(ring, list)}
+    return {place: shapely.Polygon(np.reshape(ring, (-1, 2))) for place, ring in known.items()}
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -49,9 +49,10 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
         overlap: of neighbouring windows, in pixels.
 
     Returns:
-        Indexed by path: ``gsd`` (metres), ``date``, ``footprint`` (8 numbers: longitude and
-        latitude of four corners), ``windows`` (4 numbers each, see ``ImageFile``; none for an image
-        that is no larger than a tile), ``footprints`` (8 each), ``percentiles`` (101 a band),
+        Indexed by path: ``gsd`` (metres), ``date``, ``footprint`` (longitude and
+        latitude of each corner, in one list; None where the place is not known), ``windows`` (4
+        numbers each, see ``ImageFile``; none for an image that is no larger than a tile),
+        ``footprints`` (a list for each window), ``percentiles`` (101 a band),
         ``left_out`` (windows without data), ``problem`` ("" for a file that can be read), ``guess``
         (whether nothing tells which bands are the colours), ``stretched`` (whether it has colours
         that are not of 8 bits). Empty where no image is a raster.
@@ -133,7 +134,7 @@ def _look(path: Path, tile: int, overlap: int) -> dict:
                 **_NO_WINDOWS,
                 "gsd": places.ground_sample_distance(raster),
                 "date": acquired(tags, path.name),
-                "footprint": _flat(places.footprints(raster, np.array(whole))),
+                "footprint": _flat(places.footprints(raster, np.array(whole))[0]),
                 "problem": "",
                 "guess": is_guess(raster),
                 "stretched": is_stretched(raster),
@@ -189,7 +190,7 @@ def _windows(raster: DatasetReader, windows: list[tuple[int, int, int, int]]) ->
         values = values[:, (values != 0).any(axis=0)]
     return {
         "windows": [int(n) for window in kept for n in window],
-        "footprints": _flat(places.footprints(raster, np.array(kept).reshape(-1, 4))),
+        "footprints": [_flat(ring) for ring in places.footprints(raster, np.array(kept))],
         "percentiles": _flat(band_percentiles(values)),
         "left_out": len(windows) - len(kept),
     }

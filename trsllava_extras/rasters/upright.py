@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.io import DatasetReader
-from rasterio.transform import xy
 
-from trsllava_extras.rasters.places import georeference, to_degrees
+from trsllava_extras.rasters.places import steps
 
 
 class Turn(NamedTuple):
@@ -53,7 +52,7 @@ def turn_of(raster: DatasetReader) -> Turn:
     """How the pictures of a raster are turned: by its place on the ground, or else by the
     orientation that a TIFF says."""
     axes = _axes(raster)
-    if axes is None:
+    if axes is None or abs(np.linalg.det(axes)) < 0.1:  # or the middle is a pole
         return _TAGGED.get(_tag(raster), Turn())
 
     def fit(turn: Turn) -> float:
@@ -67,19 +66,11 @@ def turn_of(raster: DatasetReader) -> Turn:
 def _axes(raster: DatasetReader) -> np.ndarray | None:
     """Where columns and rows lead in the middle of a raster: ``(2, 2)`` unit vectors, east and
     north; None where it is not known."""
-    where = georeference(raster)
-    if where is None:
+    found = steps(raster)
+    if found is None:
         return None
-    crs, transform = where
-    wide, high = raster.width / 4, raster.height / 4
-    columns, rows = wide * np.array([2, 3, 2]), high * np.array([2, 2, 3])
-    x, y = np.array(xy(transform, rows, columns, offset="ul"))
-    degrees = np.array([x, y]) if crs.is_geographic else to_degrees(crs, x, y)
-    x, y = (x, y) if degrees is None else degrees  # of another planet: the map's own axes
-    east, north = x[1:] - x[0], y[1:] - y[0]
-    if degrees is not None:
-        east = ((east + 180) % 360 - 180) * np.cos(np.radians(y[0]))
-    axes = np.stack([east, north], axis=1)
+    _, own, metres = found
+    axes = own if metres is None else metres  # of another planet: the map's own axes
     return axes / np.linalg.norm(axes, axis=1, keepdims=True)
 
 
