@@ -26,7 +26,7 @@ from trsllava_utils.files import (
     shown,
     write_text,
 )
-from trsllava_utils.parameters import SPLITS, check
+from trsllava_utils.parameters import SPLITS
 
 HUB, REVISION = "arampacha/rsicd", "820466c8716e3ccdacde5cb2eb15a2f0f11ccdfe"
 ON_HUB = {"train": "train", "val": "valid", "test": "test"}
@@ -55,7 +55,7 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
         MissingError: no public copy, or no network.
     """
     check_choice("dataset", dataset, KNOWN)
-    check(split=split)
+    check_choice("split", split, (*SPLITS, "all"))
     root = resolve_data_dir(data_dir) / dataset
     if dataset == "sample":
         raise InputError("sample comes with the project, in data/sample")

@@ -1,21 +1,18 @@
 """Annotation files: images with their captions, from the layouts that people meet.
 
 Here: nested JSON (``{"images": [{"filename", "split", "sentences": [{"raw"}]}]}``), COCO captions,
-flat JSON and JSONL, CSV (also with semicolons or tabs). More are plug-ins (``trsllava.layouts``).
-A table or JSON without captions is none of them; it may be metadata.
+flat JSON and JSONL. Tables, and more, are plug-ins (``trsllava.layouts``). A table or JSON without
+captions is none of them; it may be metadata.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
-
-import pandas as pd
 
 from trsllava_utils import plugins
 from trsllava_utils.files import InputError, parse_json, read_lines, read_text, reading, shown
@@ -60,7 +57,7 @@ def find(root: Path) -> tuple[Layout, list[Path]] | None:
 
 
 def _holds_captions(path: Path, layout: Layout) -> bool:
-    if path.name.startswith(("dataset", "captions")) or path.suffix == ".txt":
+    if path.name.startswith(("dataset", "captions")):
         return True
     try:
         with reading(path):
@@ -107,12 +104,21 @@ def entry_of(entry: Any, path: Path, where: str) -> Annotation:
             f"{shown(path)}, {where}: expected an image name ({', '.join(IMAGE_KEYS[:3])}) and "
             f"captions ({', '.join(_TEXT_KEYS[:4])}), found {_describe(entry)}"
         )
-    texts = entry[key] if isinstance(entry[key], list) else [entry[key]]
-    texts = [t.get("raw", t.get("text", "")) if isinstance(t, dict) else t for t in texts]
-    folder = "".join(PurePosixPath(filename).parts[:1]) if "/" in filename else ""
+    filename = filename.replace("\\", "/")
+    folder = filename.split("/")[0] if "/" in filename else ""
     split = str(entry.get("split") or (folder if folder in SPLIT_NAMES else ""))
-    captions = [t if isinstance(t, str) else "" for t in texts]
-    return Annotation(filename, SPLIT_NAMES.get(split.lower(), split), captions)
+    return Annotation(filename, SPLIT_NAMES.get(split.lower(), split), _texts(entry[key]))
+
+
+def _texts(value: Any) -> list[str]:
+    """Captions as people nest them: one, several, in objects, as words apart; "" for no text."""
+    if isinstance(value, dict):
+        key = next((key for key in _TEXT_KEYS if key in value), None)
+        return _texts(value[key] if key else [value.get("tokens", "")])
+    if not isinstance(value, list):
+        return [value if isinstance(value, str) else ""]
+    words = [" ".join(map(str, part)) if isinstance(part, list) else part for part in value]
+    return [text for part in words for text in _texts(part)]
 
 
 def _entries(content: Any) -> list | None:
@@ -124,13 +130,13 @@ def _entries(content: Any) -> list | None:
     coco = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(coco, list):
         return entries
-    texts: dict[Any, list[str]] = {}
+    texts: dict[str, list[str]] = {}  # ids are numbers in one list and text in the other
     for annotation in coco:
         known = isinstance(annotation, dict) and "caption" in annotation
         if known and isinstance(annotation.get("image_id"), int | str):
-            texts.setdefault(annotation["image_id"], []).append(annotation["caption"])
+            texts.setdefault(str(annotation["image_id"]), []).append(annotation["caption"])
     images = [entry for entry in entries if isinstance(entry, dict) and texts]
-    return [{**image, "captions": texts.get(image.get("id"), [])} for image in images]
+    return [{**image, "captions": texts.get(str(image.get("id")), [])} for image in images]
 
 
 def _read_json(path: Path) -> list[Annotation]:
@@ -167,33 +173,6 @@ def _read_jsonl(path: Path) -> list[Annotation]:
     return grouped(entries)
 
 
-def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """A table of text with commas, semicolons or tabs between its columns.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    text = read_text(path)
-    header = text.split("\n", 1)[0]
-    separator = max(",;\t", key=header.count)
-    with reading(path):
-        return pd.read_csv(io.StringIO(text), sep=separator, **options)
-
-
-def rows(table: pd.DataFrame, path: Path) -> list[Annotation]:
-    """The rows of a table as annotations."""
-    records = []
-    for i, row in enumerate(table.to_dict("records"), 1):
-        row = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()}
-        record = entry_of(row, path, f"row {i}")
-        records.append(record._replace(split=record.split or split_of(path)))
-    return grouped(records)
-
-
-def _read_rows(path: Path) -> list[Annotation]:
-    return rows(read_csv(path, dtype=str, keep_default_na=False), path)
-
-
 def _describe(value: Any) -> str:
     if isinstance(value, dict):
         return "an object with " + (", ".join(map(repr, list(value)[:6])) or "no keys")
@@ -213,6 +192,5 @@ _LAYOUTS = (
     Layout(10, ("dataset*.json",), _read_json, _json_keys, only_first=True),
     Layout(30, ("captions*.jsonl",), _read_jsonl, lambda path: ()),
     Layout(31, ("captions*.json",), _read_json, _json_keys),
-    Layout(40, ("*.csv", "*.tsv"), _read_rows, lambda path: read_csv(path, nrows=0).columns),
     Layout(60, ("*.json",), _read_json, _json_keys),
 )

@@ -137,7 +137,7 @@ def _by_one(dataset: Dataset, captioner: str, settings: Settings, part: str) -> 
 
 def _identity(captioner: str, settings: Settings, describer: Captioner, dataset: Dataset) -> dict:
     """What captions depend on beside the pictures' files."""
-    names, how = ("language", "max_side"), dataset.rendering
+    how = dataset.rendering
     model, form = prompt_and_model(captioner)[1], f"{settings.prompt} x {settings.n}"
     answer = {"captioner": model, "answer": form}
     if settings.examples:
@@ -146,7 +146,8 @@ def _identity(captioner: str, settings: Settings, describer: Captioner, dataset:
     # absent from older captions, of which each band was stretched by itself
     added_later = {"stretch": how.stretch.replace("per-band", ""), "gsd": str(settings.gsd)}
     answer |= {name: value for name, value in added_later.items() if value}
-    return answer | {n: getattr(settings, n) for n in names} | describer.identity
+    answer |= {"language": settings.language, "max_side": settings.max_side}
+    return answer | describer.identity
 
 
 def _to_do(

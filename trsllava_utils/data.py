@@ -20,7 +20,6 @@ from trsllava_utils import annotations, plugins
 from trsllava_utils.annotations import Annotation
 from trsllava_utils.files import (
     PROJECT_ROOT,
-    InputError,
     MissingError,
     check_choice,
     fingerprint,
@@ -133,6 +132,7 @@ def load_dataset(
     overlap: int = 0,
     rendering: Rendering = DEFAULT,
     figures_dir: str = "",
+    remote: bool = False,
 ) -> Dataset:
     """Load one split of a dataset.
 
@@ -149,6 +149,7 @@ def load_dataset(
         overlap: of neighbouring windows, in pixels.
         rendering: how multi-band files are shown.
         figures_dir: folder for the figures; empty means the repository's ``figures/``.
+        remote: whether files that a catalogue names elsewhere (https, s3) are read.
 
     Raises:
         InputError: unknown dataset or split, or annotations that cannot be read.
@@ -161,11 +162,13 @@ def load_dataset(
     rasters, plain = pd.DataFrame(), images
     for reader in plugins.load_all("readers").values():
         plain = images if records is None else tables(None, files, [])[0]
-        how = {"tile": tile, "overlap": overlap, "annotated": records is not None}
+        how = {"root": root, "tile": tile, "overlap": overlap, "remote": remote}
+        how["annotated"] = records is not None
         images, rasters = reader.windows(images, plain, home / "derived", problems, **how)
         rendering = reader.named(rendering, images, rasters)
     if images.empty:
-        raise InputError(f"{shown(root)}: no usable image. {' '.join(problems[:3])}")
+        kinds = ", ".join(sorted(image_suffixes()))
+        raise MissingError(f"{shown(root)} holds no images ({kinds}). {' '.join(problems[:3])}")
     label_of = plugins.find("labels", "names")
     images["label"] = label_of(images["filename"], name, root) if label_of else ""
     whole = _reset(images)[["image_id", "filename", "split", "label", "path", "window"]], captions
@@ -226,9 +229,6 @@ def _read(
             f"trsllava_utils get {name}; see data/README.md#{name}) or pass -p data_dir DIR, the "
             "folder that holds it."
         )
-    if not files:
-        kinds = ", ".join(sorted(image_suffixes()))
-        raise MissingError(f"{shown(root)} holds no images ({kinds}). {' '.join(problems)}")
     return None, files, problems
 
 
@@ -237,11 +237,9 @@ def _choose_split(
 ) -> tuple[pd.DataFrame, str, dict[str, int]]:
     """The images of a split, its name, and the sizes of all splits."""
     sizes = {s: int(n) for s, n in images["split"].value_counts().items()}
+    split = annotations.SPLIT_NAMES.get(split.lower(), split)
     if set(sizes) == {""}:
         return images.assign(split="all"), "all", {"all": len(images)}
-    if split != "all" and split not in sizes:
-        have = ", ".join(f"{s} ({n:,})" for s, n in sizes.items())
-        raise InputError(
-            f"{dataset} has no split {split!r} on disk; it has {have}. Pass -p split NAME."
-        )
+    have = ", ".join(f"{s} ({n:,})" for s, n in sizes.items())
+    check_choice("split", split, [*sizes, "all"], f"{dataset} has {have}.")
     return images if split == "all" else images[images["split"] == split], split, sizes

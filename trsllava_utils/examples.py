@@ -28,7 +28,7 @@ def with_examples(settings: Settings, dataset: Dataset) -> Settings:
     if settings.style_file:
         lines = read_words("style_file", settings.style_file).split("\n")
         texts = [text for line in lines if (text := line.strip().removeprefix("-").strip())]
-    elif dataset.split not in ("train", "all"):
+    elif dataset.split not in ("train", "all") and "train" in dataset.split_sizes:
         texts = sorted(set(dataset.on("train").captions["text"]))
     if not texts:
         raise MissingError(

@@ -49,7 +49,7 @@ class Parameters(TypedDict, total=False):
     dataset: Filled
     data_dir: Text
     figures_dir: Text
-    split: _one_of("split", (*SPLITS, "all"))
+    split: Filled
     limit: Count
     shard: Text
     bands: Text
@@ -57,6 +57,7 @@ class Parameters(TypedDict, total=False):
     false_colour: Text
     tile: Count
     overlap: Count
+    remote: bool
     max_side: Annotated[int, Field(ge=32, le=100_000)]
     gsd: Text | Annotated[float, Field(gt=0)]
     captioner: Text

@@ -45,7 +45,7 @@ def tables(
         )
     table["path"] = [str(files[matched[n]]) if n in matched else "" for n in table["filename"]]
     table["window"] = None
-    return table.drop(columns="captions"), corpus_of(table, problems)
+    return table.drop(columns="captions"), corpus_of(table, [] if plain else problems)
 
 
 def corpus_of(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
@@ -60,5 +60,5 @@ def corpus_of(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
         repeated: corpus.duplicated(["image_id", "text"]).sum(),
         "images have no caption": len(table) - corpus["image_id"].nunique(),
     }
-    problems += [f"{n:,} {what}" for what, n in counts.items() if n and len(corpus)]
+    problems += [f"{n:,} {what}" for what, n in counts.items() if n]
     return corpus[CORPUS_COLUMNS]

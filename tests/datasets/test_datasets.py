@@ -67,7 +67,7 @@ def test_own_folder(tmp_path):
     [
         ("rsitm", "test", "Did you mean 'rsitmd'"),
         ("rsitmd", "tset", "Did you mean 'test'"),
-        ("rsitmd", "val", "no split 'val'"),
+        ("rsitmd", "val", "unknown split 'val'.*rsitmd has test"),
     ],
 )
 def test_unknown_names(data_dir, dataset, split, words):

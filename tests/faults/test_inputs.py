@@ -424,7 +424,7 @@ WRONG = [
     *(("timeout", v) for v in (0, -1, "2", float("inf"))),
     *(("temperature", v) for v in (-0.1, 2.1, "warm")),
     *(("concurrency", v) for v in (0, 5000, 2.5)),
-    *(("split", v) for v in ("tset", "", 1)),
+    *(("split", v) for v in ("", 1)),
     *(("tile", v) for v in (-1, 2.5, "1024")),
     *(("seed", v) for v in (1.5, 10**30, "0")),
     *(("prompt", v) for v in ("rsrd", 1)),

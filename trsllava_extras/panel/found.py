@@ -24,10 +24,12 @@ from markupsafe import Markup
 
 from trsllava_extras.figures import place_map, png
 from trsllava_extras.metadata import metadata_of
+from trsllava_extras.metadata.shapes import for_files
 from trsllava_extras.pages import LARGE, data_uri, in_scene, jpeg, marked, picture_uri, render, said
 from trsllava_extras.panel.query import Query
 from trsllava_extras.panel.uncaptioned import uncaptioned
 from trsllava_extras.results import csv_text
+from trsllava_extras.stac import collection
 from trsllava_utils.files import (
     InputError,
     atomic_path,
@@ -50,7 +52,7 @@ from trsllava_utils.sources import Sources
 if TYPE_CHECKING:
     import geopandas
 
-KINDS = ("html", "csv", "geojson", "geoparquet", "folder")  # what a result is saved as
+KINDS = ("html", "csv", "geojson", "geoparquet", "stac", "folder")  # what a result is saved as
 EXCERPT = 180  # characters of a caption under a picture
 FEW = 1.0  # percentile below which nothing seems to fit
 STATIC = Path(__file__).with_name("static")
@@ -130,7 +132,8 @@ class Found:
             path: where to.
             kind: "html" (a page with the pictures and all their captions that needs no network),
                 "csv" (with full paths), "geojson" or "geoparquet" (footprints and the table, for
-                QGIS and the like), "folder" (links to the files; copies where links cannot be made,
+                QGIS and the like), "stac" (an item collection with all captions, of images with a
+                date), "folder" (links to the files; copies where links cannot be made,
                 and of windows the picture); empty: by the suffix (.parquet is GeoParquet).
 
         Raises:
@@ -153,7 +156,12 @@ class Found:
             return result_page(self)
         if kind == "csv":
             return csv_text(self._with_files(), index=False)
-        return self.on_map().to_json(drop_id=True, na="null")
+        if kind == "stac":
+            records = self.sources.captions.records
+            captions = {i: [v.fields for v in records[i].variants] for i in self.table["image_id"]}
+            return json.dumps(collection(self._with_places(), captions), ensure_ascii=False)
+        table = self.on_map()
+        return table.set_geometry(table.geometry.map(for_files)).to_json(drop_id=True, na="null")
 
     def on_map(self) -> geopandas.GeoDataFrame:
         """The images of which the place is known, with their footprints, WGS 84.
@@ -163,12 +171,16 @@ class Found:
         """
         import geopandas
 
-        places = metadata_of(self.sources.dataset).get("geometry", pd.Series(dtype=object))
-        table = self._with_files().assign(geometry=self.table["image_id"].map(places))
+        table = self._with_places()
         table = table[table["geometry"].notna()]
         if table.empty:
             raise InputError("no place is known of these images (see data/README.md#metadata)")
         return geopandas.GeoDataFrame(table.convert_dtypes(), geometry="geometry", crs=4326)
+
+    def _with_places(self) -> pd.DataFrame:
+        places = metadata_of(self.sources.dataset).get("geometry", pd.Series(dtype=object))
+        places = self.table["image_id"].map(places).astype(object)
+        return self._with_files().assign(geometry=places.where(places.notna(), None))
 
     def _with_files(self) -> pd.DataFrame:
         dataset = self.sources.dataset

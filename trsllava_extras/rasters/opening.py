@@ -6,24 +6,29 @@ addresses that are written inside a file.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.dtypes import dtype_rev, typename_fwd
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
-from trsllava_utils.files import InputError
+from trsllava_utils.files import InputError, file_stamp
 from trsllava_utils.folder import name_as_text
 from trsllava_utils.images import unreadable
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".vrt"}
+ORIENTATION, NODATA = 274, 42113  # tags of a TIFF
 MOST_BYTES = 4096  # of a pixel with all its bands; 1,024 bands of float32
 _VRT_TAGS = """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand NoDataValue ColorInterp
 Description Offset Scale UnitType SimpleSource ComplexSource SourceFilename SourceBand
@@ -31,6 +36,7 @@ SourceProperties SrcRect DstRect NODATA ColorTable Entry BlockXSize BlockYSize M
 UseMaskBand CategoryNames Category"""
 _STATISTICS = """PAMDataset PAMRasterBand Metadata MDI Histograms HistItem HistMin HistMax
 BucketCount IncludeOutOfRange Approximate HistCounts"""
+_OF_PRODUCT = re.compile(r"_(SR_|ST_)?B\d\w*$|_R\d+C\d+$")  # what bands and tiles add to its name
 _DRIVERS = {  # first bytes of a file -> GDAL's driver
     b"II*\0": "GTiff",
     b"MM\0*": "GTiff",
@@ -82,6 +88,38 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
         raise unreadable(path, error) from error
 
 
+def tiff_tag(raster: DatasetReader, number: int) -> Any:
+    """A tag of a TIFF as it is written; None where there is none."""
+    if raster.driver != "GTiff" or not Path(raster.name).is_file():
+        return None
+    return _tiff_tags(raster.name, file_stamp(raster.name)).get(number)
+
+
+@lru_cache(maxsize=64)
+def _tiff_tags(path: str, stamp: tuple) -> dict[int, Any]:
+    with open(path, "rb") as file:
+        head = file.read(8)
+        head += file.read(8) if 43 in head[2:4] else b""  # BigTIFF
+        try:
+            tags = ImageFileDirectory_v2(head)
+            file.seek(tags.next)
+            tags.load(file)
+            return {number: tags[number] for number in (ORIENTATION, NODATA) if number in tags}
+        except Exception:  # whatever a damaged header leads to
+            return {}
+
+
+def nodata_of(raster: DatasetReader, band: int) -> float | None:
+    """What the file declares; GDAL takes a text that is no number, such as "none", for 0."""
+    nodata = raster.nodatavals[band - 1]
+    if nodata == 0 and (text := tiff_tag(raster, NODATA)):
+        try:
+            float(text)
+        except ValueError:
+            return None
+    return nodata
+
+
 def driver_of(path: str | Path) -> str:
     """GDAL's driver for a file, by its first bytes; "" for none that is used here."""
     with open(path, "rb") as file:
@@ -96,13 +134,18 @@ def driver_of(path: str | Path) -> str:
 
 
 def companions(path: str | Path) -> list[Path]:
-    """The files that a raster is read from beside its own: header, mask, metadata, and what a
-    virtual raster refers to."""
+    """The files that an image is read from beside its own: world file, header, mask, the metadata
+    of its product, and what a virtual raster refers to."""
     path = Path(path)
-    if path.suffix.lower() not in RASTER_SUFFIXES:
-        return []
-    names = [f"{path.name}{end}" for end in (".msk", ".aux.xml", ".hdr")] + [f"{path.stem}.hdr"]
-    beside = [path.with_name(name) for name in names]
+    stem = _OF_PRODUCT.sub("", path.stem)
+    names = [f"{path.name}{end}" for end in (".msk", ".aux.xml", ".hdr", "w")]
+    names += [f"{path.stem}{end}" for end in (".hdr", ".prj", ".wld", f"{path.suffix}w")]
+    names += [f"{path.stem}{path.suffix[:2]}{path.suffix[-1:]}w"]  # .tfw, .jgw, .pgw
+    if path.suffix.lower() in RASTER_SUFFIXES:
+        ends = (".IMD", ".RPB", ".XML", "_RPC.TXT", "_metadata.xml")
+        names += [f"{path.stem}{end}" for end in ends] + [f"{stem}_MTL.txt", f"{stem}_MTL.xml"]
+        names += [stem.replace("IMG_", kind, 1) + ".XML" for kind in ("DIM_", "RPC_")]
+    beside = [path.with_name(name) for name in dict.fromkeys(names)]
     if path.suffix.lower() == ".vrt":
         sources = virtual_raster(path).iter("SourceFilename")
         beside += [path.parent / (source.text or "").strip() for source in sources]

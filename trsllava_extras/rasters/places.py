@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from rasterio._err import CPLE_BaseError
@@ -15,6 +16,8 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import GCPTransformer, RPCTransformer, from_gcps, xy
 from rasterio.warp import transform as to_other_crs
+
+from trsllava_utils.files import InputError, read_text
 
 Ground = Callable[[np.ndarray, np.ndarray], np.ndarray]
 RADIUS, ECCENTRICITY_2 = 6_378_137.0, 0.00669438  # of the ellipsoid of WGS 84; metres
@@ -28,9 +31,9 @@ def georeference(raster: DatasetReader) -> tuple[CRS, Ground] | None:
     """Coordinate system, and a function from rows and columns (of pixels' corners) to ``(2, n)``
     x and y in it; None where the file has neither. From the file's transformation, else from its
     ground control points (Sentinel-1) or its rational polynomials, at their mean height."""
-    if raster.crs and not raster.transform.is_identity:
+    if (crs := raster.crs or _crs_beside(raster)) and not raster.transform.is_identity:
         transform = raster.transform
-        return raster.crs, lambda rows, columns: np.array(xy(transform, rows, columns, offset="ul"))
+        return crs, lambda rows, columns: np.array(xy(transform, rows, columns, offset="ul"))
     points, crs = raster.gcps
     if len(points) >= 3 and crs and abs(from_gcps(points).determinant) > 1e-20:  # else a line
         if crs.is_geographic:  # on both sides of 180°
@@ -43,6 +46,17 @@ def georeference(raster: DatasetReader) -> tuple[CRS, Ground] | None:
     if rpcs := raster.rpcs:
         return CRS.from_epsg(4326), _with(RPCTransformer(rpcs, rpc_height=rpcs.height_off))
     return None
+
+
+def _crs_beside(raster: DatasetReader) -> CRS | None:
+    """The coordinate system in the file .prj, which belongs to a world file."""
+    path = Path(raster.name).with_suffix(".prj")
+    if raster.transform.is_identity or not path.is_file():
+        return None
+    try:
+        return CRS.from_wkt(read_text(path))
+    except (CRSError, InputError):
+        return None
 
 
 def _with(transformer: GCPTransformer | RPCTransformer) -> Ground:
@@ -89,7 +103,7 @@ def ground_sample_distance(raster: DatasetReader) -> float | None:
     side = abs(np.linalg.det(own)) ** 0.5 * crs.linear_units_factor[1] if crs.is_projected else 0
     measured = 0 if metres is None else abs(np.linalg.det(metres)) ** 0.5
     is_nominal = side and (not measured or abs(measured / side - 1) < _NEARLY)
-    return float(side if is_nominal else measured) or None
+    return float(f"{side if is_nominal else measured:.9g}") or None
 
 
 def footprints(raster: DatasetReader, windows: np.ndarray) -> list[np.ndarray | None]:

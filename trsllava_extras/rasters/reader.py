@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from rasterio.windows import Window
 
+from trsllava_extras import stac
 from trsllava_extras.rasters import bands
 from trsllava_extras.rasters.bands import are_colours, choose_bands, further_picture
 from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster, refused
@@ -90,8 +91,10 @@ def windows(
     derived: Path,
     problems: list[str],
     *,
+    root: Path,
     tile: int,
     overlap: int,
+    remote: bool,
     annotated: bool,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Images whose scenes are taken apart into windows, and what is known of the rasters.
@@ -101,8 +104,10 @@ def windows(
             stay whole, and windows are those that they name.
         derived: the folder that the table of rasters is kept in.
         problems: gets a sentence on what is odd.
+        root: the dataset's folder; tile, overlap: of windows; remote: see :func:`stac.images`.
     """
     check_tile(tile, overlap)
+    plain = stac.images(plain, root, derived, [] if annotated else problems, remote)
     if annotated and not images["filename"].str.contains(WINDOW_NAME).any():
         return images, pd.DataFrame()
     rasters = scan(plain, derived, tile, overlap)

@@ -8,6 +8,7 @@ changes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -60,19 +61,27 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
     paths = images.loc[images["path"] != "", "path"].drop_duplicates()
     paths = [path for path in paths if Path(path).suffix.lower() in RASTER_SUFFIXES]
     store = derived / f"rasters-{tile}-{overlap}.json"
-    keys = {path: _key(path, tile, overlap) for path in paths}
+    return look_at(paths, store, lambda path: _look(path, tile, overlap), VERSION, tile, overlap)
+
+
+def look_at(
+    paths: list[str], store: Path, look: Callable[[Path], dict], *version: int
+) -> pd.DataFrame:
+    """What ``look`` says of files, one row each, kept in ``store``; a file is looked at again when
+    it changes, or one that it is read with, or ``version``."""
+    keys = {path: _key(path, *version) for path in paths}
     kept = read_json(store).get("rows", {}) if paths else {}
     rows = {path: row for path, row in kept.items() if row["key"] == keys.get(path)}
     todo = [path for path in paths if path not in rows]
     saved = time.monotonic()
 
-    def look(path: str) -> tuple[str, dict]:
-        return path, {"key": keys[path], **_look(Path(path), tile, overlap)}
+    def looked_at(path: str) -> tuple[str, dict]:
+        return path, {"key": keys[path], **look(Path(path))}
 
-    bar = progress(total=len(todo), desc="looking at rasters", unit="file", delay=2)
+    bar = progress(total=len(todo), desc="looking at files", unit="file", delay=2)
     for start in range(0, len(todo), CHUNK):
         chunk = todo[start : start + CHUNK]
-        rows |= in_threads(look, chunk)
+        rows |= in_threads(looked_at, chunk)
         bar.update(len(chunk))
         if chunk[-1] is todo[-1] or time.monotonic() - saved > SAVE_EACH:
             write_json(store, {"rows": rows}, indent=None)
@@ -81,10 +90,10 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
     return pd.DataFrame.from_dict({path: rows[path] for path in paths}, orient="index")
 
 
-def _key(path: str, tile: int, overlap: int) -> list:
+def _key(path: str, *version: int) -> list:
     """Changes when a file has to be looked at again."""
     try:
-        return [*map(list, map(file_stamp, (path, *companions(path)))), VERSION, tile, overlap]
+        return [*map(list, map(file_stamp, (path, *companions(path)))), *version]
     except OSError:  # it has just gone
         return []
 

@@ -4,13 +4,12 @@ up within 45° and no picture is a mirror image."""
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.io import DatasetReader
 
+from trsllava_extras.rasters.opening import ORIENTATION, tiff_tag
 from trsllava_extras.rasters.places import steps
 
 
@@ -53,7 +52,7 @@ def turn_of(raster: DatasetReader) -> Turn:
     orientation that a TIFF says."""
     axes = _axes(raster)
     if axes is None or abs(np.linalg.det(axes)) < 0.1:  # or the middle is a pole
-        return _TAGGED.get(_tag(raster), Turn())
+        return _TAGGED.get(tiff_tag(raster, ORIENTATION), Turn())
 
     def fit(turn: Turn) -> float:
         across, down = axes[::-1] if turn.transpose else axes
@@ -72,19 +71,3 @@ def _axes(raster: DatasetReader) -> np.ndarray | None:
     _, own, metres = found
     axes = own if metres is None else metres  # of another planet: the map's own axes
     return axes / np.linalg.norm(axes, axis=1, keepdims=True)
-
-
-def _tag(raster: DatasetReader) -> int:
-    """The tag Orientation of a TIFF, which GDAL does not tell; 1 where there is none."""
-    if raster.driver != "GTiff" or not Path(raster.name).is_file():
-        return 1
-    with open(raster.name, "rb") as file:
-        head = file.read(8)
-        head += file.read(8) if 43 in head[2:4] else b""  # BigTIFF
-        try:
-            tags = ImageFileDirectory_v2(head)
-            file.seek(tags.next)
-            tags.load(file)
-            return int(tags.get(274, 1))
-        except Exception:  # whatever a damaged header leads to
-            return 1

@@ -1,0 +1,257 @@
+"""STAC, the catalogues of satellite data (stacspec.org): items on disk become images, each of one
+file or of several, and rows of what is known of them; images found become items.
+
+Only files inside the dataset's folder are opened, unless the user allows remote ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlparse
+from xml.sax.saxutils import escape
+
+import pandas as pd
+import rasterio
+from rasterio.dtypes import dtype_rev, typename_fwd
+
+from trsllava_extras.rasters.opening import RASTER_SUFFIXES, driver_of
+from trsllava_utils.files import InputError, first_few, parse_json, read_text, write_text
+
+_COLOURS = ("red", "green", "blue", "nir", "nir08", "vv", "vh", "hh", "hv")
+_CODES = {"b02": "blue", "b03": "green", "b04": "red", "b08": "nir"}  # Sentinel-2
+_NO_DATA = {"thumbnail", "overview", "metadata"}  # roles
+_DRIVERS = ["GTiff", "JP2OpenJPEG"]  # of remote files
+_DAY = {"start": "00:00:00", "end": "23:59:59"}
+_KNOWN = {  # names of properties -> of columns
+    "datetime": "date",
+    "start_datetime": "date",
+    "acquired": "date",  # Planet
+    "eo:cloud_cover": "cloud",
+    "cloud_cover": "cloud",
+}
+
+
+def items(root: Path) -> list[dict]:
+    """The items below a folder: GeoJSON features in its files and in those of the folders in it,
+    alone or in collections, and what static catalogues there link to. Each has its file as
+    "self"."""
+    found, seen = [], set()
+    waiting = sorted([*root.glob("*.json"), *root.glob("*/*.json")], reverse=True)
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+            continue
+        seen.add(path)
+        try:
+            content = parse_json(read_text(path)) if is_stac(path) else None
+        except InputError:
+            continue  # who reads it for something else says so
+        if isinstance(content, dict):
+            features = [content] if content.get("type") == "Feature" else content.get("features")
+            features = features if isinstance(features, list) else []
+            found += [{**f, "self": path} for f in features if isinstance(f, dict) and f.get("id")]
+            links = content.get("links")
+            for link in links if isinstance(links, list) else ():
+                if isinstance(link, dict) and link.get("rel") in ("item", "child"):
+                    waiting.append(path.parent / str(link.get("href")))
+    return found
+
+
+def is_stac(path: Path) -> bool:
+    """Whether a JSON file is an item, a collection or a catalogue, or a single feature as Planet
+    delivers it."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    return b'"stac_version"' in head or (
+        bool(re.search(rb'"type"\s*:\s*"Feature"', head)) and (b'"FeatureCollection"' not in head)
+    )
+
+
+def table(found: list[dict], filenames: list[str]) -> pd.DataFrame:
+    """What items say of images: a column ``image`` that names them, ``geometry``, and their
+    properties that are one value."""
+    import shapely
+
+    by_stem = {PurePosixPath(name).stem: name for name in filenames}
+    rows = []
+    for item in found:
+        properties = item.get("properties")
+        properties = properties if isinstance(properties, dict) else {}
+        row = {k: v for k, v in properties.items() if isinstance(v, str | int | float)}
+        for name, column in _KNOWN.items():
+            if name in row:
+                row.setdefault(column, row.pop(name)) if name != column else None
+        name = str(item["id"])
+        files = [PurePosixPath(unquote(urlparse(href).path)).stem for _, href, _ in _assets(item)]
+        own = [name, *files, *(stem for stem in by_stem if stem.startswith(name))]
+        row["image"] = next((by_stem[stem] for stem in own if stem in by_stem), name)
+        try:
+            row["geometry"] = shapely.geometry.shape(item["geometry"])
+        except (KeyError, TypeError, AttributeError, ValueError, shapely.errors.ShapelyError):
+            row["geometry"] = None
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _assets(item: dict) -> Iterator[tuple[str, str, dict]]:
+    """Key, address and description of the assets that are pictures."""
+    assets = item.get("assets")
+    for key, asset in assets.items() if isinstance(assets, dict) else ():
+        if isinstance(asset, dict) and isinstance(asset.get("href"), str):
+            roles = asset.get("roles")
+            if not _NO_DATA.intersection(roles if isinstance(roles, list) else ()):
+                yield str(key), asset["href"], asset
+
+
+def images(
+    plain: pd.DataFrame, root: Path, derived: Path, problems: list[str], remote: bool
+) -> pd.DataFrame:
+    """The images of a folder, with those that items make of several files: such an image is a
+    virtual raster in ``derived/stac``, and the files that it is made of are no images of their own.
+
+    Args:
+        plain: one row an image, see ``Dataset.images``.
+        root: the folder; derived: of what is made.
+        problems: gets a sentence on items without a picture.
+        remote: whether files elsewhere (https, s3) are read too.
+    """
+    made, parts, elsewhere, without = {}, set(), [], []
+    for item in items(root):
+        files = {key: _place(href, item["self"].parent, root) for key, href, _ in _assets(item)}
+        pictures = {key: path for key, path in files.items() if path and (remote or path[0] == "/")}
+        if len(pictures) < len(files) and not pictures:
+            (elsewhere if any(files.values()) else without).append(str(item["id"]))
+        try:
+            bands = list(_bands(item, pictures))
+            if len({path for _, path, *_ in bands}) > 1 or (bands and bands[0][1][1:4] == "vsi"):
+                name = re.sub(r"[^\w.@-]", "_", str(item["id"]))
+                write_if_new(derived / "stac" / f"{name}.vrt", _virtual(bands))
+                made[f"{name}.vrt"] = str(derived / "stac" / f"{name}.vrt")
+                parts |= set(files.values())
+        except (rasterio.errors.RasterioError, OSError) as error:
+            problems.append(f"STAC item {item['id']}: {type(error).__name__}; its files stay apart")
+    if elsewhere:
+        problems.append(
+            f"the files of {len(elsewhere):,} STAC items are elsewhere ({first_few(elsewhere)}); "
+            "-p remote yes reads them"
+        )
+    if without:
+        problems.append(f"{len(without):,} STAC items have no file here: {first_few(without)}")
+    kept = plain[~plain["path"].map(lambda path: str(Path(path).resolve())).isin(parts)]
+    rows = [{"filename": name, "path": path} for name, path in made.items()]
+    new = pd.DataFrame(rows, columns=["filename", "path"]).assign(split="", window=None)
+    new["image_id"] = new["filename"].str.removesuffix(".vrt")
+    return pd.concat([kept, new[kept.columns]], ignore_index=True) if made else plain
+
+
+def _place(href: str, folder: Path, root: Path) -> str:
+    """The address as GDAL opens it; "" for what is not opened."""
+    address = urlparse(href)
+    if PurePosixPath(address.path).suffix.lower() not in RASTER_SUFFIXES - {".vrt"}:
+        return ""
+    if address.scheme in ("http", "https"):
+        return f"/vsicurl/{href}"
+    if address.scheme == "s3":
+        return f"/vsis3/{address.netloc}{address.path}"
+    path = (folder / unquote(address.path)).resolve()
+    inside = path.is_file() and path.is_relative_to(root.resolve())
+    return str(path) if inside and driver_of(path) in ("GTiff", "JP2OpenJPEG", "HFA") else ""
+
+
+def _bands(item: dict, pictures: dict[str, str]) -> Iterator[tuple[str, str, int, dict]]:
+    """The bands that are shown: name, file, number in it, and what is said of its values."""
+    found: dict[str, tuple[str, int, dict]] = {}
+    for key, _, asset in _assets(item):
+        told = [asset.get(name) for name in ("bands", "eo:bands")]
+        bands = next((b for b in told if isinstance(b, list) and b), [{"name": key}])
+        values = asset.get("raster:bands")
+        values = values if isinstance(values, list) else []
+        for number, band in enumerate(bands if key in pictures else (), 1):
+            band = band if isinstance(band, dict) else {}
+            names = [band.get(n) for n in ("eo:common_name", "common_name", "name")] + [key]
+            names = [str(name).lower() for name in names if name]
+            names += [_CODES[name] for name in names if name in _CODES]
+            name = next((name for name in names if name in _COLOURS), "")
+            about = values[number - 1] if number <= len(values) else asset | band
+            is_single = len(bands) == 1  # before the same in a picture made for looking at
+            if name and (name not in found or is_single):
+                found[name] = (pictures[key], number, about if isinstance(about, dict) else {})
+    if {"red", "green", "blue"} <= found.keys() or {"vv", "hh"} & found.keys():
+        yield from ((name, *found[name]) for name in _COLOURS if name in found)
+
+
+def _virtual(bands: list[tuple[str, str, int, dict]]) -> str:
+    """A virtual raster of bands from several files, as large as the first."""
+    parts: list[str] = []
+    for number, (name, path, source, about) in enumerate(bands, 1):
+        with rasterio.open(path, driver=_DRIVERS if path.startswith("/vsi") else None) as raster:
+            size = raster.width, raster.height
+            if number == 1:
+                like, crs, place = size, raster.crs, raster.transform.to_gdal()
+            kind = typename_fwd[dtype_rev[raster.dtypes[source - 1]]]
+            nodata = about.get("nodata", raster.nodatavals[source - 1])
+        values = {"NoDataValue": nodata, "Offset": _value(about, "offset")}
+        values["Scale"] = _value(about, "scale")
+        told = "".join(f"<{k}>{v}</{k}>" for k, v in values.items() if isinstance(v, int | float))
+        whole = '<{} xOff="0" yOff="0" xSize="{}" ySize="{}"/>'
+        parts.append(
+            f'<VRTRasterBand dataType="{kind}" band="{number}"><Description>{name}</Description>'
+            f"{told}<SimpleSource><SourceFilename>{escape(path)}</SourceFilename>"
+            f"<SourceBand>{source}</SourceBand>{whole.format('SrcRect', *size)}"
+            f"{whole.format('DstRect', *like)}</SimpleSource></VRTRasterBand>"
+        )
+    srs = f"<SRS>{escape(crs.to_wkt())}</SRS>" if crs else ""
+    place = f"<GeoTransform>{', '.join(map(str, place))}</GeoTransform>"
+    sizes = f'rasterXSize="{like[0]}" rasterYSize="{like[1]}"'
+    return f"<VRTDataset {sizes}>{srs}{place}{''.join(parts)}</VRTDataset>"
+
+
+def _value(about: dict, name: str) -> Any:
+    return about.get(name, about.get(f"raster:{name}"))
+
+
+def collection(table: pd.DataFrame, captions: dict[str, list[dict]]) -> dict:
+    """Images as a STAC item collection, which is GeoJSON too.
+
+    Args:
+        table: one row an image: ``image_id, date, path, geometry`` and any properties. Of images
+            without a date there can be no item.
+        captions: variants by image.
+
+    Raises:
+        InputError: no image has a date.
+    """
+    import pystac
+    import shapely
+
+    from trsllava_extras.metadata.shapes import for_files
+
+    dated = table[table["date"].notna()] if "date" in table else table[:0]
+    if dated.empty:
+        raise InputError("STAC items need a date, and none is known of these images")
+    made = []
+    for row in dated.to_dict("records"):
+        place = for_files(row["geometry"]) if row["geometry"] else None
+        told = {k: v for k, v in row.items() if k not in ("geometry", "path") and pd.notna(v)}
+        told = {k: v.item() if hasattr(v, "item") else v for k, v in told.items()}
+        day = {f"{end}_datetime": f"{row['date']}T{time}Z" for end, time in _DAY.items()}
+        item = pystac.Item(
+            row["image_id"],
+            geometry=place and shapely.geometry.mapping(place),
+            bbox=place and list(place.bounds),
+            datetime=None,
+            properties={**told, **day, "captions": captions[row["image_id"]]},
+        )
+        if row["path"]:
+            item.add_asset("image", pystac.Asset(row["path"], roles=["data"]))
+        made.append(item)
+    return pystac.ItemCollection(made).to_dict()
+
+
+def write_if_new(path: Path, text: str) -> None:
+    """Write a file, unless it is there: it is not looked at again then."""
+    if not path.is_file() or read_text(path) != text:
+        write_text(path, text)
