@@ -6,7 +6,9 @@ Only files inside the dataset's folder are opened, unless the user allows remote
 
 from __future__ import annotations
 
+import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,13 +19,13 @@ import pandas as pd
 import rasterio
 from rasterio.dtypes import dtype_rev, typename_fwd
 
-from trsllava_extras.rasters.opening import RASTER_SUFFIXES, driver_of
+from trsllava_extras.rasters.opening import RASTER_SUFFIXES, SETTINGS, driver_of
 from trsllava_utils.files import InputError, first_few, parse_json, read_text, write_text
 
 _COLOURS = ("red", "green", "blue", "nir", "nir08", "vv", "vh", "hh", "hv")
 _CODES = {"b02": "blue", "b03": "green", "b04": "red", "b08": "nir"}  # Sentinel-2
+_ONE, _SEVERAL = "is one file", "is several files"
 _NO_DATA = {"thumbnail", "overview", "metadata"}  # roles
-_DRIVERS = ["GTiff", "JP2OpenJPEG"]  # of remote files
 _DAY = {"start": "00:00:00", "end": "23:59:59"}
 _KNOWN = {  # names of properties -> of columns
     "datetime": "date",
@@ -118,33 +120,51 @@ def images(
         problems: gets a sentence on items without a picture.
         remote: whether files elsewhere (https, s3) are read too.
     """
-    made, parts, elsewhere, without = {}, set(), [], []
+    made: dict[str, str] = {}
+    parts, told = set(), defaultdict(list)
     for item in items(root):
         files = {key: _place(href, item["self"].parent, root) for key, href, _ in _assets(item)}
-        pictures = {key: path for key, path in files.items() if path and (remote or path[0] == "/")}
-        if len(pictures) < len(files) and not pictures:
-            (elsewhere if any(files.values()) else without).append(str(item["id"]))
-        try:
-            bands = list(_bands(item, pictures))
-            if len({path for _, path, *_ in bands}) > 1 or (bands and bands[0][1][1:4] == "vsi"):
-                name = re.sub(r"[^\w.@-]", "_", str(item["id"]))
-                write_if_new(derived / "stac" / f"{name}.vrt", _virtual(bands))
-                made[f"{name}.vrt"] = str(derived / "stac" / f"{name}.vrt")
-                parts |= set(files.values())
-        except (rasterio.errors.RasterioError, OSError) as error:
-            problems.append(f"STAC item {item['id']}: {type(error).__name__}; its files stay apart")
-    if elsewhere:
-        problems.append(
-            f"the files of {len(elsewhere):,} STAC items are elsewhere ({first_few(elsewhere)}); "
-            "-p remote yes reads them"
-        )
-    if without:
-        problems.append(f"{len(without):,} STAC items have no file here: {first_few(without)}")
+        files = {key: path for key, path in files.items() if path}
+        target = derived / "stac" / (re.sub(r"[^\w.@-]", "_", str(item["id"])) + ".vrt")
+        what = "has an id that came before" if target.name in made else ""
+        what = what or _compose(item, files, target, remote)
+        told[what].append(str(item["id"]))
+        if what == _SEVERAL:
+            made[target.name] = str(target)
+            parts |= set(files.values())
+    for what in told.keys() - {_ONE, _SEVERAL}:
+        problems.append(f"STAC: {len(told[what]):,} x an item {what}: {first_few(told[what])}")
+    if not made:
+        return plain
     kept = plain[~plain["path"].map(lambda path: str(Path(path).resolve())).isin(parts)]
-    rows = [{"filename": name, "path": path} for name, path in made.items()]
-    new = pd.DataFrame(rows, columns=["filename", "path"]).assign(split="", window=None)
-    new["image_id"] = new["filename"].str.removesuffix(".vrt")
-    return pd.concat([kept, new[kept.columns]], ignore_index=True) if made else plain
+    new = pd.DataFrame({"filename": list(made), "path": list(made.values())})
+    new = new.assign(image_id=new["filename"].str.removesuffix(".vrt"), split="", window=None)
+    return pd.concat([kept, new[kept.columns]], ignore_index=True)
+
+
+def _compose(item: dict, files: dict[str, str], target: Path, remote: bool) -> str:
+    """Make the virtual raster of an item whose picture is in several files, or elsewhere; what the
+    item is, in words."""
+    bands = list(_bands(item, files))
+    is_far = any(path.startswith("/vsi") for _, path, *_ in bands)
+    if not files:
+        return "has no picture that can be read"
+    if not is_far and len({path for _, path, *_ in bands}) < 2:
+        return _ONE
+    if is_far and not remote and not target.is_file():  # else it was allowed once
+        return "is elsewhere, -p remote yes reads it"
+    sources = [item["self"], *(path for path in files.values() if not path.startswith("/vsi"))]
+    try:
+        if not target.is_file() or max(map(_written, sources)) >= _written(target):
+            with rasterio.Env(**SETTINGS):
+                write_text(target, _virtual(bands))
+    except (rasterio.errors.RasterioError, OSError, KeyError) as error:
+        return f"cannot be read ({type(error).__name__})"
+    return _SEVERAL
+
+
+def _written(path: str | Path) -> int:
+    return os.stat(path).st_mtime_ns
 
 
 def _place(href: str, folder: Path, root: Path) -> str:
@@ -181,13 +201,17 @@ def _bands(item: dict, pictures: dict[str, str]) -> Iterator[tuple[str, str, int
                 found[name] = (pictures[key], number, about if isinstance(about, dict) else {})
     if {"red", "green", "blue"} <= found.keys() or {"vv", "hh"} & found.keys():
         yield from ((name, *found[name]) for name in _COLOURS if name in found)
+    elif pictures.get("visual", "").startswith("/vsi"):  # by custom in this order
+        yield from ((name, pictures["visual"], n, {}) for n, name in enumerate(_COLOURS[:3], 1))
 
 
 def _virtual(bands: list[tuple[str, str, int, dict]]) -> str:
     """A virtual raster of bands from several files, as large as the first."""
     parts: list[str] = []
     for number, (name, path, source, about) in enumerate(bands, 1):
-        with rasterio.open(path, driver=_DRIVERS if path.startswith("/vsi") else None) as raster:
+        # of a file elsewhere nothing is known but its name; GDAL would open whatever it finds
+        kind = "JP2OpenJPEG" if path.lower().endswith(("jp2", "j2k")) else "GTiff"
+        with rasterio.open(path, driver=kind if path.startswith("/vsi") else None) as raster:
             size = raster.width, raster.height
             if number == 1:
                 like, crs, place = size, raster.crs, raster.transform.to_gdal()
@@ -249,9 +273,3 @@ def collection(table: pd.DataFrame, captions: dict[str, list[dict]]) -> dict:
             item.add_asset("image", pystac.Asset(row["path"], roles=["data"]))
         made.append(item)
     return pystac.ItemCollection(made).to_dict()
-
-
-def write_if_new(path: Path, text: str) -> None:
-    """Write a file, unless it is there: it is not looked at again then."""
-    if not path.is_file() or read_text(path) != text:
-        write_text(path, text)

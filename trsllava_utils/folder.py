@@ -14,8 +14,8 @@ from trsllava_utils.files import first_few, shown
 from trsllava_utils.images import image_suffixes, reader_of
 
 # lie beside images and are read as something else, or not at all
-_COMPANIONS = """.json .jsonl .geojson .csv .tsv .txt .parquet .xml .ovr .msk .aux .hdr .prj .rrd
-.ige .md .html .tfw .jgw .pgw .j2w .wld .ini .yml .yaml"""
+_COMPANIONS = """.json .jsonl .geojson .csv .tsv .txt .parquet .geoparquet .xml .ovr .msk .aux .hdr
+.prj .rrd .imd .rpb .ige .md .html .tfw .jgw .pgw .j2w .wld .ini .yml .yaml"""
 _THUMBNAILS = {"@eaDir", "Thumbs", "thumbs", "thumbnails"}
 
 

@@ -15,7 +15,7 @@ from trsllava_utils.sources import SETTING
 
 DATASET = "sample, rsitmd, rsicd, ucm, sydney, or a folder of images"
 WHERE = "only images with this, as in SQL: \"date >= '2023-06-01' and cloud < 20\""
-_LOADED = {"data_dir", "split", *TILING}  # the parameters of load_dataset
+_LOADED = {"data_dir", "split", "remote", *TILING}  # the parameters of load_dataset
 
 
 def get(words: list[str]) -> None:

@@ -45,7 +45,7 @@ NOTEBOOKS = {
     "03": "03_retrieval",
     "04": "04_evaluation_visualisation",
 }
-_LOADED = ("data_dir", "figures_dir", "split", "limit", *TILING)
+_LOADED = ("data_dir", "figures_dir", "split", "limit", "remote", *TILING)
 
 
 class NotebookError(InputError):

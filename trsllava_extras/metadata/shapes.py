@@ -71,9 +71,9 @@ def middles(shapes: np.ndarray) -> np.ndarray:
     around = (bounds[:, 2] - bounds[:, 0] > AROUND) & (np.abs(bounds[:, [1, 3]]).max(axis=1) >= 90)
     for n in np.flatnonzero(around):
         lon, lat = np.radians(shapely.get_coordinates(shapes[n])).T
-        lon, lat = lon[np.abs(lat) < np.pi / 2], lat[np.abs(lat) < np.pi / 2]
-        x, y = (np.cos(lat) * turned for turned in (np.cos(lon), np.sin(lon)))
-        x, y, z = x.mean(), y.mean(), np.sin(lat).mean()
+        points = np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)
+        edge = np.unique(np.round(points, 9).T[np.abs(lat) < np.pi / 2], axis=0)  # without the pole
+        x, y, z = edge.mean(axis=0)
         out[n] = np.degrees([np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))])
     out[:, 0] = (out[:, 0] + 180) % 360 - 180
     return out

@@ -39,7 +39,7 @@ _NOT_PLAIN = {"edge", "rededge", "coastal", "i", "swir", "shortwave", "thermal",
 _SHOWN = (0.0, 0.3)  # surface reflectance that is shown as black and as white
 # path and band names of products of surface reflectance -> reflectance = scale x value + offset
 _SURFACE = (
-    (r"msil2a|/t\d\d[a-z]{3}_\d{8}t\d{6}_b\d\w_[126]0m\.", 1e-4, None),
+    (r"msil2a|_l2a\b|/t\d\d[a-z]{3}_\d{8}t\d{6}_b\d\w_[126]0m\.", 1e-4, None),
     (r"/l[cet]0[4-9]_l2s[pr]_|/sr_b\d/sr_b\d/sr_b\d$", 2.75e-5, -0.2),  # Landsat Collection 2
     (r"/hls\.[sl]30\.|_3b_\w*analytic\w*_sr", 1e-4, 0),  # HLS, PlanetScope
 )
@@ -174,7 +174,11 @@ def surface_scale(raster: DatasetReader, bands: list[int]) -> str:
     if not told or raster.dtypes[bands[0] - 1] not in ("uint16", "int16"):
         return ""
     scale, offset = told
-    if offset is None:  # Sentinel-2: since processing baseline 04.00 it is written into the values
+    if raster.scales[bands[0] - 1] != 1:
+        scale, offset = raster.scales[bands[0] - 1], raster.offsets[bands[0] - 1]
+    elif (
+        offset is None
+    ):  # Sentinel-2: since processing baseline 04.00 it is written into the values
         baseline, day = re.search(r"_n(\d{4})_", where), re.search(r"_(20\d{6})t\d{6}_", where)
         later = baseline[1] >= "0400" if baseline else bool(day) and day[1] >= "20220125"
         offset = -0.1 if later else 0

@@ -24,6 +24,7 @@ RADIUS, ECCENTRICITY_2 = 6_378_137.0, 0.00669438  # of the ellipsoid of WGS 84; 
 PIECES = 16  # that an edge is cut into
 _STRAIGHT = 0.005  # edges that bend less, of the footprint's size, are straight
 _GRID = 10  # points, from which on control points are a grid, and no four corners
+_POLAR = 89  # degrees of latitude
 _NEARLY = 0.01  # a map whose metres differ less from those on the ground is as good
 
 
@@ -86,12 +87,23 @@ def steps(raster: DatasetReader) -> tuple[CRS, np.ndarray, np.ndarray | None] | 
     degrees = points if crs.is_geographic else to_degrees(crs, *points)
     if degrees is None:
         return crs, own, None
-    east, north = degrees[:, 1:] - degrees[:, :1]
-    latitude = np.radians(degrees[1, 0])
-    bend = 1 - ECCENTRICITY_2 * np.sin(latitude) ** 2
-    east = np.radians((east + 180) % 360 - 180) * np.cos(latitude) / bend**0.5
-    north = np.radians(north) * (1 - ECCENTRICITY_2) / bend**1.5
-    return crs, own, RADIUS * np.stack([east, north], axis=1) / length
+    lon, lat = np.radians(degrees)
+    points = _in_space(lon, lat)
+    metres = (points[:, 1:] - points[:, :1]).T / length
+    if abs(lat[0]) > np.radians(_POLAR):  # there is no north: the map's own axes
+        area = np.linalg.norm(np.cross(*metres))
+        return crs, own, own * (area / abs(np.linalg.det(own))) ** 0.5
+    east = -np.sin(lon[0]), np.cos(lon[0]), 0
+    north = (*(-np.sin(lat[0]) * np.array([np.cos(lon[0]), np.sin(lon[0])])), np.cos(lat[0]))
+    return crs, own, metres @ np.array([east, north]).T
+
+
+def _in_space(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
+    """Places in radians -> ``(3, n)``: metres from the middle of the Earth."""
+    radius = RADIUS / np.sqrt(1 - ECCENTRICITY_2 * np.sin(lat) ** 2)
+    across = radius * np.cos(lat)
+    up = radius * (1 - ECCENTRICITY_2) * np.sin(lat)
+    return np.array([across * np.cos(lon), across * np.sin(lon), up])
 
 
 def ground_sample_distance(raster: DatasetReader) -> float | None:
