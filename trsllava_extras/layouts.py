@@ -18,7 +18,7 @@ from trsllava_utils.files import InputError, read_lines, read_text, reading, sho
 from trsllava_utils.images import image_suffixes
 
 _NUMBERED = re.compile(r"^(raw|caption|sentence|title|text)s?[ _.-]?\d+$")
-_LIST = re.compile(r"\[\s*(['\"]).*\1\s*\]", re.DOTALL)
+_LIST = re.compile(r"\[\s*['\"].*['\"]\s*\]", re.DOTALL)
 _QUOTED = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 import rasterio
 from rasterio.dtypes import dtype_rev, typename_fwd
 
-from trsllava_extras.rasters.opening import RASTER_SUFFIXES, SETTINGS, driver_of
+from trsllava_extras.rasters.opening import FAR, RASTER_SUFFIXES, driver_of
 from trsllava_utils.files import InputError, first_few, parse_json, read_text, write_text
 
 _COLOURS = ("red", "green", "blue", "nir", "nir08", "vv", "vh", "hh", "hv")
@@ -156,7 +156,7 @@ def _compose(item: dict, files: dict[str, str], target: Path, remote: bool) -> s
     sources = [item["self"], *(path for path in files.values() if not path.startswith("/vsi"))]
     try:
         if not target.is_file() or max(map(_written, sources)) >= _written(target):
-            with rasterio.Env(**SETTINGS):
+            with rasterio.Env(**(FAR if is_far else {})):
                 write_text(target, _virtual(bands))
     except (rasterio.errors.RasterioError, OSError, KeyError) as error:
         return f"cannot be read ({type(error).__name__})"

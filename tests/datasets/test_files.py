@@ -238,3 +238,125 @@ def test_photographs_are_what_pillow_reads(tmp_path):
         picture.save(tmp_path / name)
         with Image.open(tmp_path / name) as image:
             assert (read_image(tmp_path / name) == np.asarray(image.convert("RGB"))).all()
+
+
+CAPTIONS = {  # files -> captions by image, and splits
+    "coco": (
+        {
+            "captions_val.json": {
+                "images": [{"id": "1", "file_name": "a.jpg"}, {"id": "02", "file_name": "b.jpg"}],
+                "annotations": [
+                    {"id": 1, "image_id": 1, "caption": "a plane"},
+                    {"id": 2, "image_id": "02", "caption": "boats"},
+                ],
+            }
+        },
+        {"a": ["a plane"], "b": ["boats"]},
+    ),
+    "label studio": (
+        {
+            "captions.json": [
+                {"image": "a.jpg", "caption": {"text": ["a plane", "a jet"]}},
+                {"image": "b.jpg", "caption": {"text": "boats"}},
+            ]
+        },
+        {"a": ["a plane", "a jet"], "b": ["boats"]},
+    ),
+    "tokens": (
+        {
+            "dataset_mine.json": {
+                "images": [
+                    {"filename": "a.jpg", "sentences": [{"tokens": ["a", "plane"]}]},
+                    {"filename": "b.jpg", "captions": [["two", "boats"], ["boats"]]},
+                ]
+            }
+        },
+        {"a": ["a plane"], "b": ["two boats", "boats"]},
+    ),
+    "lists in a cell": (
+        {
+            "captions.csv": "filename,captions\n"
+            'a.jpg,"[\'a plane\', ""a man\'s jet""]"\nb.jpg,"[\'boats\' \'ships\']"\n'
+        },
+        {"a": ["a plane", "a man's jet"], "b": ["boats", "ships"]},
+    ),
+    "numbered": (
+        {"x.csv": "filename,raw,raw_1,raw_2\na.jpg,a plane,a jet,x\nb.jpg,boats,ships,\n"},
+        {"a": ["a plane", "a jet", "x"], "b": ["boats", "ships"]},
+    ),
+    "numbered from one": (
+        {"captions.csv": "filename;caption_1;caption_2\na.jpg;a plane;a jet\nb.jpg;boats;ships\n"},
+        {"a": ["a plane", "a jet"], "b": ["boats", "ships"]},
+    ),
+    "the hub": (
+        {
+            "metadata.jsonl": '{"file_name": "a.jpg", "text": "a plane"}\n'
+            '{"file_name": "b.jpg", "text": "boats"}\n'
+        },
+        {"a": ["a plane"], "b": ["boats"]},
+    ),
+    "beside": (
+        {"a.txt": "a plane\na jet\n", "b.txt": "boats", "classes.txt": "plane\nboat"},
+        {"a": ["a plane", "a jet"], "b": ["boats"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("who", CAPTIONS)
+def test_captions_as_people_have_them(tmp_path, who):
+    """Each of these was lost once, without a word."""
+    content, captions = CAPTIONS[who]
+    for seed, name in enumerate(("a.jpg", "b.jpg")):
+        draw(tmp_path / "mine" / name, seed)
+    for name, value in content.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        (tmp_path / "mine" / name).write_text(text)
+    ds = load(tmp_path / "mine", tmp_path, "all")
+    found = ds.captions.groupby("image_id")["text"].apply(list).to_dict()
+    assert found == captions and set(ds.images["path"]) == {
+        str(tmp_path / "mine" / name) for name in ("a.jpg", "b.jpg")
+    }
+
+
+def test_splits_in_folders(tmp_path):
+    """The hub's, one file each; and names as Windows writes them."""
+    for split, name in (("train", "a"), ("validation", "b"), ("test", "c")):
+        draw(tmp_path / "mine" / split / f"{name}.jpg")
+        lines(
+            tmp_path / "mine" / split / "metadata.jsonl",
+            [{"file_name": f"{name}.jpg", "text": name}],
+        )
+    sizes = {"train": 1, "val": 1, "test": 1}
+    ds = load(tmp_path / "mine", tmp_path)
+    assert ds.split_sizes == sizes and ds.captions["text"].tolist() == ["c"]
+    rows = ["filename,caption", "train\\a.jpg,a", "validation\\b.jpg,b", "test\\c.jpg,c"]
+    (tmp_path / "mine" / "captions.csv").write_text("\n".join(rows))
+    ds = load(tmp_path / "mine", tmp_path)
+    assert ds.split_sizes == sizes and ds.images["image_id"].tolist() == ["c"]
+
+
+def test_a_split_has_the_name_that_the_dataset_gives_it(tmp_path):
+    for name in "abc":
+        draw(tmp_path / "mine" / f"{name}.jpg")
+    rows = "filename,caption,split\na.jpg,a,fold 1\nb.jpg,b,fold 2\nc.jpg,c,valid\n"
+    (tmp_path / "mine" / "captions.csv").write_text(rows)
+    for split, image in {"fold 1": "a", "fold 2": "b", "valid": "c", "val": "c"}.items():
+        assert load(tmp_path / "mine", tmp_path, split).images["image_id"].tolist() == [image]
+    with pytest.raises(InputError, match=r"unknown split 'fold 3'.*Did you mean 'fold [12]'"):
+        load(tmp_path / "mine", tmp_path, "fold 3")
+
+
+def test_captions_that_are_lost_are_counted_also_where_none_is_left(tmp_path):
+    draw(tmp_path / "mine" / "a.jpg")
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}]}
+    content["annotations"] = [{"image_id": 7, "caption": "a plane"}]
+    (tmp_path / "mine" / "captions.json").write_text(json.dumps(content))
+    assert "1 images have no caption" in load(tmp_path / "mine", tmp_path).problems
+
+
+def test_numbers_beside_images_are_no_captions(tmp_path):
+    """Boxes, as YOLO has them."""
+    draw(tmp_path / "mine" / "a.jpg")
+    (tmp_path / "mine" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    ds = load(tmp_path / "mine", tmp_path)
+    assert ds.captions.empty and not ds.problems

@@ -751,3 +751,15 @@ def test_haze_is_taken_away_and_the_blue_of_the_sea_is_not(tmp_path):
     assert abs(casts[1] - casts[0]) < 0.6 * (casts[2] - casts[0])
     _, beach = photograph("beach95")
     same(read_image(write(tmp_path / "b.tif", beach)), together(beach))
+
+
+@pytest.mark.parametrize("declared, is_blank", [("none", False), ("0", True), ("nan", False)])
+def test_nodata_that_is_no_number(tmp_path, declared, is_blank):
+    """GDAL reads the text none as 0."""
+    path = tmp_path / "a.tif"
+    values = np.full((64, 64, 3), 90, np.uint8)
+    values[:8] = 0
+    tifffile.imwrite(path, values, photometric="rgb", extratags=[(42113, "s", 0, declared, True)])
+    seen = view(path)
+    assert (seen.blank > 0) == is_blank
+    assert (seen.by_name["true colour"][0, 0] == (255 if is_blank else 0)).all()

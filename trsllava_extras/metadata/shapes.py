@@ -67,9 +67,8 @@ def middles(shapes: np.ndarray) -> np.ndarray:
     points = shapely.get_coordinates(shapely.centroid(shapes)) if len(shapes) else np.empty((0, 2))
     out = np.full((len(shapes), 2), np.nan)
     out[~shapely.is_missing(shapes)] = points
-    bounds = shapely.bounds(shapes)
-    around = (bounds[:, 2] - bounds[:, 0] > AROUND) & (np.abs(bounds[:, [1, 3]]).max(axis=1) >= 90)
-    for n in np.flatnonzero(around):
+    west, south, east, north = shapely.bounds(shapes).T
+    for n in np.flatnonzero((east - west > AROUND) & ((north >= 90) != (south <= -90))):
         lon, lat = np.radians(shapely.get_coordinates(shapes[n])).T
         points = np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)
         edge = np.unique(np.round(points, 9).T[np.abs(lat) < np.pi / 2], axis=0)  # without the pole

@@ -29,13 +29,12 @@ from trsllava_utils.images import unreadable
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".vrt"}
 ORIENTATION, NODATA = 274, 42113  # tags of a TIFF
-SETTINGS = {  # of GDAL; the last four are for files elsewhere
-    "GDAL_CACHEMAX": 128,
-    "GDAL_VRT_ENABLE_PYTHON": "NO",
-    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.jp2",
+SETTINGS = {"GDAL_CACHEMAX": 128, "GDAL_VRT_ENABLE_PYTHON": "NO"}  # of GDAL
+FAR = {  # for files elsewhere: nothing but the file is asked for
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.jp2,.j2k",
     "GDAL_HTTP_TIMEOUT": 60,
     "GDAL_HTTP_MAX_RETRY": 3,
-    "VSI_CACHE": True,
 }
 MOST_BYTES = 4096  # of a pixel with all its bands; 1,024 bands of float32
 _VRT_TAGS = """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand NoDataValue ColorInterp
@@ -76,7 +75,8 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
         raise unreadable(path, ValueError("no raster"))
     try:
         with ExitStack() as opened:
-            opened.enter_context(rasterio.Env(**SETTINGS))
+            is_far = driver == "VRT" and b">/vsi" in Path(path).read_bytes()
+            opened.enter_context(rasterio.Env(**SETTINGS, **(FAR if is_far else {})))
             is_text = name_as_text(str(path)) == str(path)  # else GDAL cannot take the name
             source = path if is_text else opened.enter_context(open(path, "rb"))
             raster = opened.enter_context(rasterio.open(source, driver=driver))
