@@ -20,7 +20,7 @@ import rasterio
 from rasterio.dtypes import dtype_rev, typename_fwd
 
 from trsllava_extras.rasters.opening import FAR, RASTER_SUFFIXES, driver_of
-from trsllava_utils.files import InputError, first_few, parse_json, read_text, write_text
+from trsllava_utils.files import InputError, first_few, parse_json, read_once, read_text, write_text
 
 _COLOURS = ("red", "green", "blue", "nir", "nir08", "vv", "vh", "hh", "hv")
 _CODES = {"b02": "blue", "b03": "green", "b04": "red", "b08": "nir"}  # Sentinel-2
@@ -42,6 +42,7 @@ def items(root: Path) -> list[dict]:
     "self"."""
     found, seen = [], set()
     waiting = sorted([*root.glob("*.json"), *root.glob("*/*.json")], reverse=True)
+    waiting = [path for path in waiting if not path.name.startswith(("dataset", "captions"))]
     while waiting:
         path = waiting.pop()
         if path in seen or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
@@ -62,6 +63,7 @@ def items(root: Path) -> list[dict]:
     return found
 
 
+@read_once
 def is_stac(path: Path) -> bool:
     """Whether a JSON file is an item, a collection or a catalogue, or a single feature as Planet
     delivers it."""

@@ -143,9 +143,8 @@ def _identity(captioner: str, settings: Settings, describer: Captioner, dataset:
     if settings.examples:
         answer["examples"] = fingerprint(settings.examples)
     answer |= {"bands": how.bands, "false_colour": how.false_colour} | dataset.tiling
-    # absent from older captions, of which each band was stretched by itself
-    added_later = {"stretch": how.stretch.replace("per-band", ""), "gsd": str(settings.gsd)}
-    answer |= {name: value for name, value in added_later.items() if value}
+    added = {"stretch": how.stretch.replace("per-band", ""), "gsd": str(settings.gsd)}
+    answer |= {n: value for n, value in added.items() if value}  # older captions lack them
     answer |= {"language": settings.language, "max_side": settings.max_side}
     return answer | describer.identity
 

@@ -175,8 +175,7 @@ def load_dataset(
     images, split, sizes = _choose_split(whole[0], split, dataset)
     images = _reset(images.head(limit) if limit else images)
     captions = _reset(captions[captions["image_id"].isin(images["image_id"])])
-    without = int((images["path"] == "").sum())
-    if without:
+    if without := int((images["path"] == "").sum()):
         problems.append(
             f"{without:,} of {len(images):,} images of this split have no file on disk: retrieval "
             "from imported captions works; captioning and showing images need the files"

@@ -107,8 +107,9 @@ def windows(
         root: the dataset's folder; tile, overlap: of windows; remote: see :func:`stac.images`.
     """
     check_tile(tile, overlap)
-    plain = stac.images(plain, root, derived, [] if annotated else problems, remote)
-    if annotated and not images["filename"].str.contains(WINDOW_NAME).any():
+    if not annotated:
+        plain = stac.images(plain, root, derived, problems, remote)
+    elif not images["filename"].str.contains(WINDOW_NAME).any():
         return images, pd.DataFrame()
     rasters = scan(plain, derived, tile, overlap)
     taken = take_windows(plain, rasters, problems)
