@@ -24,7 +24,7 @@ from trsllava_utils.files import InputError, first_few, parse_json, read_once, r
 
 _COLOURS = ("red", "green", "blue", "nir", "nir08", "vv", "vh", "hh", "hv")
 _CODES = {"b02": "blue", "b03": "green", "b04": "red", "b08": "nir"}  # Sentinel-2
-_ONE, _SEVERAL = "is one file", "is several files"
+_ONE, _SEVERAL = "one file", "several files"
 _NO_DATA = {"thumbnail", "overview", "metadata"}  # roles
 _DAY = {"start": "00:00:00", "end": "23:59:59"}
 _KNOWN = {  # names of properties -> of columns
@@ -100,13 +100,14 @@ def table(found: list[dict], filenames: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _assets(item: dict) -> Iterator[tuple[str, str, dict]]:
+def _assets(item: dict, also_previews: bool = False) -> Iterator[tuple[str, str, dict]]:
     """Key, address and description of the assets that are pictures."""
     assets = item.get("assets")
     for key, asset in assets.items() if isinstance(assets, dict) else ():
         if isinstance(asset, dict) and isinstance(asset.get("href"), str):
             roles = asset.get("roles")
-            if not _NO_DATA.intersection(roles if isinstance(roles, list) else ()):
+            is_preview = _NO_DATA.intersection(roles if isinstance(roles, list) else ())
+            if also_previews or not is_preview:
                 yield str(key), asset["href"], asset
 
 
@@ -128,14 +129,20 @@ def images(
         files = {key: _place(href, item["self"].parent, root) for key, href, _ in _assets(item)}
         files = {key: path for key, path in files.items() if path}
         target = derived / "stac" / (re.sub(r"[^\w.@-]", "_", str(item["id"])) + ".vrt")
-        what = "has an id that came before" if target.name in made else ""
-        what = what or _compose(item, files, target, remote)
+        bands = list(_bands(item, files))
+        came_before = bool(bands) and target.name in made
+        what = (
+            "an id that came before"
+            if came_before
+            else _compose(item, files, bands, target, remote)
+        )
         told[what].append(str(item["id"]))
         if what == _SEVERAL:
             made[target.name] = str(target)
-            parts |= set(files.values())
-    for what in told.keys() - {_ONE, _SEVERAL}:
-        problems.append(f"STAC: {len(told[what]):,} x an item {what}: {first_few(told[what])}")
+            hrefs = (href for _, href, _ in _assets(item, also_previews=True))
+            parts |= {str(_beside(href, item["self"].parent)) for href in hrefs}
+    for what in sorted(told.keys() - {_ONE, _SEVERAL}):
+        problems.append(f"{len(told[what]):,} STAC items: {what} ({first_few(told[what])})")
     if not made:
         return plain
     kept = plain[~plain["path"].map(lambda path: str(Path(path).resolve())).isin(parts)]
@@ -144,24 +151,25 @@ def images(
     return pd.concat([kept, new[kept.columns]], ignore_index=True)
 
 
-def _compose(item: dict, files: dict[str, str], target: Path, remote: bool) -> str:
+def _compose(
+    item: dict, files: dict[str, str], bands: list[tuple], target: Path, remote: bool
+) -> str:
     """Make the virtual raster of an item whose picture is in several files, or elsewhere; what the
     item is, in words."""
-    bands = list(_bands(item, files))
     is_far = any(path.startswith("/vsi") for _, path, *_ in bands)
     if not files:
-        return "has no picture that can be read"
+        return "no picture that can be read"
     if not is_far and len({path for _, path, *_ in bands}) < 2:
         return _ONE
     if is_far and not remote and not target.is_file():  # else it was allowed once
-        return "is elsewhere, -p remote yes reads it"
+        return "elsewhere, -p remote yes reads them"
     sources = [item["self"], *(path for path in files.values() if not path.startswith("/vsi"))]
     try:
         if not target.is_file() or max(map(_written, sources)) >= _written(target):
             with rasterio.Env(**(FAR if is_far else {})):
                 write_text(target, _virtual(bands))
     except (rasterio.errors.RasterioError, OSError, KeyError) as error:
-        return f"cannot be read ({type(error).__name__})"
+        return f"a file that cannot be read, {type(error).__name__}"
     return _SEVERAL
 
 
@@ -170,25 +178,37 @@ def _written(path: str | Path) -> int:
 
 
 def _place(href: str, folder: Path, root: Path) -> str:
-    """The address as GDAL opens it; "" for what is not opened."""
+    """The address as GDAL opens it; "" for what is not opened. A file of the same name beside the
+    item comes first: products are delivered with the items of their web site."""
     address = urlparse(href)
     if PurePosixPath(address.path).suffix.lower() not in RASTER_SUFFIXES - {".vrt"}:
         return ""
-    if address.scheme in ("http", "https"):
-        return f"/vsicurl/{href}"
+    path = _beside(href, folder)
+    if path.is_file() and path.is_relative_to(root.resolve()):
+        return str(path) if driver_of(path) in ("GTiff", "JP2OpenJPEG", "HFA") else ""
     if address.scheme == "s3":
         return f"/vsis3/{address.netloc}{address.path}"
-    path = (folder / unquote(address.path)).resolve()
-    inside = path.is_file() and path.is_relative_to(root.resolve())
-    return str(path) if inside and driver_of(path) in ("GTiff", "JP2OpenJPEG", "HFA") else ""
+    return f"/vsicurl/{href}" if address.scheme in ("http", "https") else ""
+
+
+def _beside(href: str, folder: Path) -> Path:
+    address = urlparse(href)
+    name = unquote(address.path)
+    return (
+        folder / (name if address.scheme in ("", "file") else PurePosixPath(name).name)
+    ).resolve()
 
 
 def _bands(item: dict, pictures: dict[str, str]) -> Iterator[tuple[str, str, int, dict]]:
     """The bands that are shown: name, file, number in it, and what is said of its values."""
     found: dict[str, tuple[str, int, dict]] = {}
+    properties = item.get("properties")
+    known = properties.get("eo:bands") if isinstance(properties, dict) else None
+    known = known if isinstance(known, list) else []  # before STAC 0.8 assets have their numbers
     for key, _, asset in _assets(item):
         told = [asset.get(name) for name in ("bands", "eo:bands")]
         bands = next((b for b in told if isinstance(b, list) and b), [{"name": key}])
+        bands = [known[b] if isinstance(b, int) and b < len(known) else b for b in bands]
         values = asset.get("raster:bands")
         values = values if isinstance(values, list) else []
         for number, band in enumerate(bands if key in pictures else (), 1):

@@ -36,7 +36,6 @@ _NEAR = 45  # nanometres: a band further away holds something else
 _ORDERS = {r"_3b_\w*analytic|_ssc\d+d\d\w*_analytic": ("blue", "green", "red", "nir")}
 # words that make a red, green, blue or infrared another band; "i": Green I
 _NOT_PLAIN = {"edge", "rededge", "coastal", "i", "swir", "shortwave", "thermal", "quality", "qa"}
-_SHOWN = (0.0, 0.3)  # surface reflectance that is shown as black and as white
 # path and band names of products of surface reflectance -> reflectance = scale x value + offset
 _SURFACE = (
     (r"msil2a|_l2a\b|/t\d\d[a-z]{3}_\d{8}t\d{6}_b\d\w_[126]0m\.", 1e-4, None),
@@ -167,7 +166,7 @@ def is_stretched(raster: DatasetReader, wanted: str = "") -> bool:
 
 def surface_scale(raster: DatasetReader, bands: list[int]) -> str:
     """The stored values that are shown as black and white where bands are surface reflectance of a
-    known product, so that its scenes compare: 0 to 0.3; "" for others."""
+    known product, reflectances of 0 and 1, so that its scenes compare; "" for others."""
     where = "" if raster.name.startswith("<") else Path(raster.name).as_posix().lower()
     names = "/".join((raster.descriptions[band - 1] or "").lower() for band in bands)
     told = next((how for form, *how in _SURFACE if re.search(form, f"{where}/{names}")), None)
@@ -182,8 +181,7 @@ def surface_scale(raster: DatasetReader, bands: list[int]) -> str:
         baseline, day = re.search(r"_n(\d{4})_", where), re.search(r"_(20\d{6})t\d{6}_", where)
         later = baseline[1] >= "0400" if baseline else bool(day) and day[1] >= "20220125"
         offset = -0.1 if later else 0
-    low, high = (round((reflectance - offset) / scale) for reflectance in _SHOWN)
-    return f"{low}-{high}"
+    return f"{round(-offset / scale)}-{round((1 - offset) / scale)}"
 
 
 def is_guess(raster: DatasetReader) -> bool:

@@ -110,10 +110,11 @@ def render(
     dtype, bits = raster.dtypes[bands[0] - 1], raster.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
     if dtype == "uint8" and stretch in ("", TOGETHER, PER_BAND):
         stretch = f"0-{2 ** int(bits) - 1}" if bits else "none"
-    if stretch == TOGETHER and (scale := surface_scale(raster, bands)):
-        # else somebody has changed the values
-        stretch = scale if np.nanmax(values, initial=0) > parse_stretch(scale)[0] else stretch
-    shown = _stretched(values, _limits(values, known, stretch, dtype))
+    scale = surface_scale(raster, bands) if stretch == TOGETHER else ""
+    if scale and np.nanmax(values, initial=0) > parse_stretch(scale)[0]:  # else they were changed
+        shown = _stretched(values, _limits(values, known, scale, dtype), as_camera=True)
+    else:
+        shown = _stretched(values, _limits(values, known, stretch, dtype))
     shown = 255 - shown if inverted else shown
     return _finished(np.broadcast_to(shown, (*shown.shape[:2], 3)).copy(), blank)
 
@@ -292,13 +293,18 @@ def is_percentile(low: float, high: float) -> bool:
     return low >= 0 and 50 <= high <= 100
 
 
-def _stretched(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """``(bands, H, W)`` -> ``(H, W, bands) uint8``."""
+def _stretched(values: np.ndarray, limits: np.ndarray, as_camera: bool = False) -> np.ndarray:
+    """``(bands, H, W)`` -> ``(H, W, bands) uint8``, in proportion or by the curve of sRGB (IEC
+    61966-2-1), as cameras store light."""
     low, high = np.nan_to_num(limits).astype(values.dtype).T[..., None, None]
     scaled = values - low
     scaled *= 255 / np.where(high > low, high - low, 1)
     np.clip(scaled, 0, 255, out=scaled)
     scaled[np.isnan(scaled)] = 0
+    if as_camera:
+        light = scaled / 255
+        bright = 1.055 * np.power(light, 1 / 2.4) - 0.055
+        scaled = 255 * np.where(light <= 0.0031308, 12.92 * light, bright)
     return np.moveaxis(scaled.astype(np.uint8), 0, -1)
 
 
