@@ -45,7 +45,8 @@ def check(rendering: Rendering) -> None:
     three. ``stretch``, the values shown as black and white: for each band by itself percentiles
     "2-98" (second number from 50 to 100) or "per-band", the same; values "0-3000", "minmax", "none"
     (the range of the type); empty or "together": "none" for 8 bits, one range for red, green and
-    blue, so that colours stay what they are, else "2-98". ``false_colour``, a second picture for
+    blue, so that colours stay what they are, surface reflectance of known products from 0 to 1 by
+    the curve of sRGB, else "2-98". ``false_colour``, a second picture for
     the captioner: bands, "ndvi" or "ndwi"; empty: near infrared, red, green where these are known;
     "none".
     """
