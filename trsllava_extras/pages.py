@@ -26,6 +26,7 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from trsllava_extras.rasters.opening import open_raster
+from trsllava_extras.rasters.places import steps
 from trsllava_extras.rasters.upright import turn_of
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError
@@ -108,7 +109,7 @@ def in_scene(file: ImageFile, side: int = 384, rendering: Rendering = DEFAULT) -
     picture = Image.open(io.BytesIO(thumbnail(scene, side, rendering)))
     with open_raster(file.path) as raster:
         scale = max(picture.size) / max(raster.width, raster.height)
-        window = turn_of(raster).box(file.window, (raster.width, raster.height))
+        window = turn_of(raster, steps(raster)).box(file.window, (raster.width, raster.height))
     column, row, width, height = (n * scale for n in window)
     frame = (column, row, column + width, row + height)
     ImageDraw.Draw(picture).rectangle(frame, outline="#D55E00", width=3)

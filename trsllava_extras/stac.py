@@ -10,16 +10,18 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlparse
 from xml.sax.saxutils import escape
 
+import numpy as np
 import pandas as pd
 import rasterio
 from rasterio.dtypes import dtype_rev, typename_fwd
 
-from trsllava_extras.rasters.opening import FAR, RASTER_SUFFIXES, driver_of
+from trsllava_extras.rasters.opening import FAR, RASTER_SUFFIXES, driver_of, place_of
 from trsllava_utils.files import InputError, first_few, parse_json, read_once, read_text, write_text
 
 _COLOURS = ("red", "green", "blue", "nir", "nir08", "vv", "vh", "hh", "hv")
@@ -87,11 +89,12 @@ def table(found: list[dict], filenames: list[str]) -> pd.DataFrame:
         row = {k: v for k, v in properties.items() if isinstance(v, str | int | float)}
         for name, column in _KNOWN.items():
             if name in row:
-                row.setdefault(column, row.pop(name)) if name != column else None
+                row.setdefault(column, row.pop(name))
         name = str(item["id"])
         files = [PurePosixPath(unquote(urlparse(href).path)).stem for _, href, _ in _assets(item)]
-        own = [name, *files, *(stem for stem in by_stem if stem.startswith(name))]
-        row["image"] = next((by_stem[stem] for stem in own if stem in by_stem), name)
+        begun = (stem for stem in by_stem if stem.startswith(name))
+        own = next((stem for stem in chain([name], files, begun) if stem in by_stem), "")
+        row["image"] = by_stem.get(own, name)
         try:
             row["geometry"] = shapely.geometry.shape(item["geometry"])
         except (KeyError, TypeError, AttributeError, ValueError, shapely.errors.ShapelyError):
@@ -130,12 +133,9 @@ def images(
         files = {key: path for key, path in files.items() if path}
         target = derived / "stac" / (re.sub(r"[^\w.@-]", "_", str(item["id"])) + ".vrt")
         bands = list(_bands(item, files))
-        came_before = bool(bands) and target.name in made
-        what = (
-            "an id that came before"
-            if came_before
-            else _compose(item, files, bands, target, remote)
-        )
+        what = "an id that came before"
+        if not (bands and target.name in made):
+            what = _compose(item, files, bands, target, remote)
         told[what].append(str(item["id"]))
         if what == _SEVERAL:
             made[target.name] = str(target)
@@ -193,10 +193,8 @@ def _place(href: str, folder: Path, root: Path) -> str:
 
 def _beside(href: str, folder: Path) -> Path:
     address = urlparse(href)
-    name = unquote(address.path)
-    return (
-        folder / (name if address.scheme in ("", "file") else PurePosixPath(name).name)
-    ).resolve()
+    path = PurePosixPath(unquote(address.path))
+    return (folder / (path.name if address.scheme not in ("", "file") else path)).resolve()
 
 
 def _bands(item: dict, pictures: dict[str, str]) -> Iterator[tuple[str, str, int, dict]]:
@@ -236,9 +234,10 @@ def _virtual(bands: list[tuple[str, str, int, dict]]) -> str:
         with rasterio.open(path, driver=kind if path.startswith("/vsi") else None) as raster:
             size = raster.width, raster.height
             if number == 1:
-                like, crs, place = size, raster.crs, raster.transform.to_gdal()
+                like, where = size, place_of(raster)
             kind = typename_fwd[dtype_rev[raster.dtypes[source - 1]]]
             nodata = about.get("nodata", raster.nodatavals[source - 1])
+        nodata = np.nan if nodata == "nan" else nodata
         values = {"NoDataValue": nodata, "Offset": _value(about, "offset")}
         values["Scale"] = _value(about, "scale")
         told = "".join(f"<{k}>{v}</{k}>" for k, v in values.items() if isinstance(v, int | float))
@@ -249,10 +248,8 @@ def _virtual(bands: list[tuple[str, str, int, dict]]) -> str:
             f"<SourceBand>{source}</SourceBand>{whole.format('SrcRect', *size)}"
             f"{whole.format('DstRect', *like)}</SimpleSource></VRTRasterBand>"
         )
-    srs = f"<SRS>{escape(crs.to_wkt())}</SRS>" if crs else ""
-    place = f"<GeoTransform>{', '.join(map(str, place))}</GeoTransform>"
     sizes = f'rasterXSize="{like[0]}" rasterYSize="{like[1]}"'
-    return f"<VRTDataset {sizes}>{srs}{place}{''.join(parts)}</VRTDataset>"
+    return f"<VRTDataset {sizes}>{where}{''.join(parts)}</VRTDataset>"
 
 
 def _value(about: dict, name: str) -> Any:

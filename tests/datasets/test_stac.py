@@ -12,6 +12,7 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
 from tests.conftest import draw
@@ -108,6 +109,30 @@ def test_several_files_are_one_image(tmp_path, how, version):
     assert select(table, where="cloud < 20") == {known.name} and not problems
     assert caption_dataset(ds, "pixels").report.captioned == 2
     assert caption_dataset(load(tmp_path), "pixels").report.already == 2
+
+
+def test_radar_of_two_files(tmp_path):
+    """Sentinel-1 GRD: control points alone, the first column in the east."""
+    at = {(r, c): (12 - c / 100, 48 - r / 100) for r in (0, 32, 64) for c in (0, 32, 64)}
+    points = [GroundControlPoint(*pixel, *place) for pixel, place in at.items()]
+    for n, name in enumerate(("vh", "vv")):
+        values = np.full((1, 64, 64), 100 * (n + 1), np.uint16)
+        values[:, :, :32] *= 3  # the east is bright
+        how = {"driver": "GTiff", "width": 64, "height": 64, "count": 1, "dtype": "uint16"}
+        path = tmp_path / "mine" / f"{name}.tiff"
+        path.parent.mkdir(exist_ok=True)
+        with rasterio.open(path, "w", gcps=points, crs="EPSG:4326", **how) as raster:
+            raster.write(values)
+    made = item("S1A")
+    made["assets"] = {n: {"href": f"{n}.tiff", "roles": ["data"]} for n in ("vh", "vv")}
+    made["geometry"] = None
+    (tmp_path / "mine" / "item.json").write_text(json.dumps(made))
+    ds = load(tmp_path)
+    assert ds.images["image_id"].tolist() == ["S1A"]
+    (shown,) = view(ds.file_of("S1A")).by_name.values()
+    assert (shown[:, 40:, 0] > shown[:, :20, 0].max()).all()  # the east is on the right
+    place = load_metadata(ds)[0].loc["S1A", "geometry"]
+    assert place.bounds == pytest.approx((11.36, 47.36, 12, 48))
 
 
 def test_products_come_with_the_items_of_their_web_site(tmp_path):

@@ -39,7 +39,7 @@ def _look(path: Path) -> dict:
             with open_raster(path) as raster:
                 found = places.footprints(raster, [(0, 0, raster.width, raster.height)])[0]
                 if found is not None:
-                    row["gsd"] = places.ground_sample_distance(raster)
+                    row["gsd"] = places.ground_sample_distance(places.steps(raster))
                     row["footprint"] = found.ravel().tolist()
     except (InputError, OSError, SyntaxError, ValueError):
         pass  # no photograph, or a damaged one: others say so

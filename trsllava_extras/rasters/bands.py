@@ -151,17 +151,17 @@ def choose_bands(raster: DatasetReader, bands: str) -> list[int]:
     return data[:3] if len(data) >= 3 else data[:1]
 
 
-def are_colours(raster: DatasetReader, wanted: str) -> bool:
+def are_colours(raster: DatasetReader, bands: list[int], wanted: str) -> bool:
     """Whether the bands that are shown are red, green and blue: as the file says, or as the user
-    does where the file says nothing."""
-    bands = choose_bands(raster, wanted)
-    return len(bands) == 3 and (bands == choose_bands(raster, "") or not _are_told(raster))
+    ``wanted`` them where the file says nothing."""
+    is_own = not wanted or bands == choose_bands(raster, "")
+    return len(bands) == 3 and (is_own or not _are_told(raster))
 
 
 def is_stretched(raster: DatasetReader, wanted: str = "") -> bool:
     """Whether a raster has colours that are not of 8 bits, and the ``wanted`` bands are these."""
-    first = choose_bands(raster, wanted)[0]
-    return raster.dtypes[first - 1] != "uint8" and are_colours(raster, wanted)
+    bands = choose_bands(raster, wanted)
+    return raster.dtypes[bands[0] - 1] != "uint8" and are_colours(raster, bands, wanted)
 
 
 def surface_scale(raster: DatasetReader, bands: list[int]) -> str:

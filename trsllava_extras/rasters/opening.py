@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 import rasterio
@@ -224,7 +224,17 @@ def _pages(first: DatasetReader, path: str | Path) -> DatasetReader:
             f"<SimpleSource><SourceFilename>{escape(page)}</SourceFilename><SourceBand>1</SourceBand>"
             "</SimpleSource></VRTRasterBand>"
         )
-    crs = f"<SRS>{escape(first.crs.to_wkt())}</SRS>" if first.crs else ""
-    place = f"<GeoTransform>{', '.join(map(str, first.transform.to_gdal()))}</GeoTransform>"
     sizes = f'rasterXSize="{first.width}" rasterYSize="{first.height}"'
-    return rasterio.open(f"<VRTDataset {sizes}>{crs}{place}{''.join(bands)}</VRTDataset>")
+    return rasterio.open(f"<VRTDataset {sizes}>{place_of(first)}{''.join(bands)}</VRTDataset>")
+
+
+def place_of(raster: DatasetReader) -> str:
+    """The part of a virtual raster that says where it is."""
+    points, crs = raster.gcps
+    if points and crs:
+        given = (f'Pixel="{p.col}" Line="{p.row}" X="{p.x}" Y="{p.y}"' for p in points)
+        told = "".join(f"<GCP {place}/>" for place in given)
+        return f"<GCPList Projection={quoteattr(crs.to_wkt())}>{told}</GCPList>"
+    srs = f"<SRS>{escape(raster.crs.to_wkt())}</SRS>" if raster.crs else ""
+    place = ", ".join(map(str, raster.transform.to_gdal()))
+    return f"{srs}<GeoTransform>{place}</GeoTransform>"

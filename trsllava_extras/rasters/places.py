@@ -19,6 +19,7 @@ from rasterio.warp import transform as to_other_crs
 
 from trsllava_utils.files import InputError, read_text
 
+Steps = tuple[CRS, np.ndarray, np.ndarray | None]
 Ground = Callable[[np.ndarray, np.ndarray], np.ndarray]
 RADIUS, ECCENTRICITY_2 = 6_378_137.0, 0.00669438  # of the ellipsoid of WGS 84; metres
 PIECES = 16  # that an edge is cut into
@@ -64,7 +65,7 @@ def _with(transformer: GCPTransformer | RPCTransformer) -> Ground:
     return lambda rows, columns: np.array(transformer.xy(rows, columns, offset="ul"))
 
 
-def steps(raster: DatasetReader) -> tuple[CRS, np.ndarray, np.ndarray | None] | None:
+def steps(raster: DatasetReader) -> Steps | None:
     """What one step to the next column, and one to the next row, is in the middle of a raster.
 
     Returns:
@@ -106,9 +107,8 @@ def _in_space(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
     return np.array([across * np.cos(lon), across * np.sin(lon), up])
 
 
-def ground_sample_distance(raster: DatasetReader) -> float | None:
-    """Metres a pixel on the ground, in the middle of the raster; None where it is not known."""
-    found = steps(raster)
+def ground_sample_distance(found: Steps | None) -> float | None:
+    """Metres a pixel on the ground, of what :func:`steps` gives; None where it is not known."""
     if found is None:
         return None
     crs, own, metres = found

@@ -12,7 +12,7 @@ from trsllava_extras import stac
 from trsllava_extras.rasters import bands
 from trsllava_extras.rasters.bands import are_colours, choose_bands, further_picture
 from trsllava_extras.rasters.opening import RASTER_SUFFIXES, companions, open_raster, refused
-from trsllava_extras.rasters.places import ground_sample_distance
+from trsllava_extras.rasters.places import ground_sample_distance, steps
 from trsllava_extras.rasters.rendering import SIDE, TOGETHER, check, index_picture, render
 from trsllava_extras.rasters.scenes import WINDOW_NAME, check_tile, scan, take_windows
 from trsllava_extras.rasters.upright import turn_of
@@ -40,13 +40,14 @@ def read(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> V
         numbers = choose_bands(raster, rendering.bands)
         how = {"window": window, "max_side": max_side, "percentiles": file.percentiles}
         each = "" if rendering.stretch == TOGETHER else rendering.stretch
-        together = not each and are_colours(raster, rendering.bands)
+        together = not each and are_colours(raster, numbers, rendering.bands)
         shown, blank = render(raster, numbers, stretch=TOGETHER if together else each, **how)
         if blank.all():
             raise InputError(f"{Path(file.path).name} holds no data")
         name = {1: "grey", 2: "radar"}.get(len(numbers), "true colour")
         pictures = {"true colour" if raster.colorinterp[0].name == "palette" else name: shown}
-        turn = turn_of(raster)
+        found = steps(raster)
+        turn = turn_of(raster, found)
         further = None if first else further_picture(raster, rendering.false_colour)
         if further:
             name, numbers = further
@@ -54,7 +55,7 @@ def read(file: ImageFile, rendering: Rendering, max_side: int, first: bool) -> V
                 pictures[name] = index_picture(raster, numbers, window, max_side)
             else:
                 pictures[name] = render(raster, numbers, stretch=each, **how)[0]
-        distance = ground_sample_distance(raster)
+        distance = ground_sample_distance(found)
     pictures = {name: scaled(turn.picture(shown), max_side) for name, shown in pictures.items()}
     scale = max(window.width, window.height) / max(next(iter(pictures.values())).shape[:2])
     notes = tuple(_COLOURS[name] for name in pictures if name in _COLOURS)

@@ -6,7 +6,6 @@ Pixels without data (nodata, masks, not-a-number) take no part in the stretch an
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -220,9 +219,14 @@ def zeros_may_be_blank(raster: DatasetReader, bands: list[int]) -> bool:
 
 def _collar(values: np.ndarray) -> np.ndarray:
     """``(H, W) bool``: pixels of zeros that hang together with the edge."""
-    pieces, _ = ndimage.label((values == 0).all(axis=0))
-    at_edge = np.unique(np.r_[pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
-    return np.isin(pieces, at_edge[at_edge > 0])
+    zeros = (values == 0).all(axis=0)
+    inside = zeros.copy()
+    inside[[0, -1]] = inside[:, [0, -1]] = False
+    if (inside == zeros).all():  # most often
+        return np.zeros_like(zeros)
+    pieces, _ = ndimage.label(zeros)
+    at_edge = np.unique(pieces[zeros & ~inside])
+    return np.isin(pieces, at_edge)
 
 
 def band_percentiles(values: np.ndarray) -> np.ndarray:
@@ -261,16 +265,18 @@ def _colour_limits(values: np.ndarray) -> np.ndarray:
     """``(3, n)`` values of red, green and blue, or percentiles of them -> ``(3, 2)``: one range for
     all, so that colours stay what they are. Where the darkest values show haze, most of it is taken
     away; each has its own range where they are no colours of one picture."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a band without data
-        dark, bright = np.nanpercentile(values, (1, 98), axis=1)
-        if bright.max() > _ALIKE * bright.min() > 0:
-            return np.nanpercentile(values, (2, 98), axis=1).T
-        low, high = np.nanpercentile(values, (2, 98))
-        is_ordered = dark[2] > dark[1] > dark[0] and bright[2] > bright[0]
-        is_hazy = is_ordered and dark[2] - dark[0] > _HAZE * (high - low)
-        black = (_HAZE_TAKEN * (dark - dark[0]) if is_hazy else np.zeros(3))[:, None]
-        return black + np.nanpercentile(values - black, (2, 98))
+    bands = [band[np.isfinite(band)] for band in values]
+    bands = [band if band.size else np.zeros(1) for band in bands]
+    dark, bright = np.array([np.percentile(band, (1, 98)) for band in bands]).T
+    if bright.max() > _ALIKE * bright.min() > 0:
+        return np.array([np.percentile(band, (2, 98)) for band in bands])
+    low, high = np.percentile(np.concatenate(bands), (2, 98))
+    is_ordered = dark[2] > dark[1] > dark[0] and bright[2] > bright[0]
+    if not is_ordered or dark[2] - dark[0] <= _HAZE * (high - low):
+        return np.tile((low, high), (3, 1))
+    haze = _HAZE_TAKEN * (dark - dark[0])
+    clear = np.concatenate([band - cast for band, cast in zip(bands, haze, strict=True)])
+    return haze[:, None] + np.percentile(clear, (2, 98))
 
 
 def parse_stretch(stretch: str) -> tuple[float, float]:

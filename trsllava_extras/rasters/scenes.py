@@ -98,7 +98,10 @@ def _key(path: str, *version: int) -> list:
         return []
 
 
-_NO_WINDOWS = {"windows": None, "footprints": None, "percentiles": None, "left_out": 0}
+_UNKNOWN = {
+    **dict.fromkeys(("gsd", "footprint", "windows", "footprints", "percentiles")),
+    **{"date": "", "problem": "", "left_out": 0, "guess": False, "stretched": False},
+}
 
 
 def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
@@ -140,28 +143,18 @@ def _look(path: Path, tile: int, overlap: int) -> dict:
             whole = [(0, 0, raster.width, raster.height)]
             tags = raster.tags() | raster.tags(ns="IMAGERY") | raster.tags(ns="ENVI")
             row = {
-                **_NO_WINDOWS,
-                "gsd": places.ground_sample_distance(raster),
+                "gsd": places.ground_sample_distance(places.steps(raster)),
                 "date": acquired(tags, path.name),
                 "footprint": _flat(places.footprints(raster, np.array(whole))[0]),
-                "problem": "",
                 "guess": is_guess(raster),
                 "stretched": is_stretched(raster),
             }
             is_photograph = raster.driver in ("JPEG", "PNG")  # whatever it is called
             if tile and max(raster.width, raster.height) > tile and not is_photograph:
                 row |= _windows(raster, grid(raster.width, raster.height, tile, overlap))
-            return row
+            return _UNKNOWN | row
     except InputError as error:
-        return {
-            **_NO_WINDOWS,
-            "gsd": None,
-            "date": "",
-            "footprint": None,
-            "problem": str(error),
-            "guess": False,
-            "stretched": False,
-        }
+        return _UNKNOWN | {"problem": str(error)}
 
 
 def grid(width: int, height: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:

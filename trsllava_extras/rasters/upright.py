@@ -10,7 +10,7 @@ import numpy as np
 from rasterio.io import DatasetReader
 
 from trsllava_extras.rasters.opening import ORIENTATION, tiff_tag
-from trsllava_extras.rasters.places import steps
+from trsllava_extras.rasters.places import Steps
 
 
 class Turn(NamedTuple):
@@ -47,12 +47,15 @@ _TAGGED = {
 }
 
 
-def turn_of(raster: DatasetReader) -> Turn:
-    """How the pictures of a raster are turned: by its place on the ground, or else by the
-    orientation that a TIFF says."""
-    axes = _axes(raster)
-    if axes is None or abs(np.linalg.det(axes)) < 0.1:  # or the middle is a pole
+def turn_of(raster: DatasetReader, found: Steps | None) -> Turn:
+    """How the pictures of a raster are turned: by its place on the ground, which
+    :func:`~.places.steps` tells, or else by the orientation that a TIFF says."""
+    if found is None:
         return _TAGGED.get(tiff_tag(raster, ORIENTATION), Turn())
+
+    _, own, metres = found
+    axes = own if metres is None else metres  # of another planet: the map's own axes
+    axes = axes / np.linalg.norm(axes, axis=1, keepdims=True)
 
     def fit(turn: Turn) -> float:
         across, down = axes[::-1] if turn.transpose else axes
@@ -60,14 +63,3 @@ def turn_of(raster: DatasetReader) -> Turn:
 
     # of equal ones the first, which turns least
     return max((Turn(*how) for how in product((False, True), repeat=3)), key=fit)
-
-
-def _axes(raster: DatasetReader) -> np.ndarray | None:
-    """Where columns and rows lead in the middle of a raster: ``(2, 2)`` unit vectors, east and
-    north; None where it is not known."""
-    found = steps(raster)
-    if found is None:
-        return None
-    _, own, metres = found
-    axes = own if metres is None else metres  # of another planet: the map's own axes
-    return axes / np.linalg.norm(axes, axis=1, keepdims=True)
