@@ -137,12 +137,13 @@ def test_files_and_functions_are_short(path):
 def test_the_whole_stays_small():
     """A ratchet: these numbers only go down. The aims are 1,500, 3,300, 10,000 and 6,700. Of the
     extras, 320 lines came with captions at home: rows, int8, the choice of a captioner, CLIP
-    before there are captions; 250 with real servers: limits, hope, forms of answers; and 300
-    with real products: dates, turns, bands."""
+    before there are captions; 250 with real servers: limits, hope, forms of answers; 770 with real
+    products: dates, turns, bands, colours, places, tables of people; 300 with STAC, in and out; 150
+    with layouts of captions, tables among them, which left the core."""
     assert sum(lines(CORE / f"{name}.py") for name in EVENING) <= 1770
-    assert sum(map(lines, CORE.rglob("*.py"))) <= 4295
-    assert sum(map(lines, FILES)) <= 11_508 + 320 + 250 + 300
-    assert sum(map(code_lines, FILES)) <= 7542 + 220 + 200 + 220
+    assert sum(map(lines, CORE.rglob("*.py"))) <= 4275
+    assert sum(map(lines, FILES)) <= 11_508 + 320 + 250 + 770 + 300 + 150
+    assert sum(map(code_lines, FILES)) <= 7542 + 220 + 200 + 560 + 220 + 110
 
 
 WITHOUT = """

@@ -21,7 +21,6 @@ from trsllava_utils.files import InputError, read_text
 
 Steps = tuple[CRS, np.ndarray, np.ndarray | None]
 Ground = Callable[[np.ndarray, np.ndarray], np.ndarray]
-RADIUS, ECCENTRICITY_2 = 6_378_137.0, 0.00669438  # of the ellipsoid of WGS 84; metres
 PIECES = 16  # that an edge is cut into
 _STRAIGHT = 0.005  # edges that bend less, of the footprint's size, are straight
 _GRID = 10  # points, from which on control points are a grid, and no four corners
@@ -39,11 +38,9 @@ def georeference(raster: DatasetReader) -> tuple[CRS, Ground] | None:
     points, crs = raster.gcps
     if len(points) >= 3 and crs and abs(from_gcps(points).determinant) > 1e-20:  # else a line
         if crs.is_geographic:  # on both sides of 180°
-            turns = [round((points[0].x - point.x) / 360) * 360 for point in points]
-            points = [
-                GroundControlPoint(point.row, point.col, point.x + turn, point.y)
-                for point, turn in zip(points, turns, strict=True)
-            ]
+            first = points[0].x
+            near = ((p, p.x + 360 * round((first - p.x) / 360)) for p in points)
+            points = [GroundControlPoint(p.row, p.col, x, p.y) for p, x in near]
         return crs, _with(GCPTransformer(points, tps=len(points) >= _GRID))
     if rpcs := raster.rpcs:
         return CRS.from_epsg(4326), _with(RPCTransformer(rpcs, rpc_height=rpcs.height_off))
@@ -88,23 +85,15 @@ def steps(raster: DatasetReader) -> Steps | None:
     degrees = points if crs.is_geographic else to_degrees(crs, *points)
     if degrees is None:
         return crs, own, None
-    lon, lat = np.radians(degrees)
-    points = _in_space(lon, lat)
-    metres = (points[:, 1:] - points[:, :1]).T / length
-    if abs(lat[0]) > np.radians(_POLAR):  # there is no north: the map's own axes
-        area = np.linalg.norm(np.cross(*metres))
-        return crs, own, own * (area / abs(np.linalg.det(own))) ** 0.5
-    east = -np.sin(lon[0]), np.cos(lon[0]), 0
-    north = (*(-np.sin(lat[0]) * np.array([np.cos(lon[0]), np.sin(lon[0])])), np.cos(lat[0]))
-    return crs, own, metres @ np.array([east, north]).T
+    from pyproj import Geod
 
-
-def _in_space(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
-    """Places in radians -> ``(3, n)``: metres from the middle of the Earth."""
-    radius = RADIUS / np.sqrt(1 - ECCENTRICITY_2 * np.sin(lat) ** 2)
-    across = radius * np.cos(lat)
-    up = radius * (1 - ECCENTRICITY_2) * np.sin(lat)
-    return np.array([across * np.cos(lon), across * np.sin(lon), up])
+    (lon, *lons), (lat, *lats) = degrees
+    angles, _, distances = Geod(ellps="WGS84").inv([lon, lon], [lat, lat], lons, lats)
+    metres = np.stack([np.sin(np.radians(angles)), np.cos(np.radians(angles))], axis=1)
+    metres *= np.reshape(distances, (2, 1)) / length
+    if abs(lat) > _POLAR:  # there is no north: the map's own axes
+        metres = own * abs(np.linalg.det(metres) / np.linalg.det(own)) ** 0.5
+    return crs, own, metres
 
 
 def ground_sample_distance(found: Steps | None) -> float | None:
