@@ -141,7 +141,7 @@ def test_the_whole_stays_small():
     products: dates, turns, bands, colours, places, tables of people; 300 with STAC, in and out; 150
     with layouts of captions, tables among them, which left the core."""
     assert sum(lines(CORE / f"{name}.py") for name in EVENING) <= 1770
-    assert sum(map(lines, CORE.rglob("*.py"))) <= 4275
+    assert sum(map(lines, CORE.rglob("*.py"))) <= 4285
     assert sum(map(lines, FILES)) <= 11_508 + 320 + 250 + 770 + 300 + 150
     assert sum(map(code_lines, FILES)) <= 7542 + 220 + 200 + 560 + 220 + 110
 

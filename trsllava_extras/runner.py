@@ -55,24 +55,30 @@ def run(
 
 
 def _kept(jobs: list[Job], file: CaptionFile) -> dict[str, Record]:
-    """The captions of before colours were stretched together, for pictures that are the same; a
-    line says how many are not."""
+    """Records of pictures that have been described already: under another name, or before colours
+    were stretched together, where that changes nothing; a line says how many it changes."""
+    known = {record.image_sha256: record for record in file.read()[0].values()}
     identity = file.manifest().get("identity", {})
-    if identity.get("stretch") != TOGETHER:
-        return {}
-    before = fingerprint({name: told for name, told in identity.items() if name != "stretch"})
-    earlier = replace(file, made_with=before).read()[0]
-    sha256 = {filename: record.image_sha256 for filename, record in earlier.items()}
-    same = [j for j in jobs if sha256.get(j.filename) == j.sha256]
-    other = {j for j in same if is_stretched(j.file.path, identity.get("bands", ""))}
-    if other:
-        print(
-            f"{len(other):,} images are described anew: their colours are now stretched together, "
-            "no longer each band by itself. -p stretch per-band keeps the earlier captions."
-        )
-    kept = {j.filename: earlier[j.filename] for j in same if j not in other}
-    kept = {n: r.model_copy(update={"settings": file.made_with}) for n, r in kept.items()}
-    file.append(kept.values())
+    if identity.get("stretch") == TOGETHER:
+        before = fingerprint({name: told for name, told in identity.items() if name != "stretch"})
+        earlier = {r.image_sha256: r for r in replace(file, made_with=before).read()[0].values()}
+        same = [job for job in jobs if job.sha256 in earlier.keys() - known.keys()]
+        bands = identity.get("bands", "")
+        other = {job.sha256 for job in same if is_stretched(job.file.path, bands)}
+        if other:
+            print(
+                f"{len(other):,} images are described anew: their colours are now stretched "
+                "together, no longer each band by itself. -p stretch per-band keeps the earlier "
+                "captions."
+            )
+        known |= {job.sha256: earlier[job.sha256] for job in same if job.sha256 not in other}
+    kept = {}
+    for job in jobs:
+        if job.sha256 in known:
+            named = {"image": job.filename, "settings": file.made_with}
+            kept[job.filename] = known[job.sha256].model_copy(update=named)
+    if kept:
+        file.append(kept.values())
     return kept
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 
@@ -210,9 +211,18 @@ def _load_one(dataset: Dataset, captioner: str) -> Captions:
 
 
 def by_image(dataset: Dataset, records: dict[str, Record]) -> dict[str, Record]:
-    """Records by file name -> by image id, those of the dataset in its order."""
-    names = zip(dataset.images["image_id"], dataset.images["filename"], strict=True)
-    return {image_id: records[name] for image_id, name in names if name in records}
+    """Records by file name -> by image id, those of the dataset in its order. A file that has got
+    another name, or the name of another one, keeps the record of its picture."""
+    by_picture = {record.image_sha256: record for record in records.values()}
+    found = {}
+    for image_id, name in zip(dataset.images["image_id"], dataset.images["filename"], strict=True):
+        record, file = records.get(name), dataset.file_of(image_id)
+        with suppress(InputError):  # a picture that cannot be read keeps what its name has
+            if file and file.sha256 in by_picture and (not record or record.image_sha256):
+                record = by_picture[file.sha256].model_copy(update={"image": name})
+        if record:
+            found[image_id] = record
+    return found
 
 
 def _parameters(dataset: Dataset) -> str:

@@ -158,6 +158,8 @@ def load_dataset(
     check(dataset=dataset, data_dir=data_dir, split=split, limit=limit, figures_dir=figures_dir)
     name, title, root, home = _locate(dataset, data_dir)
     records, files, problems = _read(name, title, root)
+    for adopt in plugins.load_all("homes").values():
+        adopt(root, files, home)
     images, captions = tables(records, files, problems)
     rasters, plain = pd.DataFrame(), images
     for reader in plugins.load_all("readers").values():
@@ -209,8 +211,7 @@ def _locate(dataset: str, data_dir: str) -> tuple[str, str, Path, Path]:
         raise MissingError(
             f"{dataset} is not a folder; pass a folder of images, or one of: {', '.join(KNOWN)}"
         )
-    # with a fingerprint of the path, since two archives may share a folder name
-    name = f"{slug(root.name)}-{fingerprint(str(root))[:6]}"
+    name = f"{slug(root.name)}-{fingerprint(str(root))[:6]}"  # two archives may share a name
     return name, root.name, root, data / name
 
 
@@ -239,6 +240,5 @@ def _choose_split(
     split = annotations.SPLIT_NAMES.get(split.lower(), split)
     if set(sizes) == {""}:
         return images.assign(split="all"), "all", {"all": len(images)}
-    have = ", ".join(f"{s} ({n:,})" for s, n in sizes.items())
-    check_choice("split", split, [*sizes, "all"], f"{dataset} has {have}.")
+    check_choice(f"split of {dataset}", split, [*sizes, "all"])
     return images if split == "all" else images[images["split"] == split], split, sizes

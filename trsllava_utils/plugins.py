@@ -8,6 +8,7 @@ plug-ins do; the core knows only their names. docs/extending.md shows one of ten
     trsllava.layouts      layouts of annotations                                   annotations.py
     trsllava.gates        gate(settings) -> what refuses bad captions              captioning.py
     trsllava.runners      many images under way at once                            captioning.py
+    trsllava.homes        finds what was made of an archive that has moved         data.py
     trsllava.labels       classes of images                                        data.py
     trsllava.rules        every scoring rule beside max                            ranking.py
     trsllava.steps        steps of these rules                   trsllava_extras/methods.py

@@ -67,7 +67,7 @@ def test_own_folder(tmp_path):
     [
         ("rsitm", "test", "Did you mean 'rsitmd'"),
         ("rsitmd", "tset", "Did you mean 'test'"),
-        ("rsitmd", "val", "unknown split 'val'.*rsitmd has test"),
+        ("rsitmd", "val", "unknown split of rsitmd 'val'"),
     ],
 )
 def test_unknown_names(data_dir, dataset, split, words):

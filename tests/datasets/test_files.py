@@ -172,7 +172,7 @@ def test_layouts_that_people_have(tmp_path):
         "a": ["one", "two"],
         "b": ["three"],
     }
-    with pytest.raises(InputError, match="has val"):
+    with pytest.raises(InputError, match="valid: val, all"):
         load(tmp_path / "coco", tmp_path)
     shard = tmp_path / "img2dataset"
     table = {"key": ["000000000", "000000001"], "caption": ["one", "two"], "url": ["x", "y"]}
@@ -342,7 +342,7 @@ def test_a_split_has_the_name_that_the_dataset_gives_it(tmp_path):
     (tmp_path / "mine" / "captions.csv").write_text(rows)
     for split, image in {"fold 1": "a", "fold 2": "b", "valid": "c", "val": "c"}.items():
         assert load(tmp_path / "mine", tmp_path, split).images["image_id"].tolist() == [image]
-    with pytest.raises(InputError, match=r"unknown split 'fold 3'.*Did you mean 'fold [12]'"):
+    with pytest.raises(InputError, match=r"unknown split of .* 'fold 3'.*Did you mean 'fold [12]'"):
         load(tmp_path / "mine", tmp_path, "fold 3")
 
 

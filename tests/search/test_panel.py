@@ -198,10 +198,12 @@ def test_a_page_is_opened_again(sources, browser, tmp_path, monkeypatch):
     assert str(tmp_path) not in json.dumps(settings["request"])
     other = tmp_path / "other.html"
     other.write_text(page.read_text().replace('"dataset": "sample"', '"dataset": "my archive"'))
-    with pytest.raises(InputError, match="searched 'my archive'; say where"):
+    with pytest.raises(
+        InputError, match=r"searched the folder Sample .UC Merced., which is not known.*say where"
+    ):
         reopen(other)
     browser.say("load", (other.read_bytes(),), name="other.html")
-    assert "this page searched my archive (test)" in browser.shown["error"]
+    assert "this page searched Sample (UC Merced) (test)" in browser.shown["error"]
     with pytest.raises(MissingError, match=r"gone\.html not found"):
         reopen(tmp_path / "gone.html")
     picked = browser.panel._index("max").pick(["beach90", "river93"])

@@ -8,7 +8,7 @@ import sqlite3
 import numpy as np
 import pandas as pd
 
-from trsllava_utils.files import InputError
+from trsllava_utils.files import InputError, first_few
 
 
 def select(metadata: pd.DataFrame, where: str = "", bbox: str = "") -> set[str]:
@@ -29,6 +29,24 @@ def select(metadata: pd.DataFrame, where: str = "", bbox: str = "") -> set[str]:
     if bbox.strip():
         ids &= _within(metadata, bbox)
     return ids
+
+
+def what_there_is(metadata: pd.DataFrame, where: str, bbox: str) -> str:
+    """What the columns of a condition hold, and where the images lie, as the end of a sentence."""
+    bare = re.sub(r"'[^']*'", "", where)
+    columns = [c for c in metadata if re.search(rf"(?<!\w){re.escape(c)}(?!\w)", bare, re.I)]
+    told = ""
+    for name in columns:
+        values = sorted(set(metadata[name].dropna()))
+        if pd.api.types.is_numeric_dtype(metadata[name]) or name == "date":
+            told += f"; {name} is {values[0]} to {values[-1]}"
+        elif name != "geometry":
+            told += f"; {name} is one of {first_few(map(str, values))}"
+    if bbox.strip() and "geometry" in metadata:
+        west, south = metadata[["lon", "lat"]].min()
+        east, north = metadata[["lon", "lat"]].max()
+        told += f"; they lie from {west:.4g} to {east:.4g} east, {south:.4g} to {north:.4g} north"
+    return told
 
 
 def _where(metadata: pd.DataFrame, where: str) -> set[str]:

@@ -24,10 +24,11 @@ from markupsafe import Markup
 
 from trsllava_extras.figures import place_map, png
 from trsllava_extras.metadata import metadata_of
+from trsllava_extras.metadata.filters import what_there_is
 from trsllava_extras.metadata.shapes import for_files
 from trsllava_extras.pages import LARGE, data_uri, in_scene, jpeg, marked, picture_uri, render, said
 from trsllava_extras.panel.query import Query
-from trsllava_extras.panel.uncaptioned import uncaptioned
+from trsllava_extras.panel.uncaptioned import not_searched, uncaptioned
 from trsllava_extras.results import csv_text
 from trsllava_extras.stac import collection
 from trsllava_utils.files import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 KINDS = ("html", "csv", "geojson", "geoparquet", "stac", "folder")  # what a result is saved as
 EXCERPT = 180  # characters of a caption under a picture
+KNOWN_BY = 5  # pictures by which a saved page knows its archive
 FEW = 1.0  # percentile below which nothing seems to fit
 STATIC = Path(__file__).with_name("static")
 
@@ -85,7 +87,8 @@ class Found:
         columns = ["rank", "image_id", "score", "percentile", "label", "date", "lat", "lon"]
         table = self.table[[c for c in columns if c in self.table]]
         table = table.round({"score": 3, "percentile": 1, "lat": 4, "lon": 4})
-        return "\n".join([table.to_string(index=False), *(f"· {note}" for note in self.notes)])
+        shown = [table.to_string(index=False)] if len(table) else []
+        return "\n".join([*shown, *(f"· {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
         """The images of a result as a fragment, for a notebook."""
@@ -99,11 +102,27 @@ class Found:
             of = f"{bare:,} of {len(self.sources.captions.records):,} images"
             notes.append(f"{of} have no caption yet and are found by CLIP alone")
         if self.nothing_fits and not notes:
-            notes = [
+            notes.append(
                 f"nothing here seems to fit: {100 - FEW:.0f} of 100 captions of this split find a "
                 "first image that scores higher. Is it there? Does the encoder know the language?"
-            ]
+            )
+        if "selected" not in self.request:
+            notes += [*self._condition, *filter(None, [not_searched(self.sources)])]
         return notes
+
+    @property
+    def _condition(self) -> list[str]:
+        """How many images meet the filters; where none does, what there is."""
+        only = {
+            name: str(self.request.get(name, "")).strip() for name in ("label", "where", "bbox")
+        }
+        if not any(only.values()):
+            return []
+        every = len(self.sources.captions.records)
+        if self.total:
+            return [f"{self.total:,} of {every:,} images meet the condition"]
+        there = what_there_is(metadata_of(self.sources.dataset), only["where"], only["bbox"])
+        return [f"no image meets the condition (0 of {every:,}){there}"]
 
     @property
     def nothing_fits(self) -> bool:
@@ -120,7 +139,9 @@ class Found:
     def settings(self) -> dict[str, Any]:
         """All that it takes to search again."""
         dataset = self.sources.dataset
-        where = {"dataset": dataset.name, "split": dataset.split}
+        where = {"dataset": dataset.name, "title": dataset.title, "split": dataset.split}
+        files = [dataset.file_of(image_id) for image_id in self.table["image_id"][:KNOWN_BY]]
+        where["pictures"] = [file.sha256 for file in files if file and Path(file.path).is_file()]
         chosen = self.sources.chosen()
         request = {**self.request, "picture": ""}  # its path is of this machine
         return {**where, **dataset.tiling, **chosen, "request": request}

@@ -21,6 +21,7 @@ import ipywidgets
 import pandas as pd
 import traitlets
 
+from trsllava_extras.homes import archive_of
 from trsllava_extras.metadata import metadata_of
 from trsllava_extras.methods import Method
 from trsllava_extras.pages import SMALL, data_uri, jpeg, thumbnail
@@ -34,6 +35,7 @@ from trsllava_utils.files import (
     MissingError,
     check_choice,
     read_text,
+    resolve_data_dir,
     shown,
     slug,
     user_path,
@@ -70,8 +72,8 @@ def reopen(page: str | Path, dataset: str = "", data_dir: str = "") -> Panel | F
 
     Args:
         page: an HTML file that a result was saved as (or, with a dataset, CSV or GeoJSON).
-        dataset: where its images are; empty: the one that the page names, but a folder of your own
-            has to be told.
+        dataset: where its images are; empty: the one that the page names, also a folder that was
+            searched from here, or moved since.
         data_dir: see :func:`trsllava_utils.load_dataset`.
 
     Raises:
@@ -84,7 +86,13 @@ def reopen(page: str | Path, dataset: str = "", data_dir: str = "") -> Panel | F
     settings = read_settings(read_text(path), path.name)
     name = dataset or settings.get("dataset", "")
     if not dataset and name not in KNOWN:
-        raise InputError(f"{path.name} searched {name!r}; say where: reopen(page, '/path/to/it')")
+        name = archive_of(settings, resolve_data_dir(data_dir))
+        if not name:
+            searched = settings.get("title") or settings.get("dataset")
+            raise InputError(
+                f"{path.name} searched the folder {searched}, which is not known here any more; "
+                "say where it is: reopen(page, '/path/to/it')"
+            )
     where = {n: settings[n] for n in ("split", *TILING) if n in settings}
     how = {n: settings[n] for n in SETTING if n in settings}
     return _open(Sources(load_dataset(name, data_dir, **where), **how), settings["request"])
@@ -185,11 +193,14 @@ class Panel:
             InputError: the page is of other images, or a selected one is not here.
         """
         dataset, request = self.sources.dataset, settings["request"]
-        theirs = (settings.get("dataset", dataset.name), settings.get("split", dataset.split))
-        if theirs != (dataset.name, dataset.split):
+        split, name = settings.get("split", dataset.split), settings.get("dataset", dataset.name)
+        is_here = name == dataset.name or (
+            archive_of(settings, dataset.derived.parent.parent) == str(dataset.root)
+        )
+        if not is_here or split != dataset.split:
             raise InputError(
-                f"this page searched {theirs[0]} ({theirs[1]}), and here is {dataset.name} "
-                f"({dataset.split}); trsllava_extras.panel.reopen opens it"
+                f"this page searched {settings.get('title', name)} ({split}), and here is "
+                f"{dataset.title} ({dataset.split}); trsllava_extras.panel.reopen opens it"
             )
         selected = request.get("selected")
         picked = self._index("max").pick(selected) if selected else None
