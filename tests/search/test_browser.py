@@ -143,7 +143,7 @@ def test_words_weights_and_wrong_input(page, panel):
     panel.button("search “a field - water”").click()
     panel.status.filter(has_text="a field - water").wait_for(timeout=MINUTE)
     panel.ask("a cat on a sofa")
-    panel.root.get_by_text("nothing here seems to fit").wait_for(timeout=MINUTE)
+    panel.root.get_by_text("nothing like this in 105 images").wait_for(timeout=MINUTE)
     before = panel.ids
     panel.query.fill(" ")
     panel.query.press("Enter")

@@ -31,9 +31,9 @@ def select(metadata: pd.DataFrame, where: str = "", bbox: str = "") -> set[str]:
     return ids
 
 
-def what_there_is(metadata: pd.DataFrame, where: str, bbox: str) -> str:
+def what_there_is(metadata: pd.DataFrame, where: str = "", bbox: str = "", label: str = "") -> str:
     """What the columns of a condition hold, and where the images lie, as the end of a sentence."""
-    bare = re.sub(r"'[^']*'", "", where)
+    bare = re.sub(r"'[^']*'", "", where) + (" label" if label else "")
     columns = [c for c in metadata if re.search(rf"(?<!\w){re.escape(c)}(?!\w)", bare, re.I)]
     told = ""
     for name in columns:

@@ -55,8 +55,9 @@ if TYPE_CHECKING:
 
 KINDS = ("html", "csv", "geojson", "geoparquet", "stac", "folder")  # what a result is saved as
 EXCERPT = 180  # characters of a caption under a picture
+FILTERS = ("label", "where", "bbox")
 KNOWN_BY = 5  # pictures by which a saved page knows its archive
-FEW = 1.0  # percentile below which nothing seems to fit
+FEW = 8.0  # percentile below which nothing seems to fit
 STATIC = Path(__file__).with_name("static")
 
 
@@ -68,10 +69,10 @@ class Found:
         query: what was asked.
         table: ``rank, image_id, score, percentile, label, variant, text, hit``, then what is known
             of each image: ``date, gsd, lat, lon`` and columns of tables beside the images.
-            ``percentile`` (of a plain sentence): of 100 captions of this split, how many find a
-            first image that scores less. ``variant`` (from 1) and ``text`` are the captioner's
-            nearest to the query; ``hit`` says whether the query is a reference caption of this
-            image (NA: it is no reference caption at all).
+            ``percentile`` (of a plain sentence): of 100 short phrases from the captions, how many
+            find a first image that scores less. ``variant`` (from 1) and ``text`` are the
+            captioner's nearest to the query; ``hit`` says whether the query is a reference caption
+            of this image (NA: it is no reference caption at all).
         total: images that were searched.
         sources: the images and captions that were searched.
         request: the arguments of :meth:`Index.find`, and the method.
@@ -103,8 +104,9 @@ class Found:
             notes.append(f"{of} have no caption yet and are found by CLIP alone")
         if self.nothing_fits and not notes:
             notes.append(
-                f"nothing here seems to fit: {100 - FEW:.0f} of 100 captions of this split find a "
-                "first image that scores higher. Is it there? Does the encoder know the language?"
+                f"nothing like this in {len(self.sources.captions.records):,} images, it seems: "
+                f"{100 - FEW:.0f} of 100 short phrases from their captions find a first image that "
+                "scores higher. Is it there? Does the encoder know the language?"
             )
         if "selected" not in self.request:
             notes += [*self._condition, *filter(None, [not_searched(self.sources)])]
@@ -121,14 +123,21 @@ class Found:
         every = len(self.sources.captions.records)
         if self.total:
             return [f"{self.total:,} of {every:,} images meet the condition"]
-        there = what_there_is(metadata_of(self.sources.dataset), only["where"], only["bbox"])
+        there = what_there_is(metadata_of(self.sources.dataset), **only)
         return [f"no image meets the condition (0 of {every:,}){there}"]
 
     @property
     def nothing_fits(self) -> bool:
-        """Whether nearly every caption of the split finds a first image that scores higher."""
-        known = "percentile" in self.table and len(self.table) and self.request.get("page") == 1
+        """Whether nearly every phrase of the captions finds a first image that scores higher. (A
+        filter may leave out what does fit; then this says nothing.)"""
+        is_whole = self.request.get("page") == 1 and not self._filters
+        known = "percentile" in self.table and len(self.table) and is_whole
         return bool(known and self.table["percentile"].iloc[0] < FEW)
+
+    @property
+    def _filters(self) -> dict[str, str]:
+        given = {name: str(self.request.get(name, "")).strip() for name in FILTERS}
+        return {name: text for name, text in given.items() if text}
 
     @property
     def has_places(self) -> bool:

@@ -20,22 +20,21 @@ import pandas as pd
 from trsllava_extras import choice
 from trsllava_extras.metadata import metadata_of, parse_bbox, select
 from trsllava_extras.methods import Method, Scorer
-from trsllava_extras.panel.found import Found
+from trsllava_extras.panel.found import FILTERS, Found
 from trsllava_extras.panel.picture import describe
-from trsllava_extras.panel.query import Part, Query, folded, parse_query, with_feedback
+from trsllava_extras.panel.query import Part, Query, folded, parse_query, phrase, with_feedback
 from trsllava_extras.panel.uncaptioned import pictured
 from trsllava_utils.annotations import clean_text
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError, MissingError, check_choice, first_few
 from trsllava_utils.parameters import MINILM, TILING, check
 from trsllava_utils.ranking import top_items
-from trsllava_utils.records import text_forms
+from trsllava_utils.records import CORPUS_COLUMNS, text_forms
 from trsllava_utils.scoring import Side, blocks, one_each
 from trsllava_utils.sources import Sources
 
-PROBES, FEWEST = 500, 50  # captions of the split that a score is compared with
+PROBES, FEWEST = 500, 20  # phrases of captions that a score is compared with
 RESERVED = ("rank", "percentile", "query", "method", "path", "window", "split", "geometry")
-FILTERS = ("label", "where", "bbox")
 OPTIONS = ("texts", "clip", "query_captioner", "precision", *FILTERS, *TILING)
 
 
@@ -185,24 +184,23 @@ class Index:
 
     @cached_property
     def best_scores(self) -> np.ndarray:
-        """The score of the first image for captions of this split as queries (``PROBES`` of them),
-        ascending. Without reference captions, one text of each image is the query, and that image
-        is left out. Empty if there are no texts to search with."""
-        side, own = self._reference, None
-        if not side.n and not self.method.plugged:
-            made = self.sources.embed_captions("one_sentence")
-            side = one_each(made.rows["text"].to_numpy(), made.vectors, None, self._mean)
-            own = made.rows["image_id"].map(self._number).to_numpy()
-        chosen = np.sort(np.random.default_rng(0).permutation(side.n)[:PROBES])
-        second = None if side.second is None else side.second[chosen]
-        side = one_each(side.texts[chosen], side.vectors[chosen], second, side.mean)
-        score, best = self._by_text(side), [np.zeros(0, np.float32)]
-        for block in blocks(side.n, len(self.image_ids)):
-            scores = score(block)
-            if own is not None:
-                scores[np.arange(len(scores)), own[chosen][block]] = -np.inf
-            best.append(scores.max(axis=1))
-        return np.sort(np.concatenate(best))
+        """The score of the first image for short phrases of the captions searched, ascending: what
+        people's queries of a few words get here, where they fit. Empty for methods with CLIP."""
+        if self.method.plugged:
+            return np.zeros(0, np.float32)
+        made = self.sources.embed(self._phrases, role="query")
+        side = one_each(made.rows["text"].to_numpy(), made.vectors, None, self._mean)
+        score = self._by_text(side)
+        best = [score(block).max(axis=1) for block in blocks(side.n, len(self.image_ids))]
+        return np.sort(np.concatenate([np.zeros(0, np.float32), *best]))
+
+    def _phrases(self) -> pd.DataFrame:
+        """``PROBES`` different phrases as a text corpus."""
+        texts = self.sources.captions.corpus("one_sentence")["text"]
+        phrases = sorted(set(map(phrase, texts)) - {""})
+        chosen = np.sort(np.random.default_rng(0).permutation(len(phrases))[:PROBES])
+        rows = [("", "phrases", n, "caption", phrases[n]) for n in chosen]
+        return pd.DataFrame(rows, columns=CORPUS_COLUMNS)
 
     @cached_property
     def _captioned(self) -> dict[str, set[str]]:

@@ -154,3 +154,21 @@ def with_feedback(query: Query, right: Iterable[str], wrong: Iterable[str]) -> Q
 def folded(text: str) -> str:
     """A caption for comparison: case, blanks and the full stop do not count."""
     return " ".join(clean_text(text).lower().rstrip(" .").split())
+
+
+_VIEW = re.compile(
+    r"^(an?|the)? ?([\w-]+ )?(aerial|satellite|overhead|top-down)? ?"
+    r"(view|image|photo|photograph|picture|scene|shot) (of|showing|with) ",
+    re.IGNORECASE,
+)
+_ENDS = re.compile(
+    r"[,.;:()]| (with|in|on|near|at|beside|along|and|by|next|between|surrounded|that|which|where|"
+    r"under|over|from|to|above|across|behind|around|of|lined|through|against|is|are|has|have) ",
+    re.IGNORECASE,
+)
+
+
+def phrase(caption: str) -> str:
+    """The few words at the front of a caption that say what it shows, as people type them: "A
+    harbour" of "An aerial view of a harbour with boats"."""
+    return " ".join(_ENDS.split(_VIEW.sub("", caption.strip()))[0].split()[:3])
