@@ -139,10 +139,10 @@ def test_the_whole_stays_small():
     extras, 320 lines came with captions at home: rows, int8, the choice of a captioner, CLIP
     before there are captions; 250 with real servers: limits, hope, forms of answers; 770 with real
     products: dates, turns, bands, colours, places, tables of people; 300 with STAC, in and out; 150
-    with layouts of captions, tables among them, which left the core; 220 with archives that live."""
+    with layouts of captions, tables among them, which left the core; 250 with archives that live."""
     assert sum(lines(CORE / f"{name}.py") for name in EVENING) <= 1770
-    assert sum(map(lines, CORE.rglob("*.py"))) <= 4285
-    assert sum(map(lines, FILES)) <= 11_508 + 320 + 250 + 770 + 300 + 150 + 220
+    assert sum(map(lines, CORE.rglob("*.py"))) <= 4295
+    assert sum(map(lines, FILES)) <= 11_508 + 320 + 250 + 770 + 300 + 150 + 250
     assert sum(map(code_lines, FILES)) <= 7542 + 220 + 200 + 560 + 220 + 110 + 170
 
 

@@ -16,12 +16,11 @@ from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
@@ -38,6 +37,9 @@ from trsllava_utils.records import Record, Variant
 from trsllava_utils.search import Hits
 from trsllava_utils.sources import Sources
 from trsllava_utils.vectors import Embeddings
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
 
 SMALL, LARGE = 240, 512  # sides of a picture on a tile and on a card, in pixels
 _PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "ss": "ss", "s": ""}
@@ -80,6 +82,12 @@ def _stem(word: str) -> str:
         if len(word) > 3 and word.endswith(ending):
             return word.removesuffix(ending) + singular
     return word
+
+
+def _html(text: str) -> HTML:
+    from IPython.display import HTML  # takes a third of a second to import
+
+    return HTML(text)
 
 
 def thumbnail(file: ImageFile, side: int = 192, rendering: Rendering = DEFAULT) -> bytes:
@@ -159,7 +167,7 @@ def table(frame: pd.DataFrame) -> HTML:
     rows = frame.reset_index().astype(object).where(lambda cells: cells.notna(), "–")
     rows = rows.to_numpy(dtype=object).tolist()
     names = [frame.index.name or "", *frame.columns]
-    return HTML(render("table.html", names=names, rows=rows))
+    return _html(render("table.html", names=names, rows=rows))
 
 
 def captions_beside(
@@ -182,7 +190,7 @@ def captions_beside(
             columns[name] = [variant.fields for variant in (variants[:1] if short else variants)]
         picture = picture_uri(dataset, image_id, LARGE)
         items.append({"image_id": image_id, "picture": picture, "columns": columns})
-    return HTML(render("captions.html", items=items))
+    return _html(render("captions.html", items=items))
 
 
 def caption_texts(queries: Embeddings) -> dict[str, str]:
@@ -222,7 +230,7 @@ def query_examples(queries: pd.DataFrame, ranking: Rankings, sources: Sources, k
         }
         for q in queries.itertuples()
     ]
-    return HTML(render("examples.html", items=items))
+    return _html(render("examples.html", items=items))
 
 
 def image_examples(image_ids: Sequence[str], ranking: Rankings, sources: Sources) -> HTML:
@@ -234,7 +242,7 @@ def image_examples(image_ids: Sequence[str], ranking: Rankings, sources: Sources
         {**_picture(sources, image_id), "captions": top[images == image_id].to_dict("records")}
         for image_id in image_ids
     ]
-    return HTML(render("image_examples.html", items=items, texts=texts))
+    return _html(render("image_examples.html", items=items, texts=texts))
 
 
 def _picture(sources: Sources, image_id: str) -> dict:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from trsllava_utils import plugins
@@ -37,4 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    gc.set_threshold(100_000)  # imports make many objects and no rubbish: a second less
+    code = main()
+    gc.freeze()  # the process ends: nothing is to be tidied up
+    sys.exit(code)

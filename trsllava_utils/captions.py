@@ -200,6 +200,12 @@ def _load_one(dataset: Dataset, captioner: str) -> Captions:
         )
     by_name, problems = file.read() if file else ({}, [])
     records = by_image(dataset, by_name)
+    if not records and dataset.with_pixels.empty:
+        raise MissingError(
+            f"{dataset.title} ({dataset.split}): {len(dataset.images):,} images are annotated, "
+            f"none of their files is in {shown(dataset.root)}, and nobody has described them yet. "
+            "Put the files there, or bring captions: -p captioner file:PATH.jsonl"
+        )
     if not records:
         raise MissingError(
             f"no captions by {captioner!r} for {dataset.title} ({dataset.split}): {WAYS}; the "

@@ -14,7 +14,7 @@ from trsllava_utils.captioner import Settings
 from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import load_dataset
-from trsllava_utils.files import InputError
+from trsllava_utils.files import InputError, MissingError
 
 
 @pytest.fixture
@@ -148,3 +148,14 @@ def test_other_settings_do_not_share_records(tmp_path, serve):
     (tmp_path / "mine" / "a.png").rename(tmp_path / "mine" / "b.png")
     caption_dataset(load(tmp_path / "mine"), "openai:vlm", Settings(seed=2))
     assert len(server.requests) == 2
+
+
+def test_annotations_without_pictures_say_what_is_missing(tmp_path, static_encoder):
+    """The first message is the one that helps; it led to a notebook that led nowhere."""
+    (tmp_path / "mine").mkdir()
+    rows = "filename,caption\na.jpg,a plane\nb.jpg,two boats\n"
+    (tmp_path / "mine" / "captions.csv").write_text(rows)
+    for captioner in ("", "pixels", "openai:vlm"):
+        how = {"captioner": captioner, "encoder": static_encoder, "data_dir": str(tmp_path / "d")}
+        with pytest.raises(MissingError, match="2 images are annotated, none of their files is in"):
+            search("a plane", str(tmp_path / "mine"), **how)

@@ -147,7 +147,7 @@ def test_words_weights_and_wrong_input(page, panel):
     before = panel.ids
     panel.query.fill(" ")
     panel.query.press("Enter")
-    panel.status.filter(has_text="should not be empty").wait_for(timeout=MINUTE)
+    panel.status.filter(has_text="nothing to search for").wait_for(timeout=MINUTE)
     assert panel.ids == before
     panel.button("a caption of the dataset").click()
     panel.root.locator("li.hit, li.miss").first.wait_for(timeout=MINUTE)
@@ -246,6 +246,18 @@ def test_feedback_over_two_rounds(page, panel):
         counts.append(dense())
     assert counts[0] < counts[1] <= counts[2]
     shoot(page, "feedback")
+    panel.query.press("Enter")  # marks count for the same words
+    panel.root.locator(".tiles:not(.busy)").wait_for(timeout=MINUTE)
+    page.wait_for_timeout(1000)
+    assert dense() == counts[2]
+    panel.ask("boats")  # and for no others
+    told = panel.root.locator(".note", has_text="of “houses” do not count for other words")
+    told.wait_for(timeout=MINUTE)
+    assert re.search(r"\d+ right and \d+ wrong", told.inner_text())
+    told.get_by_role("button", name="undo").click()
+    panel.status.filter(has_text="houses").wait_for(timeout=MINUTE)
+    page.wait_for_timeout(1000)
+    assert dense() == counts[2] and panel.query.input_value() == "houses" and not told.count()
     panel.button("clear marks").click()
     page.wait_for_timeout(500)
     assert dense() == counts[0]

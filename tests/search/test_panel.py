@@ -88,7 +88,7 @@ def test_marks_wait_for_the_next_search(browser):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"query": " "}, "should not be empty"),
+        ({"query": " "}, "nothing to search for"),
         ({"query": "- boats"}, "nothing in it is wanted"),
         ({"query": "[nowhere]"}, "'nowhere' has no captions"),
         ({"where": "cloud < 3"}, "no such column: cloud"),

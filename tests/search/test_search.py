@@ -87,7 +87,7 @@ def test_pages_are_the_ranking_in_pieces(index):
         index.find("boats", lable="harbor")
     inside = index.find("boats", label="harbor", where="1=1) or (1=1")
     assert inside.total == 5  # a condition does not lead out of the class
-    with pytest.raises(InputError, match="should not be empty"):
+    with pytest.raises(InputError, match="nothing to search for"):
         index.find("  ")
 
 

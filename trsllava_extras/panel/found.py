@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from trsllava_extras.figures import place_map, png
 from trsllava_extras.metadata import metadata_of
 from trsllava_extras.metadata.filters import what_there_is
 from trsllava_extras.metadata.shapes import for_files
@@ -344,6 +343,8 @@ def result_page(found: Found) -> str:
     """A page by itself: the images, each opens enlarged beside its captions, and all captions."""
     where = None
     if found.has_places:
+        from trsllava_extras.figures import place_map, png
+
         figure = place_map(found.table, f"Where the {len(found.table)} images are")
         where = data_uri(png(figure), "image/png")
     cards = [

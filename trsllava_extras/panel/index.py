@@ -34,6 +34,7 @@ from trsllava_utils.scoring import Side, blocks, one_each
 from trsllava_utils.sources import Sources
 
 PROBES, FEWEST = 500, 20  # phrases of captions that a score is compared with
+NOTHING = "nothing to search for: say what the images should show"
 RESERVED = ("rank", "percentile", "query", "method", "path", "window", "split", "geometry")
 OPTIONS = ("texts", "clip", "query_captioner", "precision", *FILTERS, *TILING)
 
@@ -100,6 +101,8 @@ class Index:
             InputError: an empty query, there is no such image or page, or a filter that cannot be
                 understood.
         """
+        if not query.strip():
+            raise InputError(NOTHING)
         for name in only:
             check_choice("filter", name, FILTERS)
         request = {"query": query, "k": k, "page": page, "right": [*right], "wrong": [*wrong]}
@@ -298,7 +301,9 @@ def search(
     for name in options:
         check_choice("parameter", name, OPTIONS)
     only = {name: options.pop(name) for name in FILTERS if name in options}
-    check(k=k, **({} if image else {"query": query}), **only)
+    if not query.strip() and not image:
+        raise InputError(NOTHING)
+    check(k=k, **only)
     if only.get("bbox", "").strip():
         parse_bbox(only["bbox"])  # before anything is embedded
     tiling = {name: options.pop(name) for name in TILING if name in options}

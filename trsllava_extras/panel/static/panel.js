@@ -32,9 +32,22 @@ function render({ model, el: host }) {
     model.set("marks", { ...model.get("marks"), ...changes });
     model.save_changes();
   }
-  function newQuery(query, changes = {}) {
-    mark({ right: [], wrong: [] });
-    ask({ query, right: [], wrong: [], ...changes });
+  let dropped = null; // marks that belong to other words, for "undo"
+  function newQuery(words, changes = {}) {
+    const { right = [], wrong = [] } = model.get("marks");
+    const isSame = words === request().query;
+    dropped =
+      !isSame && right.length + wrong.length ? { query: request().query, right, wrong } : null;
+    const marks = isSame ? { right, wrong } : { right: [], wrong: [] };
+    mark(marks);
+    ask({ query: words, ...marks, ...changes });
+  }
+  function undo() {
+    const { query: words, ...marks } = dropped;
+    dropped = null;
+    query.value = words;
+    mark(marks);
+    ask({ query: words, ...marks });
   }
   function otherQuery(words) {
     query.value = words;
@@ -318,6 +331,15 @@ function render({ model, el: host }) {
     drawn = { ...request() };
     past.replaceChildren(...model.get("history").map((value) => el("option", { value })));
     notes.replaceChildren(...told.map((text) => el("p", { className: "note", text })));
+    if (dropped)
+      notes.append(
+        el(
+          "p",
+          { className: "note" },
+          `${dropped.right.length} right and ${dropped.wrong.length} wrong of “${dropped.query}” do not count for other words `,
+          button("undo", "back to these words and their marks", undo),
+        ),
+      );
     if (suggestion)
       notes.append(
         button(`search “${suggestion}”`, "the same with a minus", () => otherQuery(suggestion)),
