@@ -41,7 +41,8 @@ def adopt(root: Path, files: dict[str, Path], home: Path) -> None:
         return
     if derived.is_dir():
         if read_json(derived / "archive.json").get("root") != str(root):
-            write_json(derived / "archive.json", {"root": str(root)})
+            with suppress(InputError):  # a disk that can only be read
+                write_json(derived / "archive.json", {"root": str(root)})
         return
     seen = {sha256 for name in sampled for sha256 in _pictures(files[name])}
     for other in sorted(home.parent.glob("*-??????/derived")):

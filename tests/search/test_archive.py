@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from tests.conftest import draw
+from trsllava_extras import homes
 from trsllava_extras.panel import reopen, search
 from trsllava_utils.captioner import Settings
 from trsllava_utils.captioning import caption_dataset
@@ -68,6 +69,8 @@ def test_a_day_in_the_life_of_an_archive(archive, serve, static_encoder, capsys)
 
     # the archive moves: its captions and vectors do, too
     page = find(archive, static_encoder).save(archive.parent / "found.html")
+    store = load(archive).derived / "embeddings"
+    vectors = {p.name: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file()}
     moved = archive.parent / "pictures"
     shutil.move(archive, moved)
     capsys.readouterr()
@@ -76,6 +79,8 @@ def test_a_day_in_the_life_of_an_archive(archive, serve, static_encoder, capsys)
     assert told.startswith(f"pictures moved from {archive}; its captions and vectors are kept (")
     assert len(told.splitlines()) == 1
     assert found.total == 30 and len(server.requests) == 35
+    store = load(moved).derived / "embeddings"  # nothing was encoded
+    assert vectors == {p.name: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file()}
     assert not capsys.readouterr().out and find(moved, static_encoder).notes == []
 
     # filters say what they leave, and why nothing is left
@@ -96,6 +101,16 @@ def test_a_day_in_the_life_of_an_archive(archive, serve, static_encoder, capsys)
         InputError, match=r"found\.html searched the folder mine, which is not known"
     ):
         reopen(page, data_dir=str(archive.parent / "data"))
+
+
+def test_an_archive_on_a_disk_that_can_only_be_read(archive, serve, static_encoder, monkeypatch):
+    serve()
+    caption_dataset(load(archive), "openai:vlm")
+    find(archive, static_encoder)
+    derived = load(archive).derived
+    (derived / "archive.json").unlink()
+    monkeypatch.setattr(homes, "write_json", lambda *_: (_ for _ in ()).throw(InputError("full")))
+    assert find(archive, static_encoder).total == 30
 
 
 def test_two_equal_pictures_stay_two_images(tmp_path, serve):
