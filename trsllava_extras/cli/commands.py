@@ -73,7 +73,6 @@ def search(words: list[str]) -> None:
         made.add_argument(f"--{kind}", metavar=kind.upper(), help=f"save the result as {kind}")
     args, given = parse(made, words, {"method", *SETTING, *_LOADED})
     only = {"where": args.where, "bbox": args.bbox}
-    print("reading the captions, loading the encoder …", file=sys.stderr, flush=True)
     found = find(args.query, args.dataset, args.k, image=args.image, **given, **only)
     print(f"{found.total:,} images, described by {found.sources.captioner}", file=sys.stderr)
     if args.image and not args.query:

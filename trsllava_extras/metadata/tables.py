@@ -20,6 +20,7 @@ from trsllava_utils.folder import match_names
 _TABLES = ("*.csv", "*.tsv", "*.geojson", "*.json", "*.parquet", "*.geoparquet")
 _STANDARD = ("date", "gsd", "label", "split", "lat", "lon")
 _LAT, _LON = ("lat", "latitude"), ("lon", "lng", "long", "longitude")
+ITEMS = "STAC items"  # in place of a table's name; an item is no list of all images
 _UNKNOWN = ("", "-", "–", "—", "?", "unknown", "nan", "none", "null", "na", "n/a")
 
 
@@ -28,7 +29,7 @@ def add(table: pd.DataFrame, dataset: Dataset, problems: list[str]) -> pd.DataFr
     first; ``problems`` gets sentences on what was left out."""
     found = stac.items(dataset.root) if dataset.root.is_dir() else []
     names = [*dataset.images["filename"], *(Path(path).name for path in dataset.images["path"])]
-    beside = {dataset.root / "STAC items": lambda _: stac.table(found, names)} if found else {}
+    beside = {dataset.root / ITEMS: lambda _: stac.table(found, names)} if found else {}
     for path, read in (beside | dict.fromkeys(tables_beside(dataset.root), _read)).items():
         try:
             with reading(path):
@@ -98,7 +99,9 @@ def _matched(
     key = max(rows_of, key=rank, default=None)
     if key is None or not rows_of[key]:
         return None
-    left_over = _left_over(names[key], rows_of[key], dataset)
+    left_over = (
+        _left_over(names[key], rows_of[key], dataset) if path != dataset.root / ITEMS else []
+    )
     problems += _add_places(table, path) + [f"{shown(path)}: {told}" for told in left_over]
     images = set(dataset.images["image_id"])
     here = {image: row for image, row in rows_of[key].items() if image in images}

@@ -101,7 +101,7 @@ class Index:
             InputError: an empty query, there is no such image or page, or a filter that cannot be
                 understood.
         """
-        if not query.strip():
+        if isinstance(query, str) and not query.strip():
             raise InputError(NOTHING)
         for name in only:
             check_choice("filter", name, FILTERS)
@@ -301,9 +301,9 @@ def search(
     for name in options:
         check_choice("parameter", name, OPTIONS)
     only = {name: options.pop(name) for name in FILTERS if name in options}
-    if not query.strip() and not image:
+    if isinstance(query, str) and not (query.strip() or image):
         raise InputError(NOTHING)
-    check(k=k, **only)
+    check(k=k, **({} if image else {"query": query}), **only)
     if only.get("bbox", "").strip():
         parse_bbox(only["bbox"])  # before anything is embedded
     tiling = {name: options.pop(name) for name in TILING if name in options}
