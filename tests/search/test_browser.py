@@ -311,9 +311,18 @@ def test_a_picture_is_dropped(page, panel, tmp_path):
     assert (
         "image shows" in panel.query.input_value() and panel.root.locator(".asked img").is_visible()
     )
-    panel.ask("a beach with umbrellas")
-    assert panel.ids[0].startswith("beach")
+    panel.ask(panel.query.input_value() + " and umbrellas")  # its words are edited
+    assert panel.root.locator(".asked img").is_visible()
     shoot(page, "by_picture")
+    panel.ask("storage tanks")  # another question
+    panel.root.locator(".asked").wait_for(state="hidden", timeout=MINUTE)
+    assert panel.ids[0].startswith("storagetanks")
+    panel.query.fill("")
+    panel.query.press("Enter")
+    panel.status.filter(has_text="nothing to search for").wait_for(timeout=MINUTE)
+    panel.drop(Path(dataset.file_of("beach90").path), "image/jpeg")
+    panel.root.get_by_text("described by pixels").wait_for(timeout=MINUTE)
+    assert "image shows" in panel.query.input_value()  # also after an error
     panel.button("search by words alone").click()
     panel.root.locator(".asked").wait_for(state="hidden", timeout=MINUTE)
     (tmp_path / "broken.jpg").write_bytes(b"no picture")

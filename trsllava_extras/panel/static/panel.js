@@ -32,6 +32,12 @@ function render({ model, el: host }) {
     model.set("marks", { ...model.get("marks"), ...changes });
     model.save_changes();
   }
+  // words of which half were there before still go with a picture; others are a new question
+  function isEdited(before, now) {
+    const words = (text) => text.toLowerCase().split(/[^\p{L}\p{N}]+/u).filter(Boolean);
+    const known = words(before);
+    return 2 * words(now).filter((word) => known.includes(word)).length >= words(now).length;
+  }
   let dropped = null; // marks that belong to other words, for "undo"
   function newQuery(words, changes = {}) {
     const { right = [], wrong = [] } = model.get("marks");
@@ -40,7 +46,8 @@ function render({ model, el: host }) {
       !isSame && right.length + wrong.length ? { query: request().query, right, wrong } : null;
     const marks = isSame ? { right, wrong } : { right: [], wrong: [] };
     mark(marks);
-    ask({ query: words, ...marks, ...changes });
+    const other = isEdited(request().query, words) ? {} : { picture: "" };
+    ask({ query: words, ...marks, ...other, ...changes });
   }
   function undo() {
     const { query: words, ...marks } = dropped;
@@ -314,6 +321,7 @@ function render({ model, el: host }) {
       status.textContent = error;
       notes.replaceChildren();
       page.value = current;
+      drawn = { ...drawn, query: request().query }; // what is in the field, until something else comes
       return;
     }
     if (words === undefined) return;
