@@ -26,7 +26,6 @@ from trsllava_utils.files import (
     shown,
     write_text,
 )
-from trsllava_utils.parameters import SPLITS
 
 HUB, REVISION = "arampacha/rsicd", "820466c8716e3ccdacde5cb2eb15a2f0f11ccdfe"
 ON_HUB = {"train": "train", "val": "valid", "test": "test"}
@@ -55,7 +54,7 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
         MissingError: no public copy, or no network.
     """
     check_choice("dataset", dataset, KNOWN)
-    check_choice("split", split, (*SPLITS, "all"))
+    check_choice("split", split, (*ON_HUB, "all"))
     root = resolve_data_dir(data_dir) / dataset
     if dataset == "sample":
         raise InputError("sample comes with the project, in data/sample")
@@ -74,7 +73,7 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
             f"{shown(path)} is damaged, or no annotation file of RSICD; move it away, run again"
         )
     known = {image["filename"]: image.get("split") for image in images}
-    for name in SPLITS if split == "all" else (split,):
+    for name in ON_HUB if split == "all" else (split,):
         there = [n for n, of in known.items() if of == name and (folder / n).is_file()]
         if len(there) >= IMAGES[name]:
             continue

@@ -21,7 +21,8 @@ from trsllava_utils.images import ImageFile
 from trsllava_utils.parameters import TILE
 
 LOOKED_AT = 12  # files of an archive
-_OWN = r".*-[0-9a-f]{6}"  # names of homes of folders; known datasets have others
+# homes of folders: name and six digits; known datasets have none
+_OWN, _ARCHIVES = r".*-[0-9a-f]{6}", "*-??????/derived"
 MOST = 0.5  # of them are known, or it is another archive
 
 
@@ -36,19 +37,20 @@ def adopt(root: Path, files: dict[str, Path], home: Path) -> None:
     Raises:
         InputError: it cannot be moved.
     """
-    derived, sampled = home / "derived", sorted(files)[:: max(1, len(files) // LOOKED_AT)]
+    derived = home / "derived"
     if not re.fullmatch(_OWN, home.name) or not files:
         return
     if derived.is_dir():
-        if read_json(derived / "archive.json").get("root") != str(root):
+        if _root(derived) != str(root):
             with suppress(InputError):  # a disk that can only be read
                 write_json(derived / "archive.json", {"root": str(root)})
         return
+    sampled = sorted(files)[:: max(1, len(files) // LOOKED_AT)]
     seen = {sha256 for name in sampled for sha256 in _pictures(files[name])}
-    for other in sorted(home.parent.glob("*-??????/derived")):
+    for other in sorted(home.parent.glob(_ARCHIVES)):
         if len(seen & _described(other)) < MOST * len(sampled):
             continue
-        old = read_json(other / "archive.json").get("root", "")
+        old = _root(other)
         has_moved = bool(old) and not Path(old).is_dir()
         try:
             derived.parent.mkdir(parents=True, exist_ok=True)
@@ -68,12 +70,17 @@ def archive_of(settings: dict, data: Path) -> str:
     pictures (their hashes); "" if it is not known, or gone."""
     name, told = settings.get("dataset"), settings.get("pictures")
     pictures = set(map(str, told)) if isinstance(told, list) else set()
-    for derived in sorted(data.glob("*-??????/derived"), key=lambda d: d.parent.name != name):
-        root = read_json(derived / "archive.json").get("root", "")
+    for derived in sorted(data.glob(_ARCHIVES), key=lambda d: d.parent.name != name):
+        root = _root(derived)
         is_it = derived.parent.name == name or pictures & _described(derived)
         if is_it and root and Path(root).is_dir():
             return root
     return ""
+
+
+def _root(derived: Path) -> str:
+    """Where the archive was when it was loaded last; "" if that is not known."""
+    return read_json(derived / "archive.json").get("root", "")
 
 
 def _pictures(path: Path) -> set[str]:

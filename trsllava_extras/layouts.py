@@ -13,7 +13,15 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from trsllava_utils.annotations import SPLIT_NAMES, Annotation, Layout, entry_of, grouped, split_of
+from trsllava_utils.annotations import (
+    SPLIT_NAMES,
+    Annotation,
+    Layout,
+    entry_of,
+    grouped,
+    read_jsonl,
+    split_of,
+)
 from trsllava_utils.files import InputError, read_lines, read_text, reading, shown
 from trsllava_utils.images import image_suffixes
 
@@ -115,17 +123,7 @@ def _read_parquet(path: Path) -> list[Annotation]:
 def _read_imagefolder(path: Path) -> list[Annotation]:
     """``metadata.jsonl`` or ``.csv`` in a folder of the hub, or in those of its splits: file names
     are relative to it."""
-    if path.suffix == ".csv":
-        return _below(path, _read_rows(path))
-    entries = []
-    for number, value, problem in read_lines(path):
-        if problem:
-            raise InputError(f"{shown(path)}, line {number}: {problem}")
-        entries.append(entry_of(value, path, f"line {number}"))
-    return _below(path, grouped(entries))
-
-
-def _below(path: Path, records: list[Annotation]) -> list[Annotation]:
+    records = _read_rows(path) if path.suffix == ".csv" else read_jsonl(path)
     folder = path.parent.name
     split = SPLIT_NAMES.get(folder.lower())
     if not split:

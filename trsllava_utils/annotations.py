@@ -164,7 +164,7 @@ def split_of(path: Path) -> str:
     return next(filter(None, names), "")
 
 
-def _read_jsonl(path: Path) -> list[Annotation]:
+def read_jsonl(path: Path) -> list[Annotation]:
     entries = []
     for number, value, problem in read_lines(path):
         if problem:
@@ -190,7 +190,7 @@ def clean_text(text: object) -> str:
 
 _LAYOUTS = (
     Layout(10, ("dataset*.json",), _read_json, _json_keys, only_first=True),
-    Layout(30, ("captions*.jsonl",), _read_jsonl, lambda path: ()),
+    Layout(30, ("captions*.jsonl",), read_jsonl, lambda path: ()),
     Layout(31, ("captions*.json",), _read_json, _json_keys),
     Layout(60, ("*.json",), _read_json, _json_keys),
 )

@@ -22,7 +22,6 @@ from typing_extensions import TypedDict
 from trsllava_utils.files import InputError, check_choice
 
 MINILM = "all-MiniLM-L6-v2"
-SPLITS = ("train", "val", "test")
 PROMPTS = ("rsrt", "style", "query", "description")
 MAX_VARIANTS = 5
 TILE = 1024  # pixels

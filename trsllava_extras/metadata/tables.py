@@ -99,9 +99,7 @@ def _matched(
     key = max(rows_of, key=rank, default=None)
     if key is None or not rows_of[key]:
         return None
-    left_over = (
-        _left_over(names[key], rows_of[key], dataset) if path != dataset.root / ITEMS else []
-    )
+    left_over = [] if path.name == ITEMS else _left_over(names[key], rows_of[key], dataset)
     problems += _add_places(table, path) + [f"{shown(path)}: {told}" for told in left_over]
     images = set(dataset.images["image_id"])
     here = {image: row for image, row in rows_of[key].items() if image in images}

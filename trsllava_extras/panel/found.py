@@ -108,21 +108,19 @@ class Found:
                 "scores higher. Is it there? Does the encoder know the language?"
             )
         if "selected" not in self.request:
-            notes += [*self._condition, *filter(None, [not_searched(self.sources)])]
+            told = self.sources.once(not_searched, self.sources)  # the same for every query
+            notes += [*self._condition, *([told] if told else [])]
         return notes
 
     @property
     def _condition(self) -> list[str]:
         """How many images meet the filters; where none does, what there is."""
-        only = {
-            name: str(self.request.get(name, "")).strip() for name in ("label", "where", "bbox")
-        }
-        if not any(only.values()):
+        if not self._filters:
             return []
         every = len(self.sources.captions.records)
         if self.total:
             return [f"{self.total:,} of {every:,} images meet the condition"]
-        there = what_there_is(metadata_of(self.sources.dataset), **only)
+        there = what_there_is(metadata_of(self.sources.dataset), **self._filters)
         return [f"no image meets the condition (0 of {every:,}){there}"]
 
     @property

@@ -175,9 +175,7 @@ def surface_scale(raster: DatasetReader, bands: list[int]) -> str:
     scale, offset = told
     if raster.scales[bands[0] - 1] != 1:
         scale, offset = raster.scales[bands[0] - 1], raster.offsets[bands[0] - 1]
-    elif (
-        offset is None
-    ):  # Sentinel-2: since processing baseline 04.00 it is written into the values
+    elif offset is None:  # Sentinel-2: since processing baseline 04.00 it is in the values
         baseline, day = re.search(r"_n(\d{4})_", where), re.search(r"_(20\d{6})t\d{6}_", where)
         later = baseline[1] >= "0400" if baseline else bool(day) and day[1] >= "20220125"
         offset = -0.1 if later else 0

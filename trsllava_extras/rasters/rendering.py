@@ -24,11 +24,6 @@ TOGETHER, PER_BAND = "together", "per-band"
 STRIP = 256  # rows that are read together
 PERCENTILES = np.arange(101)
 _DECIBELS = (0.0, 15.0)  # range of VV / VH
-# Haze adds to blue, then to green, in dark places and in bright ones. In two Landsat scenes without
-# correction, blue's darkest percentile lies 0.23 and 0.25 of the range above red's; of the 210
-# photographs of the sample, which have none, two are above 0.1.
-_HAZE = 0.1
-_ALIKE = 10  # bands whose brightest values differ more are no colours
 # Haze adds to blue, then to green, in dark places and in bright ones. In two Landsat scenes of
 # Level 1 blue's darkest percentile lies above red's by 0.23 and 0.25 of the range; of the sample's
 # 210 photographs, which have no haze, two are above 0.1. With all of it taken away, seas turn grey.
@@ -45,9 +40,8 @@ def check(rendering: Rendering) -> None:
     "2-98" (second number from 50 to 100) or "per-band", the same; values "0-3000", "minmax", "none"
     (the range of the type); empty or "together": "none" for 8 bits, one range for red, green and
     blue, so that colours stay what they are, surface reflectance of known products from 0 to 1 by
-    the curve of sRGB, else "2-98". ``false_colour``, a second picture for
-    the captioner: bands, "ndvi" or "ndwi"; empty: near infrared, red, green where these are known;
-    "none".
+    the curve of sRGB, else "2-98". ``false_colour``, a second picture for the captioner: bands,
+    "ndvi" or "ndwi"; empty: near infrared, red, green where these are known; "none".
     """
     parts = [part.strip() for part in rendering.bands.split(",")]
     if rendering.bands and (len(parts) not in (2, 3) or not all(parts) or "0" in parts):

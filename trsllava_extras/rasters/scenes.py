@@ -98,10 +98,8 @@ def _key(path: str, *version: int) -> list:
         return []
 
 
-_UNKNOWN = {
-    **dict.fromkeys(("gsd", "footprint", "windows", "footprints", "percentiles")),
-    **{"date": "", "problem": "", "left_out": 0, "guess": False, "stretched": False},
-}
+_UNKNOWN = dict.fromkeys(("gsd", "footprint", "windows", "footprints", "percentiles"))
+_UNKNOWN |= {"date": "", "problem": "", "left_out": 0, "guess": False, "stretched": False}
 
 
 def take_windows(images: pd.DataFrame, rasters: pd.DataFrame, problems: list[str]) -> pd.DataFrame:

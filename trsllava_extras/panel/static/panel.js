@@ -33,7 +33,7 @@ function render({ model, el: host }) {
     model.save_changes();
   }
   // words of which half were there before still go with a picture; others are a new question
-  function isEdited(before, now) {
+  function isReworded(before, now) {
     const words = (text) => text.toLowerCase().split(/[^\p{L}\p{N}]+/u).filter(Boolean);
     const known = words(before);
     return 2 * words(now).filter((word) => known.includes(word)).length >= words(now).length;
@@ -46,7 +46,7 @@ function render({ model, el: host }) {
       !isSame && right.length + wrong.length ? { query: request().query, right, wrong } : null;
     const marks = isSame ? { right, wrong } : { right: [], wrong: [] };
     mark(marks);
-    const other = isEdited(request().query, words) ? {} : { picture: "" };
+    const other = isReworded(request().query, words) ? {} : { picture: "" };
     ask({ query: words, ...marks, ...other, ...changes });
   }
   function undo() {
