@@ -351,6 +351,27 @@ def test_names_for_screen_readers_and_a_phone(page, panel):
     page.keyboard.press("Escape")
 
 
+def test_the_panel_is_there_again_after_a_reload(page, panel):
+    panel.ask("a bridge over a river")
+    before = panel.ids
+    page.locator(".jp-Notebook .jp-MarkdownOutput").first.click()
+    page.keyboard.press("Control+s")
+    page.get_by_text("Saving completed").wait_for(state="attached", timeout=MINUTE)
+    page.reload()
+    page.get_by_text(re.compile(r"\| Idle")).wait_for(timeout=2 * MINUTE)
+    page.mouse.move(700, 1000)
+    for _ in range(60):  # JupyterLab draws only the cells in view
+        if panel.query.count():
+            break
+        page.mouse.wheel(0, 600)
+        page.wait_for_timeout(500)
+    panel.query.scroll_into_view_if_needed()
+    panel.status.filter(has_text="a bridge over a river").wait_for(timeout=MINUTE)
+    assert (panel.query.input_value(), panel.ids) == ("a bridge over a river", before)
+    panel.ask("a runway")
+    assert panel.ids != before
+
+
 def test_report_on_a_phone(browser, data_dir, static_encoder):
     """It fits the width, shows all its pictures and needs no network."""
     caption_dataset(load_dataset("rsitmd", str(data_dir)))

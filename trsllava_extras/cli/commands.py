@@ -73,8 +73,11 @@ def search(words: list[str]) -> None:
         made.add_argument(f"--{kind}", metavar=kind.upper(), help=f"save the result as {kind}")
     args, given = parse(made, words, {"method", *SETTING, *_LOADED})
     only = {"where": args.where, "bbox": args.bbox}
+    if sys.stderr.isatty():  # PyTorch alone takes two seconds; the next line takes this one's place
+        print("loading the captions and the encoder …", end="\r", file=sys.stderr)
     found = find(args.query, args.dataset, args.k, image=args.image, **given, **only)
-    print(f"{found.total:,} images, described by {found.sources.captioner}", file=sys.stderr)
+    about = f"{found.total:,} images, described by {found.sources.captioner}"
+    print(f"{about:<40}", file=sys.stderr)
     if args.image and not args.query:
         who = given.get("query_captioner") or describer_of(found.sources)
         print(f"{args.image}, described by {who}: {found.query.text}")
