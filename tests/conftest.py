@@ -146,6 +146,7 @@ def sources(joined: Embeddings, reference: Embeddings) -> SimpleNamespace:
         reference=reference,
         embed_captions=lambda texts: joined,
         embed_reference=lambda: reference,
+        asked_about=lambda images: images,
         gallery=sorted(set(joined.rows["image_id"]) & set(reference.rows["image_id"])),
         query_captioner="",
         scheduler="",

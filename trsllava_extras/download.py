@@ -1,12 +1,16 @@
 """Getting a dataset: a name goes in, its folder comes out, laid out as the official download.
 
-RSICD comes from a copy on the Hugging Face hub, Parquet with ``filename, captions, image``. Of the
-others no public copy is known.
+RSICD comes from a copy on the Hugging Face hub, Parquet with ``filename, captions, image``; the
+images of RSITMD from a zip file there, its annotations from the repository of the same authors. Of
+the others no public copy is known.
 """
 
 from __future__ import annotations
 
 import json
+import urllib.request
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -30,8 +34,13 @@ from trsllava_utils.files import (
 HUB, REVISION = "arampacha/rsicd", "820466c8716e3ccdacde5cb2eb15a2f0f11ccdfe"
 ON_HUB = {"train": "train", "val": "valid", "test": "test"}
 IMAGES = {"train": 8734, "val": 1094, "test": 1093}
+RSITMD = "lcrucial1f/MPS-CLIP_Data"  # its card names no revision and no layout
+RSITMD_TEXTS = (
+    "https://raw.githubusercontent.com/Lcrucial1f/MPS-CLIP/694ea6fe3dd506a5ef768bd94f4945777680b780"
+    "/data/finetune"
+)
+AUTHORS = "https://github.com/xiaoyuan1996/AMFMN"
 ASK = {  # where the other datasets are to be had
-    "rsitmd": "https://github.com/xiaoyuan1996/AMFMN",
     "ucm": "https://github.com/201528014227051/RSICD_optimal",
     "sydney": "https://github.com/201528014227051/RSICD_optimal",
 }
@@ -42,12 +51,13 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
     interrupted call goes on where it stopped.
 
     Args:
-        dataset: "rsicd"; for the others the error says where to ask.
+        dataset: "rsicd" or "rsitmd"; for the others the error says where to ask.
         data_dir: the folder that will hold the dataset's folder; empty: the repository's ``data/``.
-        split: "train", "val", "test" or "all".
+        split: "train", "val", "test" or "all"; of RSITMD there is one file with all of them.
 
     Returns:
-        The dataset's folder: ``RSICD_images/*.jpg`` and ``dataset_rsicd.json``.
+        The dataset's folder: ``RSICD_images/*.jpg`` and ``dataset_rsicd.json``; or ``images/`` and
+        annotation files.
 
     Raises:
         InputError: unknown dataset or split, the copy is not what is expected, or a full disk.
@@ -63,6 +73,8 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
             f"no public copy of {KNOWN[dataset]} is known. Its authors say how to get it: "
             f"{ASK[dataset]}. Put it into {shown(root)} (see data/README.md#{dataset})"
         )
+    if dataset == "rsitmd":
+        return _rsitmd(root)
     path, folder = root / "dataset_rsicd.json", root / "RSICD_images"
     content = parse_json(read_text(path), shown(path)) if path.exists() else {"images": []}
     images = content.get("images") if isinstance(content, dict) else None
@@ -87,23 +99,70 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
     return root
 
 
+def _rsitmd(root: Path) -> Path:
+    """Pictures keep the folder of their split, if they have one; crops of them are left out."""
+    path = _from_hub(RSITMD, "rsitmd.zip", None, "RSITMD")
+    texts = [f"rsitmd_{name}.json" for name in IMAGES]
+    try:
+        with zipfile.ZipFile(path) as packed:
+            for entry in progress(packed.infolist(), desc="unpacking"):
+                name = PurePosixPath(entry.filename)
+                if name.name.startswith(".") or {"subimages", "__MACOSX"} & {*name.parts}:
+                    continue
+                folder = name.parent.name if name.parent.name in IMAGES else ""
+                target = root / "images" / folder / name.name
+                if name.name in ("dataset_RSITMD.json", *texts):
+                    target = root / name.name
+                elif name.suffix not in (".tif", ".jpg", ".png"):
+                    continue
+                if not target.is_file():
+                    with atomic_path(target) as tmp:
+                        tmp.write_bytes(packed.read(entry))
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, "RSITMD", error) from error
+    for name in texts if not any(root.glob("*.json")) else ():
+        try:
+            with urllib.request.urlopen(f"{RSITMD_TEXTS}/{name}", timeout=60) as there:
+                write_text(root / name, there.read().decode())
+        except OSError as error:
+            raise MissingError(
+                f"cannot fetch {name} from {RSITMD_TEXTS}: {error}. Put it, or the authors' "
+                f"dataset_RSITMD.json ({AUTHORS}), into {shown(root)}"
+            ) from error
+    return root
+
+
 def _download(split: str) -> Path:
     """The Parquet file of a split, in the hub's cache."""
+    file = f"data/{ON_HUB[split]}-00000-of-00001.parquet"
+    return _from_hub(HUB, file, REVISION, f"RSICD ({split})")
+
+
+def _from_hub(repository: str, file: str, revision: str | None, what: str) -> Path:
+    """A file of a dataset on the hub, in its cache."""
     from huggingface_hub import hf_hub_download, logging
 
     logging.set_verbosity_error()  # it tries again by itself; the sentence below is enough
-    file = f"data/{ON_HUB[split]}-00000-of-00001.parquet"
     try:
-        return Path(hf_hub_download(HUB, file, repo_type="dataset", revision=REVISION))
+        return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
     except Exception as error:  # OSError, or one of httpx, whose name depends on the hub's version
         reason = error
         while reason.__cause__:
             reason = reason.__cause__
         said = (str(reason) or type(reason).__name__)[:120]
         raise MissingError(
-            f"cannot fetch RSICD ({split}) from https://huggingface.co/datasets/{HUB}: "
+            f"cannot fetch {what} from https://huggingface.co/datasets/{repository}: "
             f"{said}. The same command goes on where it stopped"
         ) from error
+
+
+def _damaged(path: Path, what: str, error: Exception) -> MissingError:
+    """The error for a damaged download, which it removes from the cache."""
+    path.resolve().unlink(missing_ok=True)
+    return MissingError(
+        f"the download of {what} was damaged and has been removed; run the same command again "
+        f"({error})"
+    )
 
 
 def _unpack(folder: Path, split: str, path: Path) -> dict[str, list[str]]:
@@ -117,11 +176,7 @@ def _unpack(folder: Path, split: str, path: Path) -> dict[str, list[str]]:
                 with atomic_path(image) as tmp:
                     tmp.write_bytes(row["image"]["bytes"])
     except (pa.ArrowException, OSError) as error:
-        path.resolve().unlink(missing_ok=True)
-        raise MissingError(
-            f"the download of RSICD ({split}) was damaged and has been removed; run the same "
-            f"command again ({error})"
-        ) from error
+        raise _damaged(path, f"RSICD ({split})", error) from error
     return captions
 
 

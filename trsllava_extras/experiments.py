@@ -1,4 +1,5 @@
-"""Experiments: sources go in and are varied (rule, settings, captioner), and tables come out.
+"""Experiments: sources go in and are varied (rule, settings, captioner, who asks, what counts as
+right), and tables come out.
 
 Settings are chosen on the *validation* split; test queries play no part in the choice.
 """
@@ -8,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from trsllava_extras.methods import Method, steps
+from trsllava_extras.statistics import contributions
+from trsllava_utils.captioner import names_in
 from trsllava_utils.files import InputError, MissingError
-from trsllava_utils.ranking import retrieve
+from trsllava_utils.ranking import rank_relevant, retrieve, rule_of
 from trsllava_utils.rankings import Rankings, rank_dataset
 from trsllava_utils.recall import metrics
+from trsllava_utils.scoring import blocks, one_each
 from trsllava_utils.sources import Sources
 
 
@@ -38,7 +43,8 @@ def rank_methods(
 
 
 def validation(sources: Sources) -> Sources:
-    """The same sources on the validation split.
+    """The same sources on the validation split; images ask among all its reference captions, for
+    the captions of a few described images are too few to choose by.
 
     Raises:
         MissingError: it is the split to be evaluated, the dataset has none, or the captioner has
@@ -48,7 +54,7 @@ def validation(sources: Sources) -> Sources:
     if dataset.split not in ("train", "test"):
         raise MissingError(f"{dataset.title} ({dataset.split}) holds the validation split itself")
     try:
-        varied = sources.on("val")
+        varied = replace(sources.on("val"), all_references=True)
         len(varied.gallery)  # raises where captions are missing
         return varied
     except InputError as error:  # no such split, or no image with both kinds of caption
@@ -127,3 +133,80 @@ def compare_captioners(
     }
     ranks[Method("reference").label] = retrieve("reference", sources, 1, common)[0]
     return ranks, missing
+
+
+def choose_again(
+    tried: Iterable[str], on_val: Sources, sources: Sources, resamples: int = 1000
+) -> pd.DataFrame:
+    """The choice as a part of the experiment: draw the validation images anew, choose the best of
+    all methods that were tried, and measure it on newly drawn images of the split.
+
+    Args:
+        tried: methods, as :func:`tune` lists them.
+        on_val, sources: of the validation split, and of the split that is reported.
+        resamples: number of draws (bootstrap over images, on both splits).
+
+    Returns:
+        One row per draw: ``method`` (chosen), ``mR`` (of the drawn images), ``whole`` (of all
+        images of the split), ``regret`` (how far it lies behind the best of all methods that some
+        draw chose), percent.
+    """
+
+    def of_each(methods: Iterable[str], where: Sources) -> pd.DataFrame:
+        each = {m: contributions(rank_dataset(m, where, top_k=1).ranks) for m in methods}
+        return pd.DataFrame({m: table["", "mR"] for m, table in each.items()})
+
+    rng, there = np.random.default_rng(0), of_each(dict.fromkeys(tried), on_val)
+    drawn = [rng.integers(len(there), size=len(there)) for _ in range(resamples)]
+    chosen = [there.columns[there.to_numpy()[draw].mean(axis=0).argmax()] for draw in drawn]
+    here = of_each(dict.fromkeys(chosen), sources)
+    drawn = [rng.integers(len(here), size=len(here)) for _ in range(resamples)]
+    mr = [here[m].to_numpy()[draw].mean() for m, draw in zip(chosen, drawn, strict=True)]
+    whole = here.mean()[chosen].to_numpy()
+    regret = here.mean().max() - whole
+    return pd.DataFrame({"method": chosen, "mR": mr, "whole": whole, "regret": regret})
+
+
+def equal_captions_merged(method: str, sources: Sources) -> pd.DataFrame:
+    """Ranks as in :func:`~trsllava_utils.ranking.retrieve` by the *merged* protocol: equal captions
+    are one text, and right is every image that has it (SkyScript, AAAI 2024). Queries of
+    text-to-image are named by their first image."""
+    rule, tables = rule_of(method), []
+    both = rule.sides(sources, sources.gallery)
+    side, owner = both.references.side, both.references.owner
+    number, texts = pd.factorize(side.texts)
+    first = np.flatnonzero(~pd.Series(number).duplicated())
+    second = None if side.second is None else side.second[first]
+    distinct = one_each(texts, side.vectors[first], second, side.mean)
+    pairs = np.unique(np.stack([number, owner]), axis=1)  # of a text and an image that has it
+    images, asking = both.images.side, both.image_queries.side
+    for direction, queries, items, bank, (asked, right) in (
+        ("t2i", distinct, images, both.bank, pairs),
+        ("i2t", asking, distinct, both.image_bank, pairs[::-1]),
+    ):
+        score = rule.scorer(items, bank)(queries)
+        of_image = owner[first] if direction == "t2i" else np.arange(queries.n)
+        for block in blocks(queries.n, items.n):
+            mine = (asked >= block.start) & (asked < block.stop)
+            numbers = rank_relevant(score(block), asked[mine] - block.start, right[mine])
+            n_relevant = np.bincount(asked, minlength=queries.n)[block]
+            about = {"direction": direction, "image_id": both.images.ids[of_image[block]]}
+            about |= {"n_relevant": n_relevant, "n_items": items.n}
+            tables.append(pd.DataFrame(numbers).assign(**about))
+    return pd.concat(tables, ignore_index=True)
+
+
+def asked_with(captioner: str, sources: Sources) -> Sources:
+    """The same, with another captioner's whole texts in place of the reference captions: each asks
+    for its own image.
+
+    Raises:
+        InputError: the captioner describes the gallery too, and would find its own words.
+        MissingError: there are no captions by it.
+    """
+    asking = replace(sources, captioner=captioner, query_captioner="")
+    if same := {*names_in(asking.captioner)} & {*names_in(sources.captioner)}:
+        raise InputError(f"{', '.join(same)} would find its own words; ask with another captioner")
+    captions = asking.captions.corpus("plain")
+    captions["variant"] = captions.groupby("image_id").cumcount()
+    return replace(sources, dataset=replace(sources.dataset, captions=captions))

@@ -43,8 +43,8 @@ class Step:
         together: side -> side, with one text of each group.
         index: (items, method) -> what ``compare`` needs and does not depend on the queries.
         compare: (score so far, queries, items, method, index) -> score.
-        penalty: (blocks of scores, method) -> ``(n_items,)``, subtracted from all scores; the
-            queries of these scores are the bank, or the test queries where ``bank`` is False.
+        penalty: (blocks of scores, method, number of queries) -> ``(n_items,)``, subtracted from
+            all scores; these queries are the bank, or the test queries where ``bank`` is False.
         vectors: (sources, what, query) -> unit vectors in a space of its own (``Side.second``): of
             "images", "reference", "bank" as Embeddings; of a "query" or "picture" ``(1, dim)``.
         captions_ask: whether reference captions stand on both sides.
@@ -185,6 +185,7 @@ class Method:
         """The two sides of both directions for these images, with the vectors of plug-ins, means
         and the bank, where its steps need them."""
         both, bank, mean = sides(sources, images, self.texts), None, None
+        image_bank = None
         if self.captions_ask:
             itself = described(sources.embed_reference(), images)
             return Sides(itself, both.references, both.references)
@@ -197,12 +198,19 @@ class Method:
                     f"pixels for {name} to look at"
                 )
             second["images"] = of_images(embedded, images)[1]
-            second["reference"] = of_images(step.vectors(sources, "reference"), images)[1]
+            asked_about = sources.asked_about(images)
+            second["reference"] = of_images(step.vectors(sources, "reference"), asked_about)[1]
             second["bank"] = step.vectors(sources, "bank").vectors if self.needs_bank else None
         if self.needs_bank:
             made = embed_bank(sources)
-            mean, texts = made.vectors.mean(axis=0), made.rows["text"].to_numpy()
-            bank = one_each(texts, made.vectors, second["bank"], mean)
+            once = ~made.rows["text"].duplicated().to_numpy()  # over all images
+            texts, vectors = made.rows["text"].to_numpy()[once], made.vectors[once]
+            mean = vectors.mean(axis=0)
+            own = None if second["bank"] is None else second["bank"][once]
+            bank = one_each(texts, vectors, own, mean)
+            if not self.plugged:  # whose vectors are of pixels, which training images need not have
+                everyone = list(dict.fromkeys(made.rows["image_id"]))
+                image_bank = replace(described(made, everyone).side, mean=mean)
 
         def more(named: NamedSide) -> NamedSide:
             own = named.side.vectors.mean(axis=0) if self.needs_bank else None
@@ -211,7 +219,7 @@ class Method:
         own = replace(both.references.side, second=second["reference"], mean=mean)
         items = more(both.images)
         asking = items if both.image_queries is both.images else more(both.image_queries)
-        return Sides(items, replace(both.references, side=own), asking, bank)
+        return Sides(items, replace(both.references, side=own), asking, bank, image_bank)
 
     def scorer(self, items: Side, bank: Side | None = None) -> Scorer:
         """See :class:`Scorer`."""
@@ -225,7 +233,7 @@ def _setting(text: str, step: str, setting: str) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = -1.0
-    whole = name == "k" and step != "hybrid"
+    whole = name == "k" and step != "hybrid" and not (step == "querybank" and 0 < number < 1)
     positive = whole or name in ("temperature", "k")
     if not 0 <= number < float("inf") or (positive and number == 0) or (whole and number % 1):
         kind = (
@@ -262,7 +270,7 @@ class Scorer:
             if step.index
         }
         banked = [s for s in method.parts.values() if s.penalty and s.bank and bank is not None]
-        self._penalty = self._charge(banked, self.prepare(bank)) if banked else None
+        self._penalty = self._charge(banked, self._together(self.prepare(bank))) if banked else None
 
     def __call__(self, queries: Side) -> Score:
         queries = self._together(self.prepare(queries))
@@ -297,14 +305,14 @@ class Scorer:
     def _charge(self, hubs: list[Step], asking: Side) -> np.ndarray:
         """The penalty of each item for being near to very many queries: ``(n_items,) float32``."""
         scores = map(self._compare(asking), blocks(asking.n, self.items.n))
-        return hubs[0].penalty(scores, self.method).astype(np.float32)
+        return hubs[0].penalty(scores, self.method, asking.n).astype(np.float32)
 
 
 # — training captions —
 
 
 def embed_bank(sources: Sources) -> Embeddings:
-    """The bank: distinct reference captions of the *training* split, as queries.
+    """The bank: reference captions of the *training* split, as queries.
 
     Raises:
         MissingError: there are none apart from the queries.
@@ -313,13 +321,13 @@ def embed_bank(sources: Sources) -> Embeddings:
 
 
 def training_captions(dataset: Dataset) -> pd.DataFrame:
-    """Distinct captions of the training split.
+    """Captions of the training split, distinct for each image.
 
     Raises:
         MissingError: there are none apart from the queries.
     """
     try:
-        captions = dataset.on("train").captions.drop_duplicates("text")
+        captions = dataset.on("train").captions.drop_duplicates(["image_id", "text"])
     except InputError:
         captions = dataset.captions[:0]
     if captions.empty or dataset.split in ("train", "all"):

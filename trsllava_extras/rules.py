@@ -113,18 +113,19 @@ def fused(formula: Callable, first: Score, second: Score, setting: float) -> Sco
 # — hubs —
 
 
-def _by_bank(scores: Iterable[np.ndarray], method: Method) -> np.ndarray:
+def _by_bank(scores: Iterable[np.ndarray], method: Method, n: int) -> np.ndarray:
     settings = method.steps["querybank"]
     if method.is_given("querybank", "k"):
-        return csls_penalty(scores, int(settings["k"]))
+        k = settings["k"]
+        return csls_penalty(scores, int(k) if k >= 1 else max(1, round(k * n)))  # 0.005: a share
     return inverted_softmax_penalty(scores, settings["temperature"])
 
 
-def _csls(scores: Iterable[np.ndarray], method: Method) -> np.ndarray:
+def _csls(scores: Iterable[np.ndarray], method: Method, n: int) -> np.ndarray:
     return csls_penalty(scores, int(method.steps["csls"]["k"]))
 
 
-def _dual_softmax(scores: Iterable[np.ndarray], method: Method) -> np.ndarray:
+def _dual_softmax(scores: Iterable[np.ndarray], method: Method, n: int) -> np.ndarray:
     return inverted_softmax_penalty(scores, method.steps["dual_softmax"]["temperature"]) / 2
 
 

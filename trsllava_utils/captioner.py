@@ -28,7 +28,7 @@ from trsllava_utils.files import (
     slug,
     user_path,
 )
-from trsllava_utils.parameters import MAX_VARIANTS, PROMPTS, check
+from trsllava_utils.parameters import PROMPTS, check
 
 SINGLE = ("query", "description")  # prompts that ask for one description, and no list
 
@@ -45,7 +45,7 @@ class Settings:
             ``{examples}`` are filled in.
         style_file: a text file with examples for "style", one per line; empty: training captions;
             examples: those, see ``examples.with_examples``.
-        variants: captions per image, 1 to 5.
+        variants: captions per image, 1 to 10.
         language: two-letter code of the language asked for; the quality gate checks it.
         seed: of the sampling; every image and every retry has its own, derived from it.
         temperature: of the sampling; 0 takes the likeliest word.
@@ -66,7 +66,7 @@ class Settings:
     prompt_file: str = ""
     style_file: str = ""
     examples: tuple[str, ...] = ()
-    variants: int = MAX_VARIANTS
+    variants: int = 5
     language: str = "en"
     seed: int = 0
     temperature: float = 0.3

@@ -1,7 +1,8 @@
 """Encoders: texts go in, unit vectors come out.
 
 Named by a string: ``all-MiniLM-L6-v2`` (it comes with the package), any sentence-transformers id or
-folder, or the kind of a plug-in (``trsllava.encoders``) before a colon, ``openai:MODEL``.
+folder, or the kind of a plug-in (``trsllava.encoders``) before a colon, ``openai:MODEL``; several
+joined by `` + `` are a plug-in too.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def load_encoder(encoder: str = MINILM, precision: str = "float32") -> Encoder:
             f"encoder is empty; pass -p encoder {MINILM}, a sentence-transformers id, or "
             "openai:MODEL"
         )
-    kind = encoder.partition(":")[0] if ":" in encoder else ""
+    kind = "joined" if " + " in encoder else encoder.partition(":")[0] if ":" in encoder else ""
     make = plugins.find("encoders", kind) or SentenceTransformerEncoder
     return make(encoder, precision)
 

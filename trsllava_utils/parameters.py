@@ -23,7 +23,7 @@ from trsllava_utils.files import InputError, check_choice
 
 MINILM = "all-MiniLM-L6-v2"
 PROMPTS = ("rsrt", "style", "query", "description")
-MAX_VARIANTS = 5
+MAX_VARIANTS = 10  # of an image, by one captioner
 TILE = 1024  # pixels
 TILING = ("tile", "overlap")  # the parameters that windows depend on
 

@@ -40,7 +40,9 @@ class Sides:
     images: NamedSide  # as items: each described by its texts
     references: NamedSide  # the reference captions, each for itself: queries and items
     image_queries: NamedSide  # the images as queries
-    bank: Side | None = None  # training captions, for plug-in rules
+    # for plug-in rules, training captions: what asks in text-to-image, and in image-to-text
+    bank: Side | None = None
+    image_bank: Side | None = None  # each image as a group
 
 
 class Rule(Protocol):
@@ -94,7 +96,7 @@ def rule_of(method: str) -> Rule:
 def sides(sources: Sources, images: list[str], texts: str = "") -> Sides:
     """The two sides of both directions for these images, in these forms of their texts (default:
     those of the sources)."""
-    rows, vectors, owner = of_images(sources.embed_reference(), images)
+    rows, vectors, owner = of_images(sources.embed_reference(), sources.asked_about(images))
     each = one_each(rows["text"].to_numpy(), vectors)
     references = NamedSide(each, query_ids(rows).to_numpy(), owner)
     items = asking = described(sources.embed_captions(texts), images)
@@ -157,14 +159,13 @@ def retrieve(
     if foreign := {*gallery}.difference(known) | own.difference(gallery):
         raise InputError(f"without captions, or not in the gallery: {first_few(sorted(foreign))}")
     gallery.sort(key=lambda image_id: image_id not in own)  # distractors last
-    names, both, tables = np.array(gallery, dtype=object), rule.sides(sources, gallery), []
-    for direction, left, right in (
-        ("t2i", both.references, both.images),
-        ("i2t", both.image_queries, both.references),
+    names = np.array(sources.asked_about(gallery), dtype=object)
+    both, tables = rule.sides(sources, gallery), []
+    for direction, left, right, bank in (
+        ("t2i", both.references, both.images, both.bank),
+        ("i2t", both.image_queries, both.references, both.image_bank),
     ):
         n = int(np.searchsorted(left.owner, len(own)))
-        # the bank holds reference captions: it can stand in for the queries of text-to-image only
-        bank = both.bank if direction == "t2i" else None
         score = rule.scorer(right.side, bank)(left.side.take(slice(0, n)))
         made = rank_queries(score, left, right, n, top_k)
         for table in made:

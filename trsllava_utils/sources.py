@@ -40,6 +40,8 @@ class Sources:
         clip: name of a CLIP, for the rules ``clip`` and ``fusion``; empty: none.
         precision: of the text encoder, see :func:`trsllava_utils.encoders.load_encoder`.
         variants: use only so many captions per image and captioner; 0: all.
+        all_references: in image-to-text, search the reference captions of images that nobody
+            described, too.
         scheduler: where texts are encoded, see :func:`~.vectors.embed_corpus`.
     """
 
@@ -50,6 +52,7 @@ class Sources:
     query_captioner: str = ""
     clip: str = ""
     variants: int = 0
+    all_references: bool = False
     scheduler: str = ""
     precision: str = "float32"
     _known: dict = field(default_factory=dict, repr=False, compare=False)
@@ -109,6 +112,7 @@ class Sources:
         parts = [self.dataset.split, slug(self.described_by.replace("+", "_")), slug(self.encoder)]
         parts += [self.precision] if self.precision != "float32" else []
         parts += [f"first{self.variants}"] if self.variants else []
+        parts += ["all_references"] if self.all_references else []
         return ".".join(parts)
 
     def chosen(self) -> dict[str, str]:
@@ -131,6 +135,12 @@ class Sources:
                 "needs both"
             )
         return common
+
+    def asked_about(self, images: list[str]) -> list[str]:
+        """These images and, with ``all_references``, behind them the others with reference
+        captions, sorted."""
+        others = {*self.dataset.captions["image_id"]} if self.all_references else ()
+        return [*images, *sorted({*others}.difference(images))]
 
     def on(self, split: str) -> Sources:
         """The same on another split; errors as for :meth:`Dataset.on`."""
@@ -181,9 +191,8 @@ class Sources:
         return self.once(kept_encoder, self.encoder, self.precision)
 
 
-SETTING = tuple(
-    f.name for f in fields(Sources) if f.name not in ("dataset", "variants", "scheduler", "_known")
-)
+_NOT_SET = ("dataset", "variants", "all_references", "scheduler", "_known")
+SETTING = tuple(f.name for f in fields(Sources) if f.name not in _NOT_SET)
 
 
 def reference_texts(dataset: Dataset) -> pd.DataFrame:

@@ -141,7 +141,7 @@ def test_prompts(tmp_path):
     ("name", "value"),
     [
         ("prompt", "rsr"),
-        ("variants", 6),
+        ("variants", 11),
         ("attempts", 0),
         ("temperature", -1),
         ("timeout", 0),

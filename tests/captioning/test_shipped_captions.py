@@ -28,8 +28,8 @@ VARIANT = {"one_sentence": "A port.", "feature": "boats; a quay", "caption": "Bo
         ("sample/query.jsonl", 210, 210, 210),
         ("rsrt/rsicd_test.jsonl", 1093, 1598, 1598),
         ("rsrt/rsicd_val108.jsonl", 108, 108, 108),
-        ("style/rsicd_test.jsonl", 1093, 5465, 4944),
-        ("style/rsicd_val108.jsonl", 108, 540, 526),
+        ("style/rsicd_test.jsonl", 1093, 10575, 9438),
+        ("style/rsicd_val108.jsonl", 108, 1039, 1008),
     ],
 )
 def test_counts_of_the_cards_and_the_quality_gate(file, images, variants, distinct):

@@ -1,7 +1,8 @@
-"""``get``: RSICD from a stand-in for the Hugging Face hub on this machine."""
+"""``get``: RSICD and RSITMD from a stand-in for the Hugging Face hub on this machine."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -9,12 +10,14 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from tests.conftest import draw
@@ -24,6 +27,7 @@ from trsllava_extras.download import get
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
 
+ZIP = f"/datasets/{download.RSITMD}/resolve/main/rsitmd.zip"
 FILE = f"/datasets/{download.HUB}/resolve/{download.REVISION}/data/test-00000-of-00001.parquet"
 
 
@@ -46,11 +50,12 @@ def parquet(rows: int, **renamed: str) -> bytes:
 
 
 class Hub(LocalServer):
-    """Serves one file; the first answer to a GET breaks off in the middle."""
+    """Serves one file, and others beside it; the first answer to a GET breaks off in the middle."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, path: str = FILE, **beside: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.content, self.ranges = content, []
+        self.files = {path: content} | {f"/{name}.json": text for name, text in beside.items()}
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -59,8 +64,8 @@ class Answer(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        content = self.server.content
-        if self.path != FILE:
+        content = self.server.files.get(self.path)
+        if content is None:
             self.send_error(404)
             return
         asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -73,7 +78,7 @@ class Answer(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         if self.command == "GET":
-            broken = not self.server.ranges
+            broken = not self.server.ranges and not self.path.endswith(".json")
             self.server.ranges.append(first)
             self.wfile.write(content[first : len(content) // 2 if broken else None])
             self.close_connection = True
@@ -190,9 +195,63 @@ def test_a_damaged_download_is_removed(tmp_path, monkeypatch):
 
 
 def test_where_to_ask_for_the_others():
-    with pytest.raises(MissingError, match=r"RSITMD is known.*xiaoyuan1996/AMFMN"):
-        get("rsitmd")
+    with pytest.raises(MissingError, match=r"UCM-captions is known.*RSICD_optimal"):
+        get("ucm")
     with pytest.raises(InputError, match="comes with the project"):
         get("sample")
     with pytest.raises(InputError, match="unknown split 'valid'"):
         get("rsicd", split="valid")
+
+
+def zipped(names: list[str], **texts: str) -> bytes:
+    """A zip file with a picture of each name, and JSON files."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as packed:
+        for n, name in enumerate(names):
+            picture = io.BytesIO()
+            Image.new("RGB", (8, 8), (n, 0, 0)).save(picture, "tiff")
+            packed.writestr(name, picture.getvalue())
+        for name, text in texts.items():
+            packed.writestr(f"rsitmd/{name}.json", text)
+    return out.getvalue()
+
+
+PLACES = [("train/park_1.tif", "train"), ("val/park_2.tif", "val"), ("test/park_3.tif", "test")]
+ROWS = {
+    f"rsitmd_{split}": json.dumps([{"image": name, "caption": [f"a park {name}", "a green park"]}])
+    for name, split in PLACES
+}
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["texts in the zip", "texts elsewhere"])
+def test_rsitmd_is_unpacked_whatever_its_folders(inside, tmp_path, monkeypatch):
+    """Folder trees that the project's code reads; the hub itself was not reached."""
+    names = [f"rsitmd/images/{name}" for name, _ in PLACES]
+    others = ["rsitmd/subimages/train/park_1_0.tif", "__MACOSX/park_9.tif", "../../park_8.tif"]
+    content = zipped([*names, *others], **(ROWS if inside else {}))
+    texts = {} if inside else {name: text.encode() for name, text in ROWS.items()}
+    with Hub(content, ZIP, **texts) as hub:
+        monkeypatch.setattr(download, "RSITMD_TEXTS", hub.url)
+        hub_download = functools.partial(hf_hub_download, endpoint=hub.url, cache_dir=tmp_path)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", hub_download)
+        root = get("rsitmd", str(tmp_path / "data"))
+    there = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    pictures = ["images/park_8.tif", *(f"images/{name}" for name, _ in PLACES)]
+    assert there == sorted([*pictures, *(f"{name}.json" for name in ROWS)])
+    test = load_dataset("rsitmd", str(tmp_path / "data"))
+    assert test.split_sizes == {"train": 1, "val": 1, "test": 1} and len(test.with_pixels) == 1
+    assert test.captions["text"].tolist() == ["a park test/park_3.tif", "a green park"]
+
+
+def test_a_damaged_zip_is_removed_and_missing_texts_are_named(tmp_path, monkeypatch):
+    path = tmp_path / "rsitmd.zip"
+    monkeypatch.setattr(download, "_from_hub", lambda *_: path)
+    path.write_bytes(zipped(["park_1.tif"])[:-30])
+    with pytest.raises(MissingError, match="RSITMD was damaged and has been removed"):
+        get("rsitmd", str(tmp_path))
+    assert not path.exists()
+    path.write_bytes(zipped(["park_1.tif"]))
+    monkeypatch.setattr(download, "RSITMD_TEXTS", "http://127.0.0.1:9")
+    with pytest.raises(MissingError, match=r"cannot fetch rsitmd_train.json .*dataset_RSITMD.json"):
+        get("rsitmd", str(tmp_path))
+    assert (tmp_path / "rsitmd" / "images" / "park_1.tif").is_file()

@@ -13,8 +13,12 @@ import pytest
 from tests.conftest import HashEncoder
 from trsllava_utils import files as artefacts
 from trsllava_utils import weights
-from trsllava_utils.encoders import load_encoder
+from trsllava_utils.data import load_dataset
+from trsllava_utils.encoders import load_encoder, unit_vectors
 from trsllava_utils.files import InputError, MissingError
+from trsllava_utils.parameters import MINILM
+from trsllava_utils.rankings import rank_dataset
+from trsllava_utils.sources import Sources
 from trsllava_utils.vectors import embed_corpus
 
 
@@ -181,3 +185,20 @@ def test_a_corpus_embedded_in_two_goes_has_the_vectors_of_one(tmp_path, precisio
     assert grown.encoded == 180 and grown.identity == whole.identity
     cosine = (grown.vectors * whole.vectors).sum(axis=1)
     assert cosine.min() > (1 - 1e-6 if precision == "float32" else 0.9995)
+
+
+def test_two_encoders_side_by_side(tmp_path, static_encoder):
+    """The cosine of joined vectors is the mean of the two cosines, also in a search."""
+    pair = f"{MINILM} + {static_encoder}"
+    texts = ["a harbour with boats", "a green field", "boats"]
+    joined = unit_vectors(texts, pair, "document")
+    each = [unit_vectors(texts, name, "document") for name in (MINILM, static_encoder)]
+    mean = np.mean([x @ x.T for x in each], axis=0)
+    assert joined @ joined.T == pytest.approx(mean, abs=1e-6)
+    model = load_encoder(pair)
+    assert model.identity == " + ".join(load_encoder(n).identity for n in pair.split(" + "))
+    assert model.too_long([*texts, "boats " * 400]) == [False, False, False, True]
+    sources = Sources(load_dataset("sample", str(tmp_path)), "rsrt", encoder=pair)
+    assert rank_dataset("max", sources, 1).ranks["n_items"].iloc[0] == 105
+    with pytest.raises(InputError, match="encoder is empty"):
+        load_encoder(f"{MINILM} + ")

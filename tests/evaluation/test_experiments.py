@@ -16,14 +16,16 @@ from tests import tiny_models
 from tests.conftest import functions, write_captions
 from trsllava_extras import experiments, results
 from trsllava_extras.clip import ClipEncoder, vectors
-from trsllava_extras.methods import embed_bank
+from trsllava_extras.methods import Method, embed_bank
 from trsllava_extras.pages import caption_texts
 from trsllava_extras.panel.index import Index
 from trsllava_utils import recall as evaluation
+from trsllava_utils.captions import load_captions
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError, MissingError
 from trsllava_utils.ranking import retrieve
 from trsllava_utils.rankings import rank_dataset
+from trsllava_utils.scoring import best_cosine
 from trsllava_utils.sources import Sources
 from trsllava_utils.weights import embedded_minilm
 
@@ -124,6 +126,116 @@ def test_settings_are_chosen_on_validation_queries_only(sources):
     assert chosen["csls"] == best.removeprefix("csls ") and "csls(k=" in chosen["csls"]
     by_hand = {m: evaluation.metrics(retrieve(m, val)[0])["mR"] for m in table["method"]}
     assert by_hand == pytest.approx(table.set_index("method")["mR"].to_dict())
+
+
+def test_training_images_ask_in_image_to_text(sources):
+    """The bank of image-to-text: each training image by its own distinct captions."""
+    train = sources.dataset.on("train").captions
+    both = Method("querybank(k=1)").sides(sources, sources.gallery)
+    assert both.image_bank.n == train["image_id"].nunique() == 42
+    assert len(both.image_bank.texts) == len(train.drop_duplicates(["image_id", "text"]))
+    assert len(both.bank.texts) == train["text"].nunique()
+    plain, banked = (retrieve(m, sources)[1] for m in ("max", "max+querybank(k=1)"))
+    key = ["direction", "query_id", "item_id"]
+    scores = plain.merge(banked, on=key, suffixes=("", "_banked"))
+    for direction, items, bank in (
+        ("t2i", both.images, both.bank),
+        ("i2t", both.references, both.image_bank),
+    ):
+        loss = best_cosine(bank, items.side)(slice(0, bank.n)).max(axis=0) / 2
+        rows = scores[scores["direction"] == direction]
+        expected = rows["item_id"].map(dict(zip(items.ids, loss, strict=True)))
+        assert len(rows) > 50
+        assert (rows["score"] - rows["score_banked"]).to_numpy() == pytest.approx(
+            expected.to_numpy(), abs=1e-6
+        )
+    index = Index(sources, "querybank(k=1)")
+    image = index.image_ids[0]
+    loss = best_cosine(both.image_bank, both.images.side)(slice(0, 42)).max(axis=0) / 2
+    plain = Index(sources).scores(f"[{image}]").to_numpy()
+    assert index.scores(f"[{image}]").to_numpy() == pytest.approx(plain - loss, abs=1e-6)
+
+
+def test_images_are_chosen_by_among_all_captions_of_the_split(sources, data_dir, tmp_path):
+    """Reference captions need no captioner: those of images that nobody described stand in the
+    gallery of image-to-text on the validation split."""
+    dataset = load_dataset("sample", str(data_dir), "all")
+    few = replace(sources, captioner=write_captions(tmp_path / "few.jsonl", dataset, every=7))
+    val = experiments.validation(few)
+    ranks = rank_dataset("max", val).ranks
+    n_items = ranks.groupby("direction")["n_items"].first()
+    assert n_items["t2i"] == len(val.gallery) == 9 and n_items["i2t"] == 63 * 5
+    assert set(ranks["image_id"]) == set(val.gallery)
+    narrow = rank_dataset("max", replace(val, all_references=False)).ranks
+    assert narrow.groupby("direction")["n_items"].first()["i2t"] == 9 * 5
+    key, counts = ["direction", "query_id"], ["n_greater", "n_tied"]
+    wide, narrow = (r.set_index(key)[counts].sort_index() for r in (ranks, narrow))
+    assert (wide.loc["t2i"] == narrow.loc["t2i"]).all(axis=None)
+    assert (wide.loc["i2t"].sum(axis=1) >= narrow.loc["i2t"].sum(axis=1)).all()
+    people = rank_dataset("reference", val).ranks
+    assert people.groupby("direction")["n_items"].first().to_dict() == {"t2i": 9, "i2t": 315}
+
+
+def test_the_choice_is_repeated_on_images_drawn_anew(sources):
+    val = experiments.validation(sources)
+    drawn = experiments.choose_again(["max", "lexical", "max", "texts(feature)"], val, sources, 200)
+    share = drawn["method"].value_counts(normalize=True)
+    mr = {m: evaluation.metrics(rank_dataset(m, sources, 1).ranks)["mR"] for m in share.index}
+    assert len(drawn) == 200 and share.index[0] == max(
+        ("max", "lexical", "texts(feature)"),
+        key=lambda m: evaluation.metrics(rank_dataset(m, val, 1).ranks)["mR"],
+    )
+    assert drawn["whole"].to_numpy() == pytest.approx(drawn["method"].map(mr).to_numpy())
+    assert drawn["regret"].to_numpy() == pytest.approx(max(mr.values()) - drawn["whole"])
+    assert drawn["mR"].mean() == pytest.approx(drawn["whole"].mean(), abs=2)
+    assert drawn["mR"].std() > 0.3
+
+
+def test_equal_captions_are_one_text_and_all_its_images_are_right(sources):
+    """Against a loop over the texts."""
+    captions = sources.dataset.captions.copy()
+    captions.loc[captions["variant"] == 0, "text"] = "some trees"
+    same = replace(sources, dataset=replace(sources.dataset, captions=captions))
+    ranks = experiments.equal_captions_merged("max", same)
+    both = Method("max").sides(same, same.gallery)
+    texts = list(dict.fromkeys(both.references.side.texts))
+    assert len(texts) == 18 * 4 + 1
+    n_items = ranks.groupby("direction")["n_items"].agg(["first", "size"])
+    assert n_items.loc["t2i"].tolist() == [18, 73] and n_items.loc["i2t"].tolist() == [73, 18]
+    cosine = best_cosine(both.references.side, both.images.side)(slice(0, 90))
+    row = {text: n for n, text in enumerate(both.references.side.texts)}
+    cosine = cosine[[row[text] for text in texts]]
+    owners = pd.Series(both.references.owner).groupby(both.references.side.texts).agg(set)
+    for direction, scores in (("t2i", cosine), ("i2t", cosine.T)):
+        mine = ranks[ranks["direction"] == direction]
+        for n, found in enumerate(mine.itertuples()):
+            right = (
+                sorted(owners[texts[n]])
+                if direction == "t2i"
+                else [t for t, text in enumerate(texts) if n in owners[text]]
+            )
+            best = scores[n, right].max()
+            assert found.n_greater == (scores[n] > best + 1e-6).sum()
+            assert found.n_relevant == len(right)
+    assert evaluation.metrics(ranks)["mR"] > evaluation.metrics(retrieve("max", same)[0])["mR"]
+    whole = experiments.equal_captions_merged("querybank", same)
+    assert len(whole) == len(ranks)
+
+
+def test_another_captioners_texts_ask(data_dir, tmp_path):
+    dataset = load_dataset("sample", str(tmp_path), "test")
+    sources = Sources(dataset, "rsrt")
+    asked = experiments.asked_with("query", sources)
+    ranks = retrieve("max", asked)[0]
+    assert ranks["direction"].value_counts().to_dict() == {"t2i": 105, "i2t": 105}
+    text = load_captions(dataset, "query").records["harbor92"].variants[0].caption
+    own = asked.dataset.captions.set_index("image_id").loc["harbor92"]
+    assert own["text"] == text and own["variant"] == 0
+    assert asked.captions.records == sources.captions.records
+    with pytest.raises(InputError, match="rsrt would find its own words"):
+        experiments.asked_with("rsrt", replace(sources, captioner="rsrt + style"))
+    with pytest.raises(InputError, match="style would find its own words"):
+        experiments.asked_with("style + query", replace(sources, captioner="rsrt + style"))
 
 
 def test_steps_are_tuned_one_after_the_other(sources):

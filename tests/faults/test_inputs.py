@@ -409,7 +409,7 @@ def test_pipes_in_place_of_tables_do_not_hang(tmp_path, name):
 PARAMETERS = pytest.mark.fault("Parameters")
 WRONG = [
     *(("limit", v) for v in (-1, "ten", float("nan"), 2.5, True, None, 10**12, [1])),
-    *(("variants", v) for v in ("three", 0, 6, 2.0, [1, 2])),
+    *(("variants", v) for v in ("three", 0, 11, 2.0, [1, 2])),
     *(("top_k", v) for v in (0, -1, 2.5, "10")),
     *(("query", v) for v in (42, "", " \n", "\0", "a" * 10_000, "half \ud83d", None)),
     *(("dataset", v) for v in ("", " ", 7, "a\0b", None)),

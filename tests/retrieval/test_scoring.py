@@ -251,12 +251,29 @@ def test_a_hub_loses_its_lead_by_the_bank():
     bank_scores = (bank.vectors @ items.vectors.T).astype(np.float64)
     for name, loss in {
         "querybank(k=2)": np.sort(bank_scores, axis=0)[-2:].mean(axis=0) / 2,
+        "querybank(k=0.67)": np.sort(bank_scores, axis=0)[-2:].mean(axis=0) / 2,  # a share of 3
+        "querybank(k=0.01)": bank_scores.max(axis=0) / 2,  # at least one
         "querybank(temperature=0.1)": 0.1 * np.log(np.mean(np.exp(bank_scores / 0.1), axis=0)),
     }.items():
         found = Scorer(Method(name), items, bank)(queries)(ALL)
         assert found == pytest.approx(plain - loss, abs=1e-6)
         assert (plain.argmax(), found.argmax()) == (0, 1)
     assert Scorer(Method("querybank"), items, None)(queries)(ALL) == pytest.approx(plain)
+
+
+def test_images_of_a_bank_ask_as_images_do():
+    """Two training images, with two captions and one, each at the centroid of its own."""
+    rng = np.random.default_rng(2)
+    queries, items = side(unit(*rng.normal(size=(2, 5)))), side(unit(*rng.normal(size=(4, 5))))
+    bank = images([(0, "a"), (0, "b"), (1, "c")], unit(*rng.normal(size=(3, 5))))
+    first = bank.vectors[:2].mean(axis=0)
+    cosines = np.stack([first / np.linalg.norm(first), bank.vectors[2]]) @ items.vectors.T
+    plain = Scorer(Method("centroid"), items)(queries)(ALL)
+    found = Scorer(Method("centroid+querybank(k=1)"), items, bank)(queries)(ALL)
+    assert found == pytest.approx(plain - cosines.max(axis=0) / 2, abs=1e-6)
+    best = np.stack([(bank.vectors[:2] @ items.vectors.T).max(axis=0), cosines[1]])
+    found = Scorer(Method("max+querybank(k=2)"), items, bank)(queries)(ALL)
+    assert found == pytest.approx(plain - best.mean(axis=0) / 2, abs=1e-6)
 
 
 # — a second look —

@@ -23,7 +23,7 @@ def get(words: list[str]) -> None:
     from trsllava_extras.download import get as fetch
 
     made = parser("get", "Fetch a dataset.")
-    made.add_argument("dataset", help="rsicd; of others it says where to ask")
+    made.add_argument("dataset", help="rsicd, rsitmd; of others it says where to ask")
     made.add_argument("--split", default="all", help="train, val, test or all (default)")
     args, given = parse(made, words, {"data_dir"})
     folder = fetch(args.dataset, **given, split=args.split)

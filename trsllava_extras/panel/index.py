@@ -68,6 +68,7 @@ class Index:
         self._described, self._reference = both.images.side, both.references.side
         self._mean = self._reference.mean
         self._by_text = self.method.scorer(self._described, both.bank)
+        self._image_bank = both.image_bank
         self._forms = text_forms(self.method.texts or sources.texts)
         self._starts = np.searchsorted(self._described.groups, np.arange(len(self.image_ids) + 1))
         self._listed = lru_cache(16)(self._filter)
@@ -164,8 +165,9 @@ class Index:
         vectors ``(n_texts, dim)`` of the parts with a positive weight, centred if the method is."""
         scores, wanted = np.zeros(len(self.image_ids), np.float32), []
         for part in query.parts:
-            side = self._side(part, picture if part is query.parts[0] else "")
-            by = self._by_image if part.image else self._by_text
+            shown = picture if part is query.parts[0] else ""
+            side = self._side(part, shown)
+            by = self._by_image if part.image or shown else self._by_text
             scores += np.float32(part.weight) * by(side)(slice(0, 1))[0]
             wanted += [by.prepare(side).vectors] if part.weight > 0 else []
         return scores / sum(abs(part.weight) for part in query.parts), np.concatenate(wanted)
@@ -182,8 +184,7 @@ class Index:
 
     @cached_property
     def _by_image(self) -> Scorer:
-        # no bank: it holds captions, and these queries are images
-        return self.method.scorer(self._described)
+        return self.method.scorer(self._described, self._image_bank)
 
     @cached_property
     def best_scores(self) -> np.ndarray:
