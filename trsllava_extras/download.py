@@ -34,11 +34,8 @@ from trsllava_utils.files import (
 HUB, REVISION = "arampacha/rsicd", "820466c8716e3ccdacde5cb2eb15a2f0f11ccdfe"
 ON_HUB = {"train": "train", "val": "valid", "test": "test"}
 IMAGES = {"train": 8734, "val": 1094, "test": 1093}
-RSITMD = "lcrucial1f/MPS-CLIP_Data"  # its card names no revision and no layout
-RSITMD_TEXTS = (
-    "https://raw.githubusercontent.com/Lcrucial1f/MPS-CLIP/694ea6fe3dd506a5ef768bd94f4945777680b780"
-    "/data/finetune"
-)
+RSITMD, COMMIT = "lcrucial1f/MPS-CLIP_Data", "694ea6fe3dd506a5ef768bd94f4945777680b780"
+RSITMD_TEXTS = f"https://raw.githubusercontent.com/Lcrucial1f/MPS-CLIP/{COMMIT}/data/finetune"
 AUTHORS = "https://github.com/xiaoyuan1996/AMFMN"
 ASK = {  # where the other datasets are to be had
     "ucm": "https://github.com/201528014227051/RSICD_optimal",
@@ -102,32 +99,27 @@ def get(dataset: str, data_dir: str = "", split: str = "all") -> Path:
 def _rsitmd(root: Path) -> Path:
     """Pictures keep the folder of their split, if they have one; crops of them are left out."""
     path = _from_hub(RSITMD, "rsitmd.zip", None, "RSITMD")
-    texts = [f"rsitmd_{name}.json" for name in IMAGES]
     try:
         with zipfile.ZipFile(path) as packed:
             for entry in progress(packed.infolist(), desc="unpacking"):
                 name = PurePosixPath(entry.filename)
-                if name.name.startswith(".") or {"subimages", "__MACOSX"} & {*name.parts}:
-                    continue
-                folder = name.parent.name if name.parent.name in IMAGES else ""
-                target = root / "images" / folder / name.name
-                if name.name in ("dataset_RSITMD.json", *texts):
-                    target = root / name.name
-                elif name.suffix not in (".tif", ".jpg", ".png"):
-                    continue
-                if not target.is_file():
+                split = name.parent.name if name.parent.name in IMAGES else ""
+                target = root / "images" / split / name.name
+                is_crop = not {"subimages", "__MACOSX"}.isdisjoint(name.parts)
+                if name.suffix == ".tif" and not is_crop and not target.is_file():
                     with atomic_path(target) as tmp:
                         tmp.write_bytes(packed.read(entry))
     except (zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, "RSITMD", error) from error
-    for name in texts if not any(root.glob("*.json")) else ():
+    for name in [f"rsitmd_{split}.json" for split in IMAGES if not any(root.glob("dataset*.json"))]:
         try:
-            with urllib.request.urlopen(f"{RSITMD_TEXTS}/{name}", timeout=60) as there:
-                write_text(root / name, there.read().decode())
+            if not (root / name).exists():
+                with urllib.request.urlopen(f"{RSITMD_TEXTS}/{name}", timeout=60) as there:
+                    write_text(root / name, there.read().decode())
         except OSError as error:
             raise MissingError(
-                f"cannot fetch {name} from {RSITMD_TEXTS}: {error}. Put it, or the authors' "
-                f"dataset_RSITMD.json ({AUTHORS}), into {shown(root)}"
+                f"cannot fetch {name} from {RSITMD_TEXTS}: {error}. Put the authors' "
+                f"dataset_RSITMD.json ({AUTHORS}) into {shown(root)}"
             ) from error
     return root
 

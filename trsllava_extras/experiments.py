@@ -138,8 +138,8 @@ def compare_captioners(
 def choose_again(
     tried: Iterable[str], on_val: Sources, sources: Sources, resamples: int = 1000
 ) -> pd.DataFrame:
-    """The choice as a part of the experiment: draw the validation images anew, choose the best of
-    all methods that were tried, and measure it on newly drawn images of the split.
+    """Draw the validation images anew, choose the best of all methods that were tried, and measure
+    it on images of the split, drawn anew too.
 
     Args:
         tried: methods, as :func:`tune` lists them.
@@ -148,8 +148,7 @@ def choose_again(
 
     Returns:
         One row per draw: ``method`` (chosen), ``mR`` (of the drawn images), ``whole`` (of all
-        images of the split), ``regret`` (how far it lies behind the best of all methods that some
-        draw chose), percent.
+        images), ``regret`` (of the latter, behind the best method that any draw chose), percent.
     """
 
     def of_each(methods: Iterable[str], where: Sources) -> pd.DataFrame:
@@ -168,9 +167,9 @@ def choose_again(
 
 
 def equal_captions_merged(method: str, sources: Sources) -> pd.DataFrame:
-    """Ranks as in :func:`~trsllava_utils.ranking.retrieve` by the *merged* protocol: equal captions
-    are one text, and right is every image that has it (SkyScript, AAAI 2024). Queries of
-    text-to-image are named by their first image."""
+    """Ranks by the *merged* protocol: equal captions are one text, and right is every image that
+    has it (SkyScript, AAAI 2024). Columns ``direction, image_id, n_greater, n_tied,
+    n_relevant_tied``; a text counts for the first image that has it."""
     rule, tables = rule_of(method), []
     both = rule.sides(sources, sources.gallery)
     side, owner = both.references.side, both.references.owner
@@ -185,14 +184,12 @@ def equal_captions_merged(method: str, sources: Sources) -> pd.DataFrame:
         ("i2t", asking, distinct, both.image_bank, pairs[::-1]),
     ):
         score = rule.scorer(items, bank)(queries)
-        of_image = owner[first] if direction == "t2i" else np.arange(queries.n)
+        image = both.images.ids[owner[first] if direction == "t2i" else np.arange(queries.n)]
         for block in blocks(queries.n, items.n):
             mine = (asked >= block.start) & (asked < block.stop)
             numbers = rank_relevant(score(block), asked[mine] - block.start, right[mine])
-            n_relevant = np.bincount(asked, minlength=queries.n)[block]
-            about = {"direction": direction, "image_id": both.images.ids[of_image[block]]}
-            about |= {"n_relevant": n_relevant, "n_items": items.n}
-            tables.append(pd.DataFrame(numbers).assign(**about))
+            about = {"direction": direction, "image_id": image[block]}
+            tables.append(pd.DataFrame({**about, **numbers}))
     return pd.concat(tables, ignore_index=True)
 
 

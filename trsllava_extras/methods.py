@@ -184,8 +184,7 @@ class Method:
     def sides(self, sources: Sources, images: list[str]) -> Sides:
         """The two sides of both directions for these images, with the vectors of plug-ins, means
         and the bank, where its steps need them."""
-        both, bank, mean = sides(sources, images, self.texts), None, None
-        image_bank = None
+        both, bank, image_bank, mean = sides(sources, images, self.texts), None, None, None
         if self.captions_ask:
             itself = described(sources.embed_reference(), images)
             return Sides(itself, both.references, both.references)
@@ -204,10 +203,9 @@ class Method:
         if self.needs_bank:
             made = embed_bank(sources)
             once = ~made.rows["text"].duplicated().to_numpy()  # over all images
-            texts, vectors = made.rows["text"].to_numpy()[once], made.vectors[once]
-            mean = vectors.mean(axis=0)
+            texts, mean = made.rows["text"].to_numpy()[once], made.vectors[once].mean(axis=0)
             own = None if second["bank"] is None else second["bank"][once]
-            bank = one_each(texts, vectors, own, mean)
+            bank = one_each(texts, made.vectors[once], own, mean)
             if not self.plugged:  # whose vectors are of pixels, which training images need not have
                 everyone = list(dict.fromkeys(made.rows["image_id"]))
                 image_bank = replace(described(made, everyone).side, mean=mean)

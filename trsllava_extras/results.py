@@ -139,7 +139,10 @@ def export(table: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def published(
-    dataset: str, measured: dict[str, dict] | None = None, captioner: str = ""
+    dataset: str,
+    measured: dict[str, dict] | None = None,
+    captioner: str = "",
+    protocol: str = "rows",
 ) -> pd.DataFrame:
     """Published results on the test split of a dataset as their sources print them, best first,
     with results measured here among them: ``method, year, kind, …, mR, source`` (percent).
@@ -149,9 +152,11 @@ def published(
 
     Args:
         measured: method -> metrics, of the test split; captioner: whose captions they are of.
+        protocol: "rows" (each caption is a query) or "merged" (equal captions are one text).
     """
     table = pd.read_csv(PROJECT_ROOT / "data" / "published_results.csv", dtype={"year": "Int64"})
-    table = table[table["dataset"] == dataset].drop(columns="dataset")
+    wanted = (table["dataset"] == dataset) & (table["protocol"] == protocol)
+    table = table[wanted].drop(columns=["dataset", "protocol"])
     if table.empty:
         return table
     own = []

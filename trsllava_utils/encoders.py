@@ -1,8 +1,7 @@
 """Encoders: texts go in, unit vectors come out.
 
 Named by a string: ``all-MiniLM-L6-v2`` (it comes with the package), any sentence-transformers id or
-folder, or the kind of a plug-in (``trsllava.encoders``) before a colon, ``openai:MODEL``; several
-joined by `` + `` are a plug-in too.
+folder, or a plug-in (``trsllava.encoders``): its kind before a colon, ``openai:MODEL``, or "A + B".
 """
 
 from __future__ import annotations

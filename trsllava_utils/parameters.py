@@ -62,6 +62,7 @@ class Parameters(TypedDict, total=False):
     captioner: Text
     query_captioner: Text
     protocol: _one_of("protocol", ("", "paper"))
+    ask_with: list[Filled]
     compare_with: list[Filled]
     prompt: _one_of("prompt", PROMPTS)
     prompt_file: Text

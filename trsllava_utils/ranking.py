@@ -40,9 +40,8 @@ class Sides:
     images: NamedSide  # as items: each described by its texts
     references: NamedSide  # the reference captions, each for itself: queries and items
     image_queries: NamedSide  # the images as queries
-    # for plug-in rules, training captions: what asks in text-to-image, and in image-to-text
-    bank: Side | None = None
-    image_bank: Side | None = None  # each image as a group
+    bank: Side | None = None  # for plug-in rules: training captions, each for itself,
+    image_bank: Side | None = None  # and by image: the queries of image-to-text
 
 
 class Rule(Protocol):
