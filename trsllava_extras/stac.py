@@ -21,7 +21,14 @@ import pandas as pd
 import rasterio
 from rasterio.dtypes import dtype_rev, typename_fwd
 
-from trsllava_extras.rasters.opening import FAR, RASTER_SUFFIXES, driver_of, place_of
+from trsllava_extras.rasters.opening import (
+    FAR,
+    NEAR,
+    RASTER_SUFFIXES,
+    driver_of,
+    led_astray,
+    place_of,
+)
 from trsllava_utils.files import InputError, first_few, parse_json, read_once, read_text, write_text
 
 _COLOURS = ("red", "green", "blue", "nir", "nir08", "vv", "vh", "hh", "hv")
@@ -166,7 +173,7 @@ def _compose(
     sources = [item["self"], *(path for path in files.values() if not path.startswith("/vsi"))]
     try:
         if not target.is_file() or max(map(_written, sources)) >= _written(target):
-            with rasterio.Env(**(FAR if is_far else {})):
+            with rasterio.Env(**(FAR if is_far else NEAR)):
                 write_text(target, _virtual(bands))
     except (rasterio.errors.RasterioError, OSError, KeyError) as error:
         return f"a file that cannot be read, {type(error).__name__}"
@@ -231,7 +238,10 @@ def _virtual(bands: list[tuple[str, str, int, dict]]) -> str:
     for number, (name, path, source, about) in enumerate(bands, 1):
         # of a file elsewhere nothing is known but its name; GDAL would open whatever it finds
         kind = "JP2OpenJPEG" if path.lower().endswith(("jp2", "j2k")) else "GTiff"
-        with rasterio.open(path, driver=kind if path.startswith("/vsi") else None) as raster:
+        if not path.startswith("/vsi") and (astray := led_astray(Path(path))):
+            raise OSError(f"{astray} beside {path} leads to other files")
+        kind = kind if path.startswith("/vsi") else driver_of(path)
+        with rasterio.open(path, driver=kind) as raster:
             size = raster.width, raster.height
             if number == 1:
                 like, where = size, place_of(raster)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 
 from tests.conftest import draw
+from tests.openai_server import LocalServer
 from trsllava_extras.pages import thumbnail
+from trsllava_extras.rasters.opening import open_raster
 from trsllava_extras.rasters.upright import Turn
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import InputError
@@ -342,6 +345,79 @@ def test_a_file_leads_to_no_other(tmp_path):
     one_value(path, 5)
     ds = load_dataset(str(tmp_path / "mine"), str(tmp_path))
     assert ds.images["image_id"].tolist() == ["a"] and len(ds.problems) == 5
+
+
+class Counter(BaseHTTPRequestHandler):
+    """Counts what is asked of an address."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def web():
+    """A server on this machine, and what was asked of it."""
+    with LocalServer(("127.0.0.1", 0), Counter) as server:
+        server.asked = []
+        yield server
+
+
+@pytest.mark.parametrize("beside", ["a.tif.ovr", "a.tif.msk", "a.tif.aux.xml", "A.AUX"])
+@pytest.mark.parametrize("to", ["file", "web", "link"])
+def test_files_beside_a_raster_lead_nowhere(tmp_path, web, beside, to):
+    """A picture elsewhere, and an address on the web, are named by a file beside a plain raster, or
+    by one beside a source of a virtual raster: neither is opened, and the raster is left out."""
+    mine, secret = tmp_path / "mine", tmp_path / "secret.tif"
+    (mine / "tiles").mkdir(parents=True)
+    write(secret, np.full((3, 256, 256), 222, np.uint8))
+    wanted = f"/vsicurl/http://127.0.0.1:{web.server_port}/a.tif" if to == "web" else str(secret)
+    for folder in (mine, mine / "tiles"):
+        write(folder / "a.tif", np.full((3, 512, 512), 5, np.uint8))
+        write(folder / "b.tif", np.full((3, 512, 512), 7, np.uint8))
+        if to == "link":
+            (folder / beside).symlink_to(secret)
+        elif beside.endswith(".xml"):
+            named = f'<MDI key="OVERVIEW_FILE">{wanted}</MDI>'
+            text = f'<PAMDataset><Metadata domain="OVERVIEWS">{named}</Metadata></PAMDataset>'
+            (folder / beside).write_text(text)
+        else:
+            virtual(folder / beside, wanted)
+    virtual(mine / "c.vrt", mine / "tiles" / "a.tif")
+    virtual(mine / "d.vrt", mine / "tiles" / "b.tif")
+    ds = load_dataset(str(mine), str(tmp_path))
+    assert ds.images["image_id"].tolist() == ["b", "d", "tiles/b"]
+    assert read_image(ds.file_of("b")).max() == 7
+    said = " ".join(ds.problems)
+    assert f"a.tif is not opened: {beside} beside a.tif leads to other files; remove it" in said
+    assert f"a.tif, and {beside} beside that leads to other files" in said and not web.asked
+
+
+def test_plain_files_beside_a_raster_are_used(tmp_path, web):
+    """Overviews, masks and metadata of the common kinds."""
+    write(tmp_path / "a.tif", np.full((3, 512, 512), 5, np.uint8))
+    with rasterio.open(tmp_path / "a.tif") as raster:  # read-only: they are built beside it
+        assert raster.overviews(1) == []
+    with rasterio.Env(TIFF_USE_OVR="YES"), rasterio.open(tmp_path / "a.tif", "r+") as raster:
+        raster.build_overviews([2, 4])
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK="NO"), rasterio.open(tmp_path / "a.tif", "r+") as r:
+        r.write_mask(np.arange(512)[None].repeat(512, 0) < 256)
+    (tmp_path / "a.tif.aux.xml").write_text(
+        '<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">:::BASE:::a.tif.ovr</MDI>'
+        '</Metadata><Metadata><MDI key="who">me</MDI></Metadata></PAMDataset>'
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"a.tif{e}" for e in ("", ".ovr", ".msk", ".aux.xml")
+    }
+    with open_raster(tmp_path / "a.tif") as raster:
+        assert raster.overviews(1) == [2, 4] and raster.tags()["who"] == "me"
+        assert raster.dataset_mask().mean() == pytest.approx(127.5)
+    assert (read_image(tmp_path / "a.tif")[:, -1] == 255).all()
 
 
 def test_files_beside_an_image_are_part_of_it(tmp_path):

@@ -1,6 +1,6 @@
 """Rasters as rasterio (GDAL) opens them: a file goes in, an open dataset comes out. Only files of
 known kinds are opened, each by its own driver: left to itself, GDAL would open paths and web
-addresses that are written inside a file.
+addresses that are written inside a file, or in files beside it.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from trsllava_utils.images import unreadable
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".vrt"}
 ORIENTATION, NODATA = 274, 42113  # tags of a TIFF
 SETTINGS = {"GDAL_CACHEMAX": 128, "GDAL_VRT_ENABLE_PYTHON": "NO"}  # of GDAL
+NEAR = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none"}  # of the files of GDAL's network drivers
 FAR = {  # for files elsewhere: nothing but the file is asked for
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.jp2,.j2k",
@@ -43,6 +45,7 @@ SourceProperties SrcRect DstRect NODATA ColorTable Entry BlockXSize BlockYSize M
 UseMaskBand CategoryNames Category"""
 _STATISTICS = """PAMDataset PAMRasterBand Metadata MDI Histograms HistItem HistMin HistMax
 BucketCount IncludeOutOfRange Approximate HistCounts"""
+_OPENED = (".ovr", ".msk", ".aux", ".rrd")  # beside a raster: GDAL opens them, whatever they hold
 _OF_PRODUCT = re.compile(r"_(SR_|ST_)?B\d\w*$|_R\d+C\d+$")  # what bands and tiles add to its name
 _DRIVERS = {  # first bytes of a file -> GDAL's driver
     b"II*\0": "GTiff",
@@ -68,7 +71,7 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
     those refer to.
 
     Raises:
-        InputError: it is not a raster that can be read.
+        InputError: it is not a raster that can be read, or a file beside it leads elsewhere.
     """
     driver = driver_of(path)
     if not driver or (driver == "VRT") != (Path(path).suffix.lower() == ".vrt"):
@@ -76,7 +79,13 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
     try:
         with ExitStack() as opened:
             is_far = driver == "VRT" and b">/vsi" in Path(path).read_bytes()
-            opened.enter_context(rasterio.Env(**SETTINGS, **(FAR if is_far else {})))
+            opened.enter_context(rasterio.Env(**SETTINGS, **(FAR if is_far else NEAR)))
+            for file in (Path(path), *_sources(Path(path))):
+                if astray := led_astray(file):
+                    raise InputError(
+                        f"{Path(path).name} is not opened: {astray} beside "
+                        f"{file.name} leads to other files; remove it"
+                    )
             is_text = name_as_text(str(path)) == str(path)  # else GDAL cannot take the name
             source = path if is_text else opened.enter_context(open(path, "rb"))
             raster = opened.enter_context(rasterio.open(source, driver=driver))
@@ -154,10 +163,49 @@ def companions(path: str | Path) -> list[Path]:
         names += [f"{path.stem}{end}" for end in ends] + [f"{stem}_MTL.txt", f"{stem}_MTL.xml"]
         names += [stem.replace("IMG_", kind, 1) + ".XML" for kind in ("DIM_", "RPC_")]
     beside = [path.with_name(name) for name in dict.fromkeys(names)]
-    if path.suffix.lower() == ".vrt":
-        sources = virtual_raster(path).iter("SourceFilename")
-        beside += [path.parent / (source.text or "").strip() for source in sources]
+    beside += _sources(path)
     return [file for file in beside if file.is_file() and not _is_statistics(file)]
+
+
+def _sources(path: Path) -> list[Path]:
+    """What a virtual raster refers to; nothing for other files."""
+    named = virtual_raster(path).iter("SourceFilename") if path.suffix.lower() == ".vrt" else ()
+    return [path.parent / (source.text or "").strip() for source in named]
+
+
+def led_astray(path: Path) -> str:
+    """The name of a file beside a raster by which GDAL would open files elsewhere, or addresses on
+    the web; "" for none. Overviews and masks are opened by any driver, a virtual raster among them;
+    auxiliary metadata name overviews. Masks, overviews and metadata of the plain kind are used."""
+    with suppress(OSError):
+        names, stem = _helpers(path.parent, path.parent.stat().st_mtime_ns), f"{path.stem}.".lower()
+        for low, name in names[bisect_left(names, (stem, "")) :]:
+            if not low.startswith(stem):
+                break
+            file, is_xml = path.with_name(name), low.endswith(".xml")
+            is_plain = _is_plain_metadata(file) if is_xml else driver_of(file) in ("GTiff", "HFA")
+            if not is_plain or file.resolve().parent != path.parent.resolve():
+                return name
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _helpers(folder: Path, _: int) -> list[tuple[str, str]]:
+    """Names of all files in a folder that GDAL might open unasked, in small letters and as they
+    are, sorted."""
+    names = ((name.lower(), name) for name in os.listdir(folder))
+    return sorted(pair for pair in names if pair[0].endswith((*_OPENED, ".aux.xml")))
+
+
+def _is_plain_metadata(path: Path) -> bool:
+    """Whether auxiliary metadata name no file but one in their own folder."""
+    for element in virtual_raster(path).iter():
+        text = (element.text or "").strip()
+        named = element.get("key") == "OVERVIEW_FILE" or element.tag == "SourceFilename"
+        inside = re.fullmatch(r":::BASE:::[^/\\]+", text) and text.endswith(_OPENED)
+        if "/vsi" in text or (named and not inside):
+            return False
+    return True
 
 
 def _is_statistics(path: Path) -> bool:
@@ -203,6 +251,8 @@ def _refused_vrt(path: Path, root: Path) -> str:
         inside = is_resolved and source.is_file() and source.is_relative_to(root)
         if not inside or driver_of(source) not in ("GTiff", "JP2OpenJPEG", "HFA", "PNG", "JPEG"):
             return f"refers to {text}, which is no raster inside the folder"
+        if astray := led_astray(source):
+            return f"refers to {text}, and {astray} beside that leads to other files"
     return ""
 
 
