@@ -54,7 +54,7 @@ def _made(dataset: Dataset, prompt: str) -> str:
     """Who wrote the newest captions of this prompt in the dataset's folder of artefacts; ``pixels``
     only where nobody else did (notebook 01 runs it for comparison)."""
     made = {"": (False, 0)}
-    for file in folder_of(dataset).glob("*.jsonl"):
+    for file in filter(Path.is_file, folder_of(dataset).glob("*.jsonl")):
         name = file.name.removesuffix(".jsonl").partition(".shard-")[0]
         identity = read_json(file.with_name(f"{name}.json")).get("identity", {})
         if str(identity.get("answer", "")).startswith(f"{prompt} ") and file.stat().st_size:

@@ -27,7 +27,7 @@ from trsllava_utils.records import CORPUS_COLUMNS
 from trsllava_utils.scoring import Score, Side, as_float32, run_starts
 from trsllava_utils.sources import Sources, reference_texts
 from trsllava_utils.vectors import Embeddings, embed_corpus
-from trsllava_utils.weights import device, not_here, revision
+from trsllava_utils.weights import NO_CODE, device, not_here, revision
 
 BATCH = 32
 UNCAPTIONED = "no caption yet"  # the text of an image that has none
@@ -92,8 +92,8 @@ class _Transformers:
 
         logging.disable_progress_bar()
         try:
-            self._model = AutoModel.from_pretrained(name).eval().to(device())
-            self._processor = AutoProcessor.from_pretrained(name)
+            self._model = AutoModel.from_pretrained(name, **NO_CODE).eval().to(device())
+            self._processor = AutoProcessor.from_pretrained(name, **NO_CODE)
         except ImportError as error:
             needed = " ".join(str(error).split())[:200]
             raise MissingError(

@@ -37,7 +37,7 @@ from trsllava_extras.schema import schema
 from trsllava_utils.captioner import Question, Reply, Settings
 from trsllava_utils.files import InputError, MissingError, content_fingerprint, fingerprint
 from trsllava_utils.prompts import LIMITS, Prompt, make_prompt
-from trsllava_utils.weights import device, not_here
+from trsllava_utils.weights import NO_CODE, device, not_here
 
 LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"
 MAX_BATCH = 64  # images
@@ -118,13 +118,13 @@ class TransformersCaptioner:
     def _read_config(self):
         """The configuration, from disk if it is there."""
         try:
-            return AutoConfig.from_pretrained(self._name, local_files_only=True)
+            return AutoConfig.from_pretrained(self._name, local_files_only=True, **NO_CODE)
         except (OSError, ValueError) as error:
             if Path(self._name).exists():
                 raise self._missing(error) from None
         try:  # fails fast without a network; a download retries for long
             model_info(self._name, timeout=10)
-            return AutoConfig.from_pretrained(self._name)
+            return AutoConfig.from_pretrained(self._name, **NO_CODE)
         except Exception as error:  # of whichever HTTP library the hub's client uses
             raise self._missing(error) from None
 
@@ -145,8 +145,10 @@ class TransformersCaptioner:
         import xgrammar
 
         try:
-            processor = AutoProcessor.from_pretrained(self._name)
-            model = AutoModelForImageTextToText.from_pretrained(self._name, **self._precision())
+            processor = AutoProcessor.from_pretrained(self._name, **NO_CODE)
+            model = AutoModelForImageTextToText.from_pretrained(
+                self._name, **NO_CODE, **self._precision()
+            )
         except ImportError as error:  # some processors need torchvision, num2words, …
             raise MissingError(
                 f"captioner 'transformers:{self._name}' needs a package that is not installed: "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import (
@@ -21,6 +24,24 @@ from trsllava_utils.files import (
     write_text,
 )
 from trsllava_utils.recall import KS, TITLES, chance
+
+_Recalls = TypedDict("_Recalls", {**{f"R@{k}": float for k in KS}, "MedR": float})
+
+
+class _Interval(TypedDict):
+    mR: tuple[float, float]
+
+
+class _Metrics(TypedDict):
+    t2i: _Recalls
+    i2t: _Recalls
+    mR: float
+    interval: NotRequired[_Interval]  # fmt: skip
+
+
+_Texts = dict.fromkeys(("dataset", "split", "captioner", "encoder", "inputs"), str)
+_RESULT = TypeAdapter(TypedDict("_RESULT", {"methods": dict[str, _Metrics], "chance": _Metrics,
+                                            "n_images": int, **_Texts}))  # fmt: skip
 
 
 def require_reference_captions(dataset: Dataset) -> None:
@@ -78,9 +99,12 @@ def write_results(path: Path, methods: dict[str, dict], ranks: pd.DataFrame, **a
 
 def read_results(path: Path) -> dict:
     """What :func:`write_results` wrote; empty if it is missing, damaged, edited, or written by an
-    earlier version of this project."""
+    earlier version of this project, or something else (its fingerprint is no signature)."""
     result = read_json(path)
-    return result if {"methods", "chance", "inputs"} <= result.keys() else {}
+    with suppress(ValidationError):
+        _RESULT.validate_python(result)
+        return result
+    return {}
 
 
 def results_path(derived: Path, setting: str) -> Path:

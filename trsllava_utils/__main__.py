@@ -5,14 +5,35 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from typing import TextIO
 
 from trsllava_utils import plugins
-from trsllava_utils.files import InputError, MissingError, check_choice
+from trsllava_utils.files import InputError, MissingError, check_choice, escaped
+
+
+class _Terminal:
+    """A stream for names and captions of strangers. A line may be begun anew, as progress bars
+    do, but not from within a text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        again = "\r" * text.startswith("\r")
+        return self._stream.write(again + escaped(text.removeprefix(again)))
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
+    with redirect_stdout(_Terminal(sys.stdout)), redirect_stderr(_Terminal(sys.stderr)):
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(words: list[str]) -> int:
     try:
         if not words or words[0] in ("-h", "--help"):
             print("usage: python -m trsllava_utils COMMAND …\n")

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 from trsllava_utils import plugins
 from trsllava_utils.files import InputError, parse_json, read_lines, read_text, reading, shown
+from trsllava_utils.folder import leads_out
 
 SPLIT_NAMES = {name: name for name in ("train", "val", "test")}
 SPLIT_NAMES |= {"restval": "train", "valid": "val", "validation": "val", "dev": "val"}
 IMAGE_KEYS = ("filename", "file_name", "image", "image_name", "name", "key")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _TEXT_KEYS = ("captions", "caption", "title", "sentences", "text", "raw")
 
 
@@ -50,6 +51,7 @@ def find(root: Path) -> tuple[Layout, list[Path]] | None:
     for layout in sorted([*_LAYOUTS, *plugins.load_all("layouts").values()], key=lambda o: o.place):
         paths = sorted(path for pattern in layout.patterns for path in root.glob(pattern))
         paths = [p for p in paths if p.is_file() and not p.name.startswith(".")]
+        paths = [p for p in paths if not leads_out(p, root)]
         paths = [p for p in paths if _holds_captions(p, layout)]
         if paths:
             return layout, paths[:1] if layout.only_first else paths

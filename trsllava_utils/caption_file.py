@@ -25,6 +25,7 @@ from trsllava_utils.files import (
     append_lines,
     cannot_write,
     fingerprint,
+    not_linked,
     read_json,
     read_lines,
     shown,
@@ -72,7 +73,8 @@ class CaptionFile:
     def siblings(self) -> list[CaptionFile]:
         """All files of these settings, the one written last at the end."""
         named = re.compile(re.escape(f"{self._named().name}.") + r"(?:(shard-\d+-of-\d+)\.)?jsonl")
-        paths = sorted(self.folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        paths = (path for path in self.folder.glob("*.jsonl") if path.is_file())
+        paths = sorted(paths, key=lambda path: path.stat().st_mtime_ns)
         parts = [match[1] or "" for path in paths if (match := named.fullmatch(path.name))]
         return [replace(self, part=part) for part in parts]
 
@@ -108,7 +110,8 @@ class CaptionFile:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / f".{self.path.name}.lock", timeout=0)
+            lock = FileLock(not_linked(self.folder / f".{self.path.name}.lock"), timeout=0)
+            not_linked(self.path)
             lock.acquire()
         except Timeout:
             raise InputError(
@@ -125,6 +128,8 @@ class CaptionFile:
 
     def claim(self, identity: dict, prompt_text: str = "") -> None:
         """Begin to write it: its manifest is made, anew if it was damaged."""
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"{shown(self.path)} is no file; remove it")
         if self.manifest().get("identity") != identity:
             made_with = versions("trsllava-utils", "transformers", "torch", "xgrammar")
             about = {"identity": identity, "prompt": prompt_text, "versions": made_with}
@@ -133,7 +138,8 @@ class CaptionFile:
         if not self.path.exists() or newest.made_with != self.made_with:
             self.path.touch()
             # clocks of file systems are coarse: later than any other
-            last = max(path.stat().st_mtime_ns for path in self.folder.glob("*.jsonl"))
+            there = (path for path in self.folder.glob("*.jsonl") if path.is_file())
+            last = max(path.stat().st_mtime_ns for path in there)
             os.utime(self.path, ns=(last + TICK, last + TICK))
 
     def append(self, records: Iterable[Record]) -> None:
@@ -165,7 +171,7 @@ def newest_file(folder: Path, captioner: str) -> CaptionFile | None:
     """The file of the settings that the captioner was last run with; None if it never was."""
     _adopt(folder, captioner)
     named = re.compile(re.escape(captioner) + rf"\.({_HEX})(?:\.shard-\d+-of-\d+)?\.jsonl")
-    paths = [path for path in folder.glob("*.jsonl") if named.fullmatch(path.name)]
+    paths = [p for p in folder.glob("*.jsonl") if named.fullmatch(p.name) and p.is_file()]
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
     return newest and CaptionFile(folder, captioner, named.fullmatch(newest.name)[1])
 

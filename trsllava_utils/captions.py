@@ -32,7 +32,7 @@ from trsllava_utils.files import (
     shown,
     user_path,
 )
-from trsllava_utils.folder import match_names
+from trsllava_utils.folder import leads_out, match_names
 from trsllava_utils.images import Rendering
 from trsllava_utils.parameters import TILE, TILING
 from trsllava_utils.records import Record, caption_corpus
@@ -314,7 +314,8 @@ def has_shipped_captions(dataset: Dataset, name: str) -> bool:
 def _shipped(dataset: Dataset, name: str) -> list[Path]:
     """``data/rsrt/<dataset>_*.jsonl``, and ``rsrt.jsonl`` in the dataset's folder, which counts
     where both describe an image; for other names likewise."""
-    own = [file for file in [dataset.root / f"{name}.jsonl"] if file.is_file()]
+    own = [dataset.root / f"{name}.jsonl"]
+    own = [file for file in own if file.is_file() and not leads_out(file, dataset.root)]
     return sorted((PROJECT_ROOT / "data" / name).glob(f"{dataset.name}_*.jsonl")) + own
 
 

@@ -17,6 +17,7 @@ from trsllava_utils.files import InputError
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.weights import (
     MINILM_SHA256,
+    NO_CODE,
     embedded_minilm,
     not_here,
     resolve_precision,
@@ -125,7 +126,8 @@ class SentenceTransformerEncoder:
 
         logging.disable_progress_bar()
         try:
-            return SentenceTransformer(embedded_minilm() if self._is_minilm else self.name)
+            path = embedded_minilm() if self._is_minilm else self.name
+            return SentenceTransformer(path, **NO_CODE)
         except InputError:
             raise
         except (OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from typing import Any
 _PARENT = Path(__file__).resolve().parent.parent
 PROJECT_ROOT = _PARENT if (_PARENT / "notebooks").is_dir() else Path.cwd()
 TEXT_BARS = "TRSLLAVA_TEXT_BARS"  # environment variable: progress bars are text
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 NAMED = 5  # of many names in a sentence
 KEPT = 512  # files that a reader keeps in memory
 
@@ -102,8 +103,14 @@ def resolve_data_dir(data_dir: str | os.PathLike = "") -> Path:
 def shown(path: str | os.PathLike) -> str:
     """A path as a notebook prints it: relative to the project where possible, so that outputs hold
     on any machine."""
-    full, root = Path(path).resolve(), PROJECT_ROOT.resolve()
+    full, root = Path(os.path.realpath(path)), PROJECT_ROOT.resolve()  # links may go in circles
     return full.relative_to(root).as_posix() if full.is_relative_to(root) else str(path)
+
+
+def escaped(text: str) -> str:
+    """A text for a terminal: control characters, and those that turn the direction of writing, are
+    shown as escapes; ends of lines and tabs stay."""
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def first_few(names: Iterable[str]) -> str:
@@ -196,15 +203,35 @@ def progress(*iterable, **options):
 # — text and JSON —
 
 
+def not_linked(path: str | os.PathLike) -> Path:
+    """The path of an artefact, which no link below a folder ``derived`` may lead elsewhere. Links
+    that a user names, and the folder itself, may be links.
+
+    Raises:
+        InputError: one does.
+    """
+    path = Path(os.path.abspath(path))
+    behind = len(path.parts) - path.parts[::-1].index("derived") if "derived" in path.parts else 0
+    for end in range(behind + 1, len(path.parts) + 1) if behind else ():
+        if (part := Path(*path.parts[:end])).is_symlink():
+            raise InputError(
+                f"{shown(part)} is a link, and below derived/ nothing is written "
+                "through one; remove it, or make derived itself the link"
+            )
+    return path
+
+
 @contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; move it into place on success, remove it on
-    failure. A link stays, and the file that it leads to is replaced; a device is written to.
+    failure. A link that a user names stays, and the file that it leads to is replaced; a device is
+    written to.
 
     Raises:
-        InputError: the folder cannot be written (read-only, full); the old file is intact.
+        InputError: the folder cannot be written (read-only, full), or :func:`not_linked`; the old
+            file is intact.
     """
-    target = Path(os.path.realpath(target))
+    target = Path(os.path.realpath(not_linked(target)))
     if target.exists() and not target.is_file() and not target.is_dir():
         yield target
         return
@@ -328,7 +355,7 @@ def append_lines(path: Path, values: Iterable[dict]) -> None:
     if not lines:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        not_linked(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as f:
             end = f.seek(0, os.SEEK_END)
             f.seek(max(0, end - (1 << 20)))  # bytes; far above the longest line

@@ -16,33 +16,33 @@ from trsllava_utils.images import image_suffixes, reader_of
 # lie beside images and are read as something else, or not at all
 _COMPANIONS = """.json .jsonl .geojson .csv .tsv .txt .parquet .geoparquet .xml .ovr .msk .aux .hdr
 .prj .rrd .imd .rpb .ige .md .html .tfw .jgw .pgw .j2w .wld .ini .yml .yaml"""
+_LEADS_OUT = "is a link that leads out of the folder"
 _THUMBNAILS = {"@eaDir", "Thumbs", "thumbs", "thumbnails"}
 
 
 def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The images below a folder.
 
-    Links are followed to files inside the folder, or in the ``blobs`` of the Hugging Face cache
-    that the folder is a snapshot of; linked folders are not. Folders of thumbnails, hidden ones
-    and ``derived`` are left out.
+    Links are followed where they stay inside (:func:`leads_out`); linked folders are not. Folders
+    of thumbnails, hidden ones and ``derived`` are left out.
 
     Returns:
         File by relative name (``/`` between folders, NFC), and sentences on what was left out.
     """
     files: dict[str, Path] = {}
     others, reasons = defaultdict(list), []
-    inside = [root.resolve()]
-    if root.parent.name == "snapshots":
-        inside.append((root.parent.parent / "blobs").resolve())
-    for here, names in _folders(root, inside, reasons):
+    for here, names in _folders(root, reasons):
         for file_name in sorted(names):
             path, suffix = here / file_name, Path(file_name).suffix.lower()
-            if file_name.startswith(".") or (suffix and suffix in _COMPANIONS.split()):
+            is_companion = suffix and suffix in _COMPANIONS.split() and not leads_out(path, root)
+            if file_name.startswith(".") or is_companion:
                 continue
             name = unicodedata.normalize("NFC", name_as_text(path.relative_to(root).as_posix()))
-            if suffix not in image_suffixes():
+            if leads_out(path, root):
+                reasons.append(f"{name} {_LEADS_OUT}; it was left out")
+            elif suffix not in image_suffixes():
                 others[suffix or "without a suffix"].append(name)
-            elif reason := _not_readable(path, inside) or (name in files and "is there twice"):
+            elif reason := _not_readable(path, root) or (name in files and "is there twice"):
                 reasons.append(f"{name} {reason}; it was left out")
             else:
                 files[name] = path
@@ -52,9 +52,7 @@ def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
     return files, reasons
 
 
-def _folders(
-    root: Path, inside: list[Path], reasons: list[str]
-) -> Iterator[tuple[Path, list[str]]]:
+def _folders(root: Path, reasons: list[str]) -> Iterator[tuple[Path, list[str]]]:
     """The folders that images are looked for in, and the names of their files."""
 
     def not_listed(error: OSError) -> None:
@@ -67,26 +65,30 @@ def _folders(
         kept = (s for s in kept if s not in of_cache and (s != "derived" or here != root))
         subfolders[:] = sorted(kept)
         for name in subfolders:  # os.walk does not follow links
-            if (here / name).is_symlink() and not _leads_inside(here / name, inside):
+            if leads_out(here / name, root):
                 text = name_as_text((here / name).relative_to(root).as_posix())
-                reasons.append(f"{text} is a link that leads out of the folder; it was left out")
+                reasons.append(f"{text} {_LEADS_OUT}; it was left out")
         yield here, names
 
 
-def _not_readable(path: Path, inside: list[Path]) -> str:
+def _not_readable(path: Path, root: Path) -> str:
     """Why a file is not opened; "" for one that is."""
     if not path.is_file():
         return "is no file"
-    if path.is_symlink() and not _leads_inside(path, inside):
-        return "is a link that leads out of the folder"
     if not os.access(path, os.R_OK):
         return "cannot be opened (Permission denied)"
     reader = reader_of(path)
-    return reader.refused(path, inside[0]) if reader else ""
+    return reader.refused(path, root.resolve()) if reader else ""
 
 
-def _leads_inside(link: Path, inside: list[Path]) -> bool:
-    return any(link.resolve().is_relative_to(folder) for folder in inside)
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether a file below ``root`` is a link to a place outside it, and outside of the ``blobs``
+    of the Hugging Face cache that the folder is a snapshot of."""
+    if not path.is_symlink():
+        return False
+    real, inside = os.path.realpath(path), [root]  # realpath ends where links go in circles
+    inside += [root.parent.parent / "blobs"] if root.parent.name == "snapshots" else []
+    return not any(Path(real).is_relative_to(folder.resolve()) for folder in inside)
 
 
 def match_names(

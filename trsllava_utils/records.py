@@ -33,7 +33,7 @@ from pydantic import (
 )
 
 from trsllava_utils.annotations import clean_text
-from trsllava_utils.files import InputError, check_choice, read_lines, read_once
+from trsllava_utils.files import InputError, check_choice, fingerprint, read_lines, read_once
 from trsllava_utils.parameters import MAX_VARIANTS
 
 CORPUS_COLUMNS = ["image_id", "source", "variant", "field", "text"]
@@ -80,9 +80,14 @@ class Record(BaseModel):
     settings: str = ""  # fingerprint of model, prompt and settings
     attempts: int = 1  # how often the model was asked
 
+    @property
+    def seal(self) -> str:
+        """Eight hex digits of what is said of which picture: a line that was changed tells so."""
+        return fingerprint(self.image, self.image_sha256, [v.fields for v in self.variants])[:8]
+
     def layout(self) -> dict:
         """The record as it is written; a single plain caption takes the plain layout."""
-        value = self.model_dump(exclude_none=True, exclude_defaults=True)
+        value = self.model_dump(exclude_none=True, exclude_defaults=True) | {"seal": self.seal}
         if len(self.variants) == 1 and not self.variants[0].structured:
             value |= value.pop("variants")[0]
         return value
@@ -129,11 +134,13 @@ def read_records(path: Path) -> tuple[dict[str, Record], list[str]]:
     """
     records: dict[str, Record] = {}
     problems: list[str] = []
+    changed = 0
     for number, value, problem in read_lines(path):
         try:
             if problem:
                 raise InputError(problem)
             record = parse_line(value)
+            changed += value.get("seal", record.seal) != record.seal
             known = records.setdefault(record.image, record)
             if record.image_sha256 != known.image_sha256:  # described anew, the picture had changed
                 records[record.image] = record
@@ -144,6 +151,11 @@ def read_records(path: Path) -> tuple[dict[str, Record], list[str]]:
                 records[record.image] = known.model_copy(update={"variants": variants})
         except InputError as error:
             problems.append(f"{path.name}, line {number}: {error}; it was left out")
+    if changed:
+        told = (
+            "images have captions that were edited by hand, or damaged; they are used as they are"
+        )
+        problems.append(f"{path.name}: {changed:,} {told}")
     return records, problems
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from trsllava_utils import plugins
 from trsllava_utils.data import load_dataset
-from trsllava_utils.files import InputError
+from trsllava_utils.files import InputError, escaped
 from trsllava_utils.parameters import MINILM, check
 from trsllava_utils.ranking import rule_of, top_items
 from trsllava_utils.scoring import one_each
@@ -33,7 +33,7 @@ class Hits:
     sources: Sources
 
     def __repr__(self) -> str:
-        return self.table.drop(columns="text").round({"score": 3}).to_string(index=False)
+        return escaped(self.table.drop(columns="text").round({"score": 3}).to_string(index=False))
 
     def _repr_html_(self) -> str:
         page = plugins.find("views", "hits")

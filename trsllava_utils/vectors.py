@@ -140,9 +140,14 @@ def stored_vector(text: str, model: Encoder, derived: Path, role: str) -> np.nda
     return stored.vectors[row : row + 1] if row is not None and stored.is_by(model) else None
 
 
+def vector_path(name: str, precision: str, derived: Path) -> Path:
+    """Where the vectors of an encoder of that name lie."""
+    half = "-bfloat16" * (precision == "bfloat16")
+    return derived / "embeddings" / f"{slug(name)[-100:]}{half}.safetensors"
+
+
 def _on_disk(model: Encoder, derived: Path) -> tuple[Path, Stored]:
-    half = "-bfloat16" * (model.precision == "bfloat16")
-    path = derived / "embeddings" / f"{slug(model.name)[-100:]}{half}.safetensors"
+    path = vector_path(model.name, model.precision, derived)
     return path, _read(path) if path.is_file() else Stored()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from trsllava_utils.files import InputError, MissingError, content_fingerprint, file_sha256
 from trsllava_utils.parameters import check
 
+NO_CODE = {"trust_remote_code": False}  # a model is weights; code that comes with it is not run
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 

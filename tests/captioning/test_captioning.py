@@ -68,7 +68,7 @@ def test_a_broken_image_does_not_stop_the_run(data_dir):
     ("line", "words"),
     [
         (json.dumps({"image": "a.png", "variants": []}), "variants"),
-        (json.dumps({"image": "a.png", "variants": [VARIANT] * 7}), "variants"),
+        (json.dumps({"image": "a.png", "variants": [VARIANT] * 11}), "variants"),
         (
             json.dumps(
                 {

@@ -9,7 +9,7 @@ from textwrap import shorten
 from trsllava_extras.cli.shell import parse, parser
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import load_dataset
-from trsllava_utils.files import shown
+from trsllava_utils.files import NAMED, shown
 from trsllava_utils.parameters import MINILM, TILING
 from trsllava_utils.sources import SETTING
 
@@ -101,8 +101,11 @@ def gallery(words: list[str]) -> None:
     there = Gallery(args.url, **{name: given.get(name, value) for name, value in how.items()})
     if args.add:
         dataset = load_dataset(args.add, **{n: given[n] for n in given if n in _LOADED})
-        corpus = load_captions(dataset, given.get("captioner", "")).corpus()
+        captions = load_captions(dataset, given.get("captioner", ""))
+        corpus = captions.corpus()
         names = there.add(corpus)
+        for problem in captions.problems[:NAMED]:
+            print("·", problem)
         print(f"{len(corpus):,} texts of {dataset.title} are there; {len(names)} new partitions")
     if args.add or args.find is None:
         embedded = there.embed()

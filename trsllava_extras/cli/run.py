@@ -16,9 +16,15 @@ from pathlib import Path
 from trsllava_extras.choice import told
 from trsllava_extras.cli.shell import Parameters, defaults, to_shell
 from trsllava_extras.metadata import load_metadata
+from trsllava_extras.methods import Method
 from trsllava_extras.pages import notebook_page
 from trsllava_extras.protocols import choose
-from trsllava_extras.results import read_results, recall_table, results_path
+from trsllava_extras.results import (
+    read_results,
+    recall_table,
+    require_reference_captions,
+    results_path,
+)
 from trsllava_utils.captions import choose_captioner, load_captions
 from trsllava_utils.data import KNOWN, Dataset, load_dataset
 from trsllava_utils.files import (
@@ -30,6 +36,7 @@ from trsllava_utils.files import (
     cannot_write,
     check_choice,
     first_few,
+    not_linked,
     shown,
     user_path,
     write_text,
@@ -97,7 +104,9 @@ def run_chain(
     ``data/<dataset>/derived/notebooks/``.
 
     Raises:
-        InputError: an unknown parameter, or ``first`` comes after ``last``.
+        InputError: an unknown parameter or method, or ``first`` comes after ``last``.
+        MissingError: a dataset, captions that no notebook of these makes, or reference captions for
+            the last one.
         NotebookError: a notebook failed.
     """
     if first > last:
@@ -110,17 +119,27 @@ def run_chain(
         raise InputError("datasets are named after the command: run rsicd, not -p dataset rsicd")
     if "timeout" in given:  # of captioners by parameter; encoders have it from here
         os.environ["OPENAI_TIMEOUT"] = str(given["timeout"])
-    chains = []
-    for name in datasets:
-        chain = _chain(name, given)  # a missing dataset stops here, at once
+    chains = [_chain(name, given) for name in datasets]
+    _check_ahead(chains, given, first, last)
+    for chain in chains:
         values, dataset = chain.values, chain.dataset
         if not values.get("captioner") and (line := told(dataset)):
             print(f"· {line}")
         for number in numbers:
             mine = {name: value for name, value in values.items() if name in known[number]}
             _run_one(NOTEBOOKS[number], _executed(dataset, NOTEBOOKS[number]), mine, dataset.name)
-        chains.append(chain)
     return chains
+
+
+def _check_ahead(chains: list[Chain], given: Parameters, first: str, last: str) -> None:
+    """What a later notebook would miss is said before the first one starts."""
+    for method in [given.get("method", "max"), *given.get("methods", [])]:
+        Method(method)
+    for chain in chains:
+        if last == "04":
+            require_reference_captions(chain.split)
+        if first > "01" and not given.get("protocol"):
+            load_captions(chain.split, str(chain.values.get("captioner", "")))
 
 
 def report(dataset: str, given: Parameters, path: str | Path = "") -> Path:
@@ -171,7 +190,7 @@ def _run_one(stem: str, output: Path, parameters: Parameters, dataset: str) -> N
 
     path = PROJECT_ROOT / "notebooks" / f"{stem}.ipynb"
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        not_linked(output).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(output.parent, error) from error
     start, line = time.perf_counter(), StatusLine(f"{dataset}  {stem} …")
@@ -221,8 +240,9 @@ class StatusLine:
     def end(self, outcome: str) -> None:
         """The last state of the line."""
         room = shutil.get_terminal_size().columns - 1
-        again = f"\r{' ' * room}\r{self._title}" if self._live else ""
-        print(f"{again} {outcome}", flush=True)
+        if self._live:
+            print(f"\r{' ' * room}", end="")
+        print(f"\r{self._title}" * self._live, outcome, flush=True)
 
 
 def _without_bars(notebook: Path) -> None:

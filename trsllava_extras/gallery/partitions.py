@@ -176,6 +176,24 @@ def names_of(files: set[str]) -> list[str]:
     return sorted(name.removesuffix(".parquet") for name in rows)
 
 
+def check_whole(files: set[str]) -> None:
+    """Raises InputError where a partition is lost (vectors without rows, fewer partitions than
+    numbers) or there twice."""
+    names = names_of(files)
+    content = [name.rpartition("-")[2] for name in names]
+    if again := [n for n, c in zip(names, content, strict=True) if content.count(c) > 1]:
+        raise InputError(f"{' and '.join(again)} are the same; remove one of them")
+    bare = {name.partition(".")[0] for name in files if name.endswith(".safetensors")}
+    lost = sorted(name for name in bare if name.rpartition("-")[2] not in content)
+    # two runs at once may give a number twice, and the next one is then left out
+    if lost or (names and int(names[-1].split("-")[1]) >= len(names)):
+        gone = lost[0] if lost else f"one of part-000000 to {names[-1]}"
+        raise InputError(
+            f"rows of the gallery are lost: {gone}.parquet is gone. Put it back, or add its "
+            "captions again, and remove vectors without rows"
+        )
+
+
 def first_rows(image_ids: pd.Series) -> np.ndarray:
     """``(n_images,)``: where the rows of each image begin."""
     return np.flatnonzero(image_ids != image_ids.shift())

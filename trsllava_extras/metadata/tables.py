@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from trsllava_extras.rasters.dates import as_date
 from trsllava_utils import annotations
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError, first_few, parse_json, read_text, reading, shown
-from trsllava_utils.folder import match_names
+from trsllava_utils.folder import leads_out, match_names
 
 _TABLES = ("*.csv", "*.tsv", "*.geojson", "*.json", "*.parquet", "*.geoparquet")
 _STANDARD = ("date", "gsd", "label", "split", "lat", "lon")
 _LAT, _LON = ("lat", "latitude"), ("lon", "lng", "long", "longitude")
 ITEMS = "STAC items"  # in place of a table's name; an item is no list of all images
+_DAY = r"\d{4}-\d\d-\d\d(?!\d)"
 _UNKNOWN = ("", "-", "–", "—", "?", "unknown", "nan", "none", "null", "na", "n/a")
 
 
@@ -51,7 +53,8 @@ def tables_beside(root: Path) -> list[Path]:
     found = annotations.find(root)
     captions = found[1] if found else []
     paths = sorted(p for pattern in _TABLES for p in root.glob(pattern) if p.is_file())
-    paths = [p for p in paths if p not in captions and not p.name.startswith((".", "dataset"))]
+    paths = [p for p in paths if p not in captions and not leads_out(p, root)]
+    paths = [p for p in paths if not p.name.startswith((".", "dataset"))]
     return [p for p in paths if p.suffix != ".json" or not stac.is_stac(p)]
 
 
@@ -68,15 +71,38 @@ def _read(path: Path) -> pd.DataFrame:
         content = parse_json(read_text(path), shown(path))
         if not isinstance(content, dict) or content.get("type") != "FeatureCollection":
             raise InputError(f"{shown(path)} holds neither captions nor GeoJSON features")
-        return _in_wgs84(path)
+        return _features(content)
     return _in_wgs84(path) if is_geoparquet(path) else pd.read_parquet(path)
+
+
+def _features(content: dict) -> pd.DataFrame:
+    """The features of a GeoJSON file, one a row. A place that cannot be read becomes one that is
+    none, so that it is told."""
+    import geopandas
+    import shapely
+
+    features = content.get("features")
+    features = [f for f in features if isinstance(f, dict)] if isinstance(features, list) else []
+    rows, shapes = [], []
+    for feature in features:
+        own, shape = feature.get("properties"), None
+        rows.append({k: feature[k] for k in ("id",) if k in feature} | (own if own else {}))
+        with suppress(Exception):  # of whatever kind shapely raises
+            shape = shapely.geometry.shape(feature["geometry"])
+        shapes.append(shape)
+    named = content.get("crs") or {"properties": {"name": "EPSG:4326"}}  # before RFC 7946
+    table = geopandas.GeoSeries(shapes, crs=named["properties"]["name"]).to_crs(4326)
+    places = [
+        shapely.Point(999, 999) if feature.get("geometry") and not shape else shape
+        for feature, shape in zip(features, table, strict=True)
+    ]
+    return pd.DataFrame(rows).assign(geometry=pd.Series(places, dtype=object))
 
 
 def _in_wgs84(path: Path) -> pd.DataFrame:
     import geopandas
 
-    is_json = path.suffix.lower().endswith("json")
-    table = geopandas.read_file(path) if is_json else geopandas.read_parquet(path)
+    table = geopandas.read_parquet(path)
     table = table if table.crs is None else table.to_crs(4326)
     return pd.DataFrame(table).rename(columns={table.geometry.name: "geometry"})
 
@@ -157,7 +183,15 @@ def _comparable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series
     """A column that filters can compare: dates as ``2021-06-01``, numbers as numbers where most
     values are, else text; what is neither is left out, with a sentence."""
     if values.name == "geometry":
-        return values.map(joined)
+        made = values.map(joined)
+        if lost := int(
+            (made.isna() & values.map(lambda g: g is not None and not g.is_empty)).sum()
+        ):
+            problems.append(
+                f"{shown(path)}: {lost:,} places are not in degrees, longitude before latitude "
+                "(WGS 84, as GeoJSON has them); they were left out"
+            )
+        return made
     if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
         is_unsigned = pd.api.types.is_unsigned_integer_dtype(values)  # too large for SQLite
         made = values.astype(float) if is_unsigned else values
@@ -168,12 +202,15 @@ def _comparable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series
         values = text.where(~text.str.lower().isin(_UNKNOWN), None)
         made = _numbers(values)
         made = values if made is None else made
+        if values.dropna().str.match(_DAY).all():  # of another name than "date"
+            made = values.where(values.isna() | values.map(lambda v: bool(v and as_date(v[:10]))))
     if values.name == "date":
         text = made.map(lambda v: None if pd.isna(v) else str(v).removesuffix(".0"))
         made = text.map(lambda v: v and (as_date(v) or None))
     lost = values[values.notna() & made.isna()]
     if len(lost):
-        kind = "dates (write 2021-06-01)" if values.name == "date" else "numbers"
+        is_day = values.name == "date" or re.match(_DAY, str(lost.iloc[0]))
+        kind = "dates (write 2021-06-01)" if is_day else "numbers"
         problems.append(
             f"{shown(path)}, column {values.name}: {len(lost)} values are not {kind}, such as "
             f"{lost.iloc[0]!r}; they were left out"

@@ -31,10 +31,12 @@ from trsllava_extras.panel.uncaptioned import not_searched, uncaptioned
 from trsllava_extras.results import csv_text
 from trsllava_extras.stac import collection
 from trsllava_utils.files import (
+    NAMED,
     InputError,
     atomic_path,
     cannot_write,
     check_choice,
+    escaped,
     first_few,
     parse_json,
     read_text,
@@ -88,7 +90,7 @@ class Found:
         table = self.table[[c for c in columns if c in self.table]]
         table = table.round({"score": 3, "percentile": 1, "lat": 4, "lon": 4})
         shown = [table.to_string(index=False)] if len(table) else []
-        return "\n".join([*shown, *(f"· {note}" for note in self.notes)])
+        return escaped("\n".join([*shown, *(f"· {note}" for note in self.notes)]))
 
     def _repr_html_(self) -> str:
         """The images of a result as a fragment, for a notebook."""
@@ -109,7 +111,8 @@ class Found:
             )
         if "selected" not in self.request:
             told = self.sources.once(not_searched, self.sources)  # the same for every query
-            notes += [*self._condition, *([told] if told else [])]
+            odd = self.sources.captions.problems[:NAMED]
+            notes += [*self._condition, *([told] if told else []), *odd]
         return notes
 
     @property

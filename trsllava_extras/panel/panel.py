@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,9 @@ from trsllava_extras.panel.found import STATIC, Found, read_settings
 from trsllava_extras.panel.index import Index
 from trsllava_extras.panel.picture import describe, describer_of
 from trsllava_extras.panel.world import WorldMap
-from trsllava_utils.data import KNOWN, load_dataset
+from trsllava_utils import plugins
+from trsllava_utils.captions import load_captions
+from trsllava_utils.data import KNOWN, Dataset, load_dataset
 from trsllava_utils.files import (
     InputError,
     MissingError,
@@ -41,8 +44,9 @@ from trsllava_utils.files import (
     user_path,
 )
 from trsllava_utils.images import ImageFile, image_suffixes, read_image
-from trsllava_utils.parameters import TILING
+from trsllava_utils.parameters import MINILM, TILING
 from trsllava_utils.sources import SETTING, Sources
+from trsllava_utils.vectors import vector_path
 
 METHODS = ("max", "centroid", "texts(fields)", "lexical", "hybrid")
 PAGE_SIZES = (4, 8, 12, 24, 48)
@@ -66,18 +70,19 @@ def search_panel(sources: Sources, query: str, method: str = "max", k: int = 8) 
     return _open(sources, {"query": query, "method": method, "k": k})
 
 
-def reopen(page: str | Path, dataset: str = "", data_dir: str = "") -> Panel | Found:
+def reopen(page: str | Path, dataset: str = "", data_dir: str = "", **how: str) -> Panel | Found:
     """A saved page as a panel again: its query, filters, marks, rule and captions, or its
-    selection.
+    selection. It may come from anybody: of models it may name only what was used here before.
 
     Args:
         page: an HTML file that a result was saved as (or, with a dataset, CSV or GeoJSON).
         dataset: where its images are; empty: the one that the page names, also a folder that was
             searched from here, or moved since.
         data_dir: see :func:`trsllava_utils.load_dataset`.
+        how: captioner, encoder, clip and so on (see ``Sources``), in place of the page's.
 
     Raises:
-        InputError: it is no such page.
+        InputError: it is no such page, or names a model that was not used here for these images.
         MissingError: the page, the images or the captions are not there.
     """
     path = user_path(page)
@@ -94,8 +99,26 @@ def reopen(page: str | Path, dataset: str = "", data_dir: str = "") -> Panel | F
                 "say where it is: reopen(page, '/path/to/it')"
             )
     where = {n: settings[n] for n in ("split", *TILING) if n in settings}
-    how = {n: settings[n] for n in SETTING if n in settings}
-    return _open(Sources(load_dataset(name, data_dir, **where), **how), settings["request"])
+    loaded = load_dataset(name, data_dir, **where)
+    named = {n: settings[n] for n in SETTING if settings.get(n) and n not in how}
+    for what, model in named.items():
+        if what not in ("texts", "precision") and not _was_used(what, model, loaded):
+            raise InputError(
+                f"{path.name} names the {what} {model!r}, which was not used here for these images "
+                f"(or is a server); if you trust it, reopen(page, {what}={model!r})"
+            )
+    return _open(Sources(loaded, **named, **how), settings["request"])
+
+
+def _was_used(what: str, model: str, dataset: Dataset) -> bool:
+    """Whether this machine has captions by a captioner, or vectors of a model that runs here."""
+    if what in ("encoder", "clip"):
+        kept = (vector_path(model, p, dataset.derived) for p in ("float32", "bfloat16"))
+        own = model == MINILM or any(path.is_file() for path in kept)
+        return own and not model.startswith(tuple(f"{kind}:" for kind in plugins.names("encoders")))
+    with suppress(InputError, MissingError):
+        return bool(load_captions(dataset, model).records)
+    return False
 
 
 def _open(sources: Sources, request: dict[str, Any]) -> Panel | Found:

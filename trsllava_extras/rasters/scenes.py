@@ -70,8 +70,9 @@ def look_at(
     """What ``look`` says of files, one row each, kept in ``store``; a file is looked at again when
     it changes, or one that it is read with, or ``version``."""
     keys = {path: _key(path, *version) for path in paths}
-    kept = read_json(store).get("rows", {}) if paths else {}
-    rows = {path: row for path, row in kept.items() if row["key"] == keys.get(path)}
+    kept = read_json(store).get("rows") if paths else {}
+    kept = {p: r for p, r in kept.items() if isinstance(r, dict)} if isinstance(kept, dict) else {}
+    rows = {path: row for path, row in kept.items() if row.get("key") == keys.get(path)}
     todo = [path for path in paths if path not in rows]
     saved = time.monotonic()
 
