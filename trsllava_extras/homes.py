@@ -54,7 +54,10 @@ def adopt(root: Path, files: dict[str, Path], home: Path) -> None:
         has_moved = bool(old) and not Path(old).is_dir()
         try:
             derived.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.move if has_moved else shutil.copytree)(other, derived)
+            if has_moved:
+                shutil.move(other, derived)
+            else:
+                shutil.copytree(other, derived, symlinks=True)
         except OSError as error:
             raise cannot_write(derived, error) from error
         with suppress(OSError):  # it holds something else
@@ -79,8 +82,11 @@ def archive_of(settings: dict, data: Path) -> str:
 
 
 def _root(derived: Path) -> str:
-    """Where the archive was when it was loaded last; "" if that is not known."""
-    return read_json(derived / "archive.json").get("root", "")
+    """Where the archive was when it was loaded last; "" if that is not known, or another than the
+    one that its home is named by."""
+    root = read_json(derived / "archive.json").get("root")
+    is_own = isinstance(root, str) and derived.parent.name.endswith(fingerprint(root)[:6])
+    return root if is_own else ""
 
 
 def _pictures(path: Path) -> set[str]:

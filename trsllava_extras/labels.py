@@ -30,7 +30,9 @@ def labels(filenames: Iterable[str], dataset: str, root: Path) -> list[str]:
 def _labels_on_disk(root: Path) -> dict[str, str]:
     """File name -> class, from RSICD's ``txtclasses*/<Class>.txt``."""
     labels = {}
-    for path in sorted(root.glob("txtclasses*/*.txt")):
+    lists = (path for path in root.glob("txtclasses*/*.txt") if path.is_file())
+    inside = root.resolve()
+    for path in sorted(path for path in lists if path.resolve().is_relative_to(inside)):
         for line in read_text(path).splitlines():
             if line.strip():
                 labels[line.strip()] = path.stem.lower()

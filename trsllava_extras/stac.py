@@ -187,7 +187,10 @@ def _written(path: str | Path) -> int:
 def _place(href: str, folder: Path, root: Path) -> str:
     """The address as GDAL opens it; "" for what is not opened. A file of the same name beside the
     item comes first: products are delivered with the items of their web site."""
-    address = urlparse(href)
+    try:
+        address = urlparse(href)
+    except ValueError:  # it is none
+        return ""
     if PurePosixPath(address.path).suffix.lower() not in RASTER_SUFFIXES - {".vrt"}:
         return ""
     path = _beside(href, folder)
@@ -239,7 +242,7 @@ def _virtual(bands: list[tuple[str, str, int, dict]]) -> str:
         # of a file elsewhere nothing is known but its name; GDAL would open whatever it finds
         kind = "JP2OpenJPEG" if path.lower().endswith(("jp2", "j2k")) else "GTiff"
         if not path.startswith("/vsi") and (astray := led_astray(Path(path))):
-            raise OSError(f"{astray} beside {path} leads to other files")
+            raise OSError(f"{astray} beside {path} may lead to other files")
         kind = kind if path.startswith("/vsi") else driver_of(path)
         with rasterio.open(path, driver=kind) as raster:
             size = raster.width, raster.height

@@ -83,7 +83,8 @@ class CaptionFile:
     def manifest(self) -> dict:
         """``identity``, ``prompt``, ``versions`` and, once there is a reply, ``example``; empty if
         it is missing or damaged."""
-        return read_json(self.manifest_path)
+        manifest = read_json(self.manifest_path)
+        return manifest if isinstance(manifest.get("identity", {}), dict) else {}
 
     def read(self) -> tuple[dict[str, Record], list[str]]:
         """Records by file name, those of shards included, and a sentence for each line that could

@@ -32,6 +32,9 @@ KEPT = 512  # files that a reader keeps in memory
 class _OneSentence:
     """Mixin: Jupyter shows such an error as its message, without forty frames of traceback."""
 
+    def __str__(self) -> str:
+        return escaped(super().__str__())
+
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 

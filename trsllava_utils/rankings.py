@@ -53,7 +53,9 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
     files = {name: path.with_name(f"{stem}.{name}.parquet") for name in ("ranks", "top")}
     kept = {name: _stored(file) for name, file in files.items() if file.exists()}
     reused = len(kept) == len(files) and all(
-        about.get("made_from") == made_from and about.get("top_k", 0) >= top_k
+        about.get("made_from") == made_from
+        and isinstance(about.get("top_k"), int)
+        and about["top_k"] >= top_k
         for about, _ in kept.values()
     )
     if reused:

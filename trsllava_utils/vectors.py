@@ -182,7 +182,7 @@ def _encode(
 def _read(path: Path) -> Stored:
     """What is stored; nothing if a file is missing or damaged."""
     manifest, content = read_sealed(path)
-    if not manifest:
+    if not isinstance(manifest.get("control"), list):
         return Stored()
     tensors = load(content)
     rows = {key.tobytes(): row for row, key in enumerate(tensors["keys"])}

@@ -394,8 +394,37 @@ def test_files_beside_a_raster_lead_nowhere(tmp_path, web, beside, to):
     assert ds.images["image_id"].tolist() == ["b", "d", "tiles/b"]
     assert read_image(ds.file_of("b")).max() == 7
     said = " ".join(ds.problems)
-    assert f"a.tif is not opened: {beside} beside a.tif leads to other files; remove it" in said
-    assert f"a.tif, and {beside} beside that leads to other files" in said and not web.asked
+    assert f"a.tif is not opened: {beside} beside a.tif may lead to other files; remove it" in said
+    assert f"a.tif, and {beside} beside that may lead to other files" in said and not web.asked
+
+
+def test_what_a_raster_says_of_itself_leads_nowhere(tmp_path, web):
+    """Overviews that its own metadata name, text beside it that is a link, parts of a virtual
+    raster that are not read here."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    secret = write(tmp_path / "secret.tif", np.full((3, 256, 256), 222, np.uint8))
+    for name in ("a.tif", "b.tif", "c.tif", "d.tif"):
+        write(mine / name, np.full((3, 512, 512), 5, np.uint8))
+    with rasterio.open(mine / "a.tif", "r+") as raster:
+        raster.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(secret))
+    (tmp_path / "b.tfw").write_text("1\n0\n0\n-1\n0\n0\n")
+    (mine / "b.tfw").symlink_to(tmp_path / "b.tfw")
+    virtual(mine / "e.vrt", mine / "c.tif")
+    text = (mine / "e.vrt").read_text()
+    (mine / "f.vrt").write_text(
+        text.replace("<SimpleSource>", f'<SimpleSource SourceFilename="{secret}">')
+    )
+    (mine / "g.vrt").write_text(text.replace("<VRTRasterBand", '<VRTRasterBand subclass="X"'))
+    far = f"/vsicurl/http://127.0.0.1:{web.server_port}/a.tif"
+    (mine / "h.vrt").write_text(text.replace("<VRTDataset", f'<VRTDataset x="{far}"'))
+    ds = load_dataset(str(mine), str(tmp_path))
+    assert ds.images["image_id"].tolist() == ["c", "d", "e"]
+    said = " ".join(ds.problems)
+    for told in ("a.tif is not opened", "b.tif is not opened: b.tfw", "f.vrt holds <SimpleSource Source",
+                 "g.vrt holds <VRTRasterBand subclass>", "h.vrt holds <VRTDataset x>"):  # fmt: skip
+        assert told in said
+    assert read_image(ds.file_of("e")).max() == 5 and not web.asked
 
 
 def test_plain_files_beside_a_raster_are_used(tmp_path, web):

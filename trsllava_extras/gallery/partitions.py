@@ -53,7 +53,8 @@ class Partitions:
         fs, root = self._at()
         with reading(self.url):
             fs.invalidate_cache()
-            return {Path(p).name for p in fs.ls(root, detail=False)} if fs.exists(root) else set()
+            there = fs.ls(root, detail=True) if fs.exists(root) else []
+            return {Path(each["name"]).name for each in there if each["type"] == "file"}
 
     @property
     def names(self) -> list[str]:

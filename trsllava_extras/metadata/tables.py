@@ -113,7 +113,7 @@ def _matched(
     """The rows by image, without the column that names them; None if no column does."""
     table = table.rename(columns=lambda name: str(name).strip())
     table = table.rename(columns={c: c.lower() for c in table if c.lower() in _STANDARD})
-    table = table.loc[:, ~table.columns.str.lower().duplicated()]
+    table = table.loc[:, ~table.columns.str.lower().duplicated() & (table.columns != "")]
     names = {c: _names(table[c]) for c in table.columns if c != "geometry"}
     every = dataset.whole[0] if dataset.whole else dataset.images
     rows_of = {c: _rows_of(told, every, dataset.root) for c, told in names.items() if told}
@@ -204,6 +204,8 @@ def _comparable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series
         made = values if made is None else made
         if values.dropna().str.match(_DAY).all():  # of another name than "date"
             made = values.where(values.isna() | values.map(lambda v: bool(v and as_date(v[:10]))))
+    if values.name == "gsd":
+        made = pd.to_numeric(made, errors="coerce")
     if values.name == "date":
         text = made.map(lambda v: None if pd.isna(v) else str(v).removesuffix(".0"))
         made = text.map(lambda v: v and (as_date(v) or None))

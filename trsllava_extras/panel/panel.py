@@ -37,6 +37,7 @@ from trsllava_utils.files import (
     InputError,
     MissingError,
     check_choice,
+    read_json,
     read_text,
     resolve_data_dir,
     shown,
@@ -114,7 +115,8 @@ def _was_used(what: str, model: str, dataset: Dataset) -> bool:
     """Whether this machine has captions by a captioner, or vectors of a model that runs here."""
     if what in ("encoder", "clip"):
         kept = (vector_path(model, p, dataset.derived) for p in ("float32", "bfloat16"))
-        own = model == MINILM or any(path.is_file() for path in kept)
+        made_by = (str(read_json(f"{path}.json").get("encoder")) for path in kept)
+        own = model == MINILM or any(by.startswith((f"{model}@", f"{model} ")) for by in made_by)
         return own and not model.startswith(tuple(f"{kind}:" for kind in plugins.names("encoders")))
     with suppress(InputError, MissingError):
         return bool(load_captions(dataset, model).records)

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -26,7 +27,7 @@ from rasterio.io import DatasetReader
 
 from trsllava_utils.files import InputError, file_stamp
 from trsllava_utils.folder import name_as_text
-from trsllava_utils.images import unreadable
+from trsllava_utils.images import image_suffixes, unreadable
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".j2k", ".img", ".vrt"}
 ORIENTATION, NODATA = 274, 42113  # tags of a TIFF
@@ -43,6 +44,10 @@ _VRT_TAGS = """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand NoDataValu
 Description Offset Scale UnitType SimpleSource ComplexSource SourceFilename SourceBand
 SourceProperties SrcRect DstRect NODATA ColorTable Entry BlockXSize BlockYSize MaskBand GCPList GCP
 UseMaskBand CategoryNames Category"""
+_VRT_ATTRIBUTES = """rasterXSize rasterYSize dataAxisToSRSAxisMapping coordinateEpoch domain
+format key dataType band blockXSize blockYSize resampling relativeToVRT shared RasterXSize
+RasterYSize DataType BlockXSize BlockYSize xOff yOff xSize ySize c1 c2 c3 c4 Projection Id Pixel
+Line X Y Z Info"""
 _STATISTICS = """PAMDataset PAMRasterBand Metadata MDI Histograms HistItem HistMin HistMax
 BucketCount IncludeOutOfRange Approximate HistCounts"""
 _OPENED = (".ovr", ".msk", ".aux", ".rrd")  # beside a raster: GDAL opens them, whatever they hold
@@ -67,8 +72,8 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 def open_raster(path: str | Path) -> Iterator[DatasetReader]:
     """Open a raster. The pages of a TIFF that has several of one size are its bands.
 
-    A virtual raster (VRT) is opened only where the file is called so; :func:`refused` looks at what
-    those refer to.
+    A virtual raster (VRT) is opened only where the file is called so, and as this module reads it;
+    :func:`refused` looks at what those refer to.
 
     Raises:
         InputError: it is not a raster that can be read, or a file beside it leads elsewhere.
@@ -78,16 +83,18 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
         raise unreadable(path, ValueError("no raster"))
     try:
         with ExitStack() as opened:
-            is_far = driver == "VRT" and b">/vsi" in Path(path).read_bytes()
+            sources = _sources(Path(path))
+            is_far = any(str(source).startswith("/vsi") for source in sources)
             opened.enter_context(rasterio.Env(**SETTINGS, **(FAR if is_far else NEAR)))
-            for file in (Path(path), *_sources(Path(path))):
+            for file in (Path(path), *([] if is_far else sources)):
                 if astray := led_astray(file):
                     raise InputError(
                         f"{Path(path).name} is not opened: {astray} beside "
-                        f"{file.name} leads to other files; remove it"
+                        f"{file.name} may lead to other files; remove it"
                     )
             is_text = name_as_text(str(path)) == str(path)  # else GDAL cannot take the name
             source = path if is_text else opened.enter_context(open(path, "rb"))
+            source = _as_read(Path(path)) if driver == "VRT" else source
             raster = opened.enter_context(rasterio.open(source, driver=driver))
             # bytes of a pixel; numpy has no complex whole numbers
             kinds = (kind.replace("complex_int16", "complex64") for kind in raster.dtypes)
@@ -164,7 +171,12 @@ def companions(path: str | Path) -> list[Path]:
         names += [stem.replace("IMG_", kind, 1) + ".XML" for kind in ("DIM_", "RPC_")]
     beside = [path.with_name(name) for name in dict.fromkeys(names)]
     beside += _sources(path)
-    return [file for file in beside if file.is_file() and not _is_statistics(file)]
+    there = (file for file in beside if file.is_file() and not _is_statistics(file))
+    return [
+        file
+        for file in there
+        if file.suffix == ".vrt" or not file.is_symlink() or not _is_elsewhere(file, path)
+    ]
 
 
 def _sources(path: Path) -> list[Path]:
@@ -173,33 +185,84 @@ def _sources(path: Path) -> list[Path]:
     return [path.parent / (source.text or "").strip() for source in named]
 
 
+def _as_read(path: Path) -> str:
+    """A virtual raster as it was read and checked here, with full paths: GDAL's own reader takes
+    other parts of a file for its content."""
+    tree = virtual_raster(path)
+    for source in tree.iter("SourceFilename"):
+        text = (source.text or "").strip()
+        source.text = text if text.startswith("/vsi") else str(path.parent / text)
+        source.attrib.pop("relativeToVRT", None)
+    return ElementTree.tostring(tree, encoding="unicode")
+
+
 def led_astray(path: Path) -> str:
-    """The name of a file beside a raster by which GDAL would open files elsewhere, or addresses on
-    the web; "" for none. Overviews and masks are opened by any driver, a virtual raster among them;
-    auxiliary metadata name overviews. Masks, overviews and metadata of the plain kind are used."""
+    """The name of a file beside a raster, or its own, by which GDAL would open files elsewhere, or
+    addresses on the web; "" for none. Overviews and masks are opened by any driver, a virtual
+    raster among them; metadata name overviews, and some formats further files. Masks, overviews and
+    metadata of the plain kind are used."""
     with suppress(OSError):
-        names, stem = _helpers(path.parent, path.parent.stat().st_mtime_ns), f"{path.stem}.".lower()
-        for low, name in names[bisect_left(names, (stem, "")) :]:
-            if not low.startswith(stem):
-                break
-            file, is_xml = path.with_name(name), low.endswith(".xml")
-            is_plain = _is_plain_metadata(file) if is_xml else driver_of(file) in ("GTiff", "HFA")
-            if not is_plain or file.resolve().parent != path.parent.resolve():
-                return name
+        return _led_astray(path, file_stamp(path), file_stamp(path.parent))
+    return ""
+
+
+@lru_cache(maxsize=4096)
+def _led_astray(path: Path, *_: tuple) -> str:
+    names, stem = _helpers(path.parent, path.parent.stat().st_mtime_ns), path.stem.lower()
+    beside = names[bisect_left(names, (stem, "")) :]
+    beside = takewhile(lambda pair: pair[0].startswith(stem), beside)
+    files = [path.with_name(name) for low, name in beside if low[len(stem) :][:1] in (".", "_")]
+    if elsewhere := [file.name for file in files if _is_elsewhere(file, path)]:
+        return elsewhere[0]
+    rasters = [file for file in files if file.suffix.lower() in _OPENED]
+    odd = [file.name for file in rasters if driver_of(file) not in ("GTiff", "HFA")]
+    odd += [f.name for f in files if f.name.lower().endswith(".aux.xml") and not _is_plain(f)]
+    if odd:
+        return odd[0]
+    # none of them misleads GDAL, so they can be opened
+    return next(filter(None, map(_names_others, [*rasters, path])), "")
+
+
+def _is_elsewhere(file: Path, beside: Path) -> bool:
+    """Whether a file, its links followed, lies in another folder than the one that it is beside."""
+    folders = os.path.realpath(beside.parent), os.path.dirname(os.path.realpath(beside))
+    return os.path.dirname(os.path.realpath(file)) not in folders
+
+
+def _names_others(path: Path) -> str:
+    """The first file elsewhere that GDAL counts to a raster, or the raster itself where its
+    metadata name overviews elsewhere; "" for none, or for what is no raster that is used here."""
+    driver = driver_of(path)
+    if driver in ("", "VRT", "PNG", "JPEG"):
+        return ""
+    with suppress(rasterio.errors.RasterioError), ExitStack() as opened:
+        opened.enter_context(rasterio.Env(**SETTINGS, **NEAR))
+        with rasterio.open(path, driver=driver) as raster:
+            told = raster.tags(ns="OVERVIEWS").values()
+            if not all(re.fullmatch(r":::BASE:::[^/\\]+", text) for text in told):
+                return path.name
+            others = (Path(file) for file in raster.files)
+            return next((file.name for file in others if _is_elsewhere(file, path)), "")
     return ""
 
 
 @lru_cache(maxsize=64)
 def _helpers(folder: Path, _: int) -> list[tuple[str, str]]:
-    """Names of all files in a folder that GDAL might open unasked, in small letters and as they
-    are, sorted."""
-    names = ((name.lower(), name) for name in os.listdir(folder))
-    return sorted(pair for pair in names if pair[0].endswith((*_OPENED, ".aux.xml")))
+    """Names of all files in a folder that GDAL might open unasked, and of links, in small letters
+    and as they are, sorted."""
+    with os.scandir(folder) as entries:
+        there = [(e.name.lower(), e.name) for e in entries
+                 if e.name.lower().endswith((*_OPENED, ".aux.xml")) or e.is_symlink()]  # fmt: skip
+    images = tuple(image_suffixes())
+    return sorted(pair for pair in there if not pair[0].endswith(images))
 
 
-def _is_plain_metadata(path: Path) -> bool:
-    """Whether auxiliary metadata name no file but one in their own folder."""
-    for element in virtual_raster(path).iter():
+def _is_plain(path: Path) -> bool:
+    """Whether auxiliary metadata name no file but one in their own folder. What cannot be read
+    here is not plain, for GDAL may read it."""
+    if (tree := virtual_raster(path)).tag == "none":
+        return False
+    for element in tree.iter():
         text = (element.text or "").strip()
         named = element.get("key") == "OVERVIEW_FILE" or element.tag == "SourceFilename"
         inside = re.fullmatch(r":::BASE:::[^/\\]+", text) and text.endswith(_OPENED)
@@ -241,8 +304,10 @@ def _refused_vrt(path: Path, root: Path) -> str:
     """Why a virtual raster is not opened; "" for one that only puts together rasters of the
     folder, in the plainest way."""
     for element in virtual_raster(path).iter():
-        if element.tag not in _VRT_TAGS.split() or "subClass" in element.attrib:
-            return f"holds <{element.tag}>, which is not read here"
+        odd = [name for name in element.attrib if name not in _VRT_ATTRIBUTES.split()]
+        is_overview = element.get("domain", "").upper() == "OVERVIEWS"
+        if element.tag not in _VRT_TAGS.split() or odd or is_overview:
+            return f"holds <{' '.join([element.tag, *odd])}>, which is not read here"
         if element.tag != "SourceFilename":
             continue
         text = (element.text or "").strip()
@@ -252,7 +317,7 @@ def _refused_vrt(path: Path, root: Path) -> str:
         if not inside or driver_of(source) not in ("GTiff", "JP2OpenJPEG", "HFA", "PNG", "JPEG"):
             return f"refers to {text}, which is no raster inside the folder"
         if astray := led_astray(source):
-            return f"refers to {text}, and {astray} beside that leads to other files"
+            return f"refers to {text}, and {astray} beside that may lead to other files"
     return ""
 
 
