@@ -201,6 +201,8 @@ def led_astray(path: Path) -> str:
     addresses on the web; "" for none. Overviews and masks are opened by any driver, a virtual
     raster among them; metadata name overviews, and some formats further files. Masks, overviews and
     metadata of the plain kind are used."""
+    if name_as_text(str(path)) != str(path):  # GDAL gets its content, and sees no other file
+        return ""
     with suppress(OSError):
         return _led_astray(path, file_stamp(path), file_stamp(path.parent))
     return ""
