@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
@@ -23,7 +24,7 @@ import rasterio
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.dtypes import dtype_rev, typename_fwd
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, MemoryFile
 
 from trsllava_utils.files import InputError, file_stamp
 from trsllava_utils.folder import name_as_text
@@ -94,7 +95,8 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
                     )
             is_text = name_as_text(str(path)) == str(path)  # else GDAL cannot take the name
             source = path if is_text else opened.enter_context(open(path, "rb"))
-            source = _as_read(Path(path)) if driver == "VRT" else source
+            if driver == "VRT":
+                source = opened.enter_context(_as_read(Path(path))).name
             raster = opened.enter_context(rasterio.open(source, driver=driver))
             # bytes of a pixel; numpy has no complex whole numbers
             kinds = (kind.replace("complex_int16", "complex64") for kind in raster.dtypes)
@@ -185,15 +187,16 @@ def _sources(path: Path) -> list[Path]:
     return [path.parent / (source.text or "").strip() for source in named]
 
 
-def _as_read(path: Path) -> str:
-    """A virtual raster as it was read and checked here, with full paths: GDAL's own reader takes
-    other parts of a file for its content."""
+def _as_read(path: Path) -> MemoryFile:
+    """A virtual raster as it was read and checked here, with full paths, in memory: GDAL's own
+    reader takes other parts of a file for its content. Its name tells the product."""
     tree = virtual_raster(path)
     for source in tree.iter("SourceFilename"):
         text = (source.text or "").strip()
         source.text = text if text.startswith("/vsi") else str(path.parent / text)
         source.attrib.pop("relativeToVRT", None)
-    return ElementTree.tostring(tree, encoding="unicode")
+    folder = f"{token_hex(8)}/{str(path.parent).strip('/')}"
+    return MemoryFile(ElementTree.tostring(tree), dirname=folder, filename=path.name)
 
 
 def led_astray(path: Path) -> str:
