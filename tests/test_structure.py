@@ -146,7 +146,7 @@ def test_the_whole_stays_small():
     assert sum(lines(CORE / f"{name}.py") for name in EVENING) <= 1770 + 14
     assert sum(map(lines, CORE.rglob("*.py"))) <= 4295 + 9 + 86
     assert sum(map(lines, FILES)) <= 11_508 + 320 + 250 + 770 + 300 + 150 + 250 + 150 + 370
-    assert sum(map(code_lines, FILES)) <= 7542 + 220 + 200 + 560 + 220 + 110 + 170 + 110 + 270
+    assert sum(map(code_lines, FILES)) <= 7542 + 220 + 200 + 560 + 220 + 110 + 170 + 110 + 275
 
 
 WITHOUT = """
