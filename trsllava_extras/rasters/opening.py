@@ -173,12 +173,9 @@ def companions(path: str | Path) -> list[Path]:
         names += [stem.replace("IMG_", kind, 1) + ".XML" for kind in ("DIM_", "RPC_")]
     beside = [path.with_name(name) for name in dict.fromkeys(names)]
     beside += _sources(path)
-    there = (file for file in beside if file.is_file() and not _is_statistics(file))
-    return [
-        file
-        for file in there
-        if file.suffix == ".vrt" or not file.is_symlink() or not _is_elsewhere(file, path)
-    ]
+    there = (file for file in beside if file.is_file())
+    own = (file for file in there if not (file.is_symlink() and _is_elsewhere(file, path)))
+    return [file for file in own if not _is_statistics(file)]
 
 
 def _sources(path: Path) -> list[Path]:
