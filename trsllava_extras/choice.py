@@ -17,6 +17,7 @@ from huggingface_hub.constants import HF_HUB_CACHE as CACHE
 
 from trsllava_extras.servers.client import Server, holds_key
 from trsllava_utils.annotations import clean_text
+from trsllava_utils.caption_file import files_in
 from trsllava_utils.captions import folder_of, has_shipped_captions
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError, MissingError, parse_json, read_json, read_text
@@ -54,7 +55,7 @@ def _made(dataset: Dataset, prompt: str) -> str:
     """Who wrote the newest captions of this prompt in the dataset's folder of artefacts; ``pixels``
     only where nobody else did (notebook 01 runs it for comparison)."""
     made = {"": (False, 0)}
-    for file in filter(Path.is_file, folder_of(dataset).glob("*.jsonl")):
+    for file in files_in(folder_of(dataset)):
         name = file.name.removesuffix(".jsonl").partition(".shard-")[0]
         identity = read_json(file.with_name(f"{name}.json")).get("identity", {})
         if str(identity.get("answer", "")).startswith(f"{prompt} ") and file.stat().st_size:

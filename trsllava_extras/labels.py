@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from trsllava_utils.data import KNOWN
 from trsllava_utils.files import read_text
+from trsllava_utils.folder import leads_out
 
 _UCM_CLASSES = """agricultural airplane baseballdiamond beach buildings chaparral denseresidential
 forest freeway golfcourse harbor intersection mediumresidential mobilehomepark overpass parkinglot
@@ -30,9 +31,8 @@ def labels(filenames: Iterable[str], dataset: str, root: Path) -> list[str]:
 def _labels_on_disk(root: Path) -> dict[str, str]:
     """File name -> class, from RSICD's ``txtclasses*/<Class>.txt``."""
     labels = {}
-    lists = (path for path in root.glob("txtclasses*/*.txt") if path.is_file())
-    inside = root.resolve()
-    for path in sorted(path for path in lists if path.resolve().is_relative_to(inside)):
+    lists = sorted(path for path in root.glob("txtclasses*/*.txt") if path.is_file())
+    for path in (path for path in lists if not leads_out(path, root)):
         for line in read_text(path).splitlines():
             if line.strip():
                 labels[line.strip()] = path.stem.lower()

@@ -36,12 +36,21 @@ class _Metrics(TypedDict):
     t2i: _Recalls
     i2t: _Recalls
     mR: float
-    interval: NotRequired[_Interval]  # fmt: skip
+    interval: NotRequired[_Interval]
 
 
-_Texts = dict.fromkeys(("dataset", "split", "captioner", "encoder", "inputs"), str)
-_RESULT = TypeAdapter(TypedDict("_RESULT", {"methods": dict[str, _Metrics], "chance": _Metrics,
-                                            "n_images": int, **_Texts}))  # fmt: skip
+class _Result(TypedDict):
+    dataset: str
+    split: str
+    captioner: str
+    encoder: str
+    inputs: str
+    n_images: int
+    methods: dict[str, _Metrics]
+    chance: _Metrics
+
+
+_RESULT = TypeAdapter(_Result)
 
 
 def require_reference_captions(dataset: Dataset) -> None:

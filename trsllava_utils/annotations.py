@@ -51,8 +51,7 @@ def find(root: Path) -> tuple[Layout, list[Path]] | None:
     for layout in sorted([*_LAYOUTS, *plugins.load_all("layouts").values()], key=lambda o: o.place):
         paths = sorted(path for pattern in layout.patterns for path in root.glob(pattern))
         paths = [p for p in paths if p.is_file() and not p.name.startswith(".")]
-        paths = [p for p in paths if not leads_out(p, root)]
-        paths = [p for p in paths if _holds_captions(p, layout)]
+        paths = [p for p in paths if not leads_out(p, root) and _holds_captions(p, layout)]
         if paths:
             return layout, paths[:1] if layout.only_first else paths
     return None

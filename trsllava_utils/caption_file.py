@@ -73,8 +73,7 @@ class CaptionFile:
     def siblings(self) -> list[CaptionFile]:
         """All files of these settings, the one written last at the end."""
         named = re.compile(re.escape(f"{self._named().name}.") + r"(?:(shard-\d+-of-\d+)\.)?jsonl")
-        paths = (path for path in self.folder.glob("*.jsonl") if path.is_file())
-        paths = sorted(paths, key=lambda path: path.stat().st_mtime_ns)
+        paths = sorted(files_in(self.folder), key=lambda path: path.stat().st_mtime_ns)
         parts = [match[1] or "" for path in paths if (match := named.fullmatch(path.name))]
         return [replace(self, part=part) for part in parts]
 
@@ -139,8 +138,7 @@ class CaptionFile:
         if not self.path.exists() or newest.made_with != self.made_with:
             self.path.touch()
             # clocks of file systems are coarse: later than any other
-            there = (path for path in self.folder.glob("*.jsonl") if path.is_file())
-            last = max(path.stat().st_mtime_ns for path in there)
+            last = max(path.stat().st_mtime_ns for path in files_in(self.folder))
             os.utime(self.path, ns=(last + TICK, last + TICK))
 
     def append(self, records: Iterable[Record]) -> None:
@@ -168,11 +166,16 @@ def read_files(paths: Iterable[Path]) -> tuple[dict[str, Record], list[str]]:
     return records, problems
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files of records in a folder; a folder, or a link in a circle, in their place is none."""
+    return [path for path in folder.glob("*.jsonl") if path.is_file()]
+
+
 def newest_file(folder: Path, captioner: str) -> CaptionFile | None:
     """The file of the settings that the captioner was last run with; None if it never was."""
     _adopt(folder, captioner)
     named = re.compile(re.escape(captioner) + rf"\.({_HEX})(?:\.shard-\d+-of-\d+)?\.jsonl")
-    paths = [p for p in folder.glob("*.jsonl") if named.fullmatch(p.name) and p.is_file()]
+    paths = [path for path in files_in(folder) if named.fullmatch(path.name)]
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
     return newest and CaptionFile(folder, captioner, named.fullmatch(newest.name)[1])
 

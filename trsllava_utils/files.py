@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -207,19 +208,18 @@ def progress(*iterable, **options):
 
 
 def not_linked(path: str | os.PathLike) -> Path:
-    """The path of an artefact, which no link below a folder ``derived`` may lead elsewhere. Links
-    that a user names, and the folder itself, may be links.
+    """The path of an artefact, in full. A folder ``derived`` may be a link.
 
     Raises:
-        InputError: one does.
+        InputError: something below it is one, and may lead elsewhere.
     """
     path = Path(os.path.abspath(path))
-    behind = len(path.parts) - path.parts[::-1].index("derived") if "derived" in path.parts else 0
-    for end in range(behind + 1, len(path.parts) + 1) if behind else ():
-        if (part := Path(*path.parts[:end])).is_symlink():
+    parts = (path, *path.parents) if "derived" in path.parts else ()
+    for part in takewhile(lambda part: part.name != "derived", parts):
+        if part.is_symlink():
             raise InputError(
-                f"{shown(part)} is a link, and below derived/ nothing is written "
-                "through one; remove it, or make derived itself the link"
+                f"{shown(part)} is a link, and below derived/ nothing is written through one; "
+                "remove it, or make derived itself the link"
             )
     return path
 

@@ -34,11 +34,11 @@ def list_images(root: Path) -> tuple[dict[str, Path], list[str]]:
     for here, names in _folders(root, reasons):
         for file_name in sorted(names):
             path, suffix = here / file_name, Path(file_name).suffix.lower()
-            is_companion = suffix and suffix in _COMPANIONS.split() and not leads_out(path, root)
-            if file_name.startswith(".") or is_companion:
+            outside = leads_out(path, root)
+            if file_name.startswith(".") or (suffix in _COMPANIONS.split() and not outside):
                 continue
             name = unicodedata.normalize("NFC", name_as_text(path.relative_to(root).as_posix()))
-            if leads_out(path, root):
+            if outside:
                 reasons.append(f"{name} {_LEADS_OUT}; it was left out")
             elif suffix not in image_suffixes():
                 others[suffix or "without a suffix"].append(name)
@@ -82,9 +82,10 @@ def _not_readable(path: Path, root: Path) -> str:
 
 
 def leads_out(path: Path, root: Path) -> bool:
-    """Whether a file below ``root`` is a link to a place outside it, and outside of the ``blobs``
-    of the Hugging Face cache that the folder is a snapshot of."""
-    if not path.is_symlink():
+    """Whether links, of a file below ``root`` or of folders above it, lead outside it, and outside
+    of the ``blobs`` of the Hugging Face cache that the folder is a snapshot of."""
+    below = takewhile(lambda part: part != root, (path, *path.parents))
+    if not any(part.is_symlink() for part in below):
         return False
     real, inside = os.path.realpath(path), [root]  # realpath ends where links go in circles
     inside += [root.parent.parent / "blobs"] if root.parent.name == "snapshots" else []

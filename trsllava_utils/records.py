@@ -152,10 +152,8 @@ def read_records(path: Path) -> tuple[dict[str, Record], list[str]]:
         except InputError as error:
             problems.append(f"{path.name}, line {number}: {error}; it was left out")
     if changed:
-        told = (
-            "images have captions that were edited by hand, or damaged; they are used as they are"
-        )
-        problems.append(f"{path.name}: {changed:,} {told}")
+        told = f"{changed:,} images have captions that were edited by hand, or damaged"
+        problems.append(f"{path.name}: {told}; they are used as they are")
     return records, problems
 
 

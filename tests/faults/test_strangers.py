@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import sentence_transformers
 import transformers
@@ -203,6 +204,28 @@ def test_tables_and_captions_that_are_links_out_of_the_folder_are_left_out(tmp_p
     assert not [
         p for p in load_dataset(str(tmp_path / "mine"), str(tmp_path)).problems if "link" in p
     ]
+
+
+@OUTSIDE
+@pytest.mark.parametrize("name", ["test/metadata.jsonl", "data/test.parquet", "txtclasses_x/a.txt"])
+def test_what_lies_behind_a_linked_folder_is_left_out(tmp_path, name):
+    draw(tmp_path / "mine" / "0.png")
+    behind = tmp_path / "elsewhere" / Path(name).name
+    behind.parent.mkdir()
+    if behind.suffix == ".parquet":
+        pd.DataFrame({"filename": ["0.png"], "caption": ["a secret"]}).to_parquet(behind)
+    else:
+        behind.write_text("0.png" if behind.suffix == ".txt" else
+                          '{"file_name": "0.png", "text": "a secret"}')  # fmt: skip
+    folder = tmp_path / "mine" / Path(name).parent
+    folder.symlink_to(behind.parent)
+    dataset = load_dataset(str(tmp_path / "mine"), str(tmp_path))
+    assert dataset.captions.empty and dataset.images["label"].tolist() == [""]
+    assert f"{folder.name} is a link that leads out" in " ".join(dataset.problems)
+    folder.unlink()
+    behind.parent.rename(folder)  # in the folder itself it is read
+    dataset = load_dataset(str(tmp_path / "mine"), str(tmp_path), "all")
+    assert len(dataset.captions) or dataset.images["label"].tolist() == ["a"]
 
 
 @OUTSIDE

@@ -24,13 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from trsllava_extras.cluster import in_threads, spread
-from trsllava_extras.gallery.partitions import (
-    PARTITION,
-    Partitions,
-    check_whole,
-    first_rows,
-    names_of,
-)
+from trsllava_extras.gallery.partitions import PARTITION, Partitions, first_rows, whole_names
 from trsllava_utils.encoders import kept_encoder, unit_vectors
 from trsllava_utils.files import InputError, MissingError, fingerprint, progress, reading, slug
 from trsllava_utils.parameters import MINILM, check
@@ -166,8 +160,7 @@ class Gallery:
     def _listed(self) -> tuple[list[str], list[str]]:
         """The partitions, and those of them that have no vectors."""
         there = self.store.files
-        check_whole(there)
-        names, ending = names_of(there), self.vectors_name("")
+        names, ending = whole_names(there), self.vectors_name("")
         return names, [name for name in names if name + ending not in there]
 
     def _embedded(self) -> list[str]:

@@ -177,9 +177,9 @@ def names_of(files: set[str]) -> list[str]:
     return sorted(name.removesuffix(".parquet") for name in rows)
 
 
-def check_whole(files: set[str]) -> None:
-    """Raises InputError where a partition is lost (vectors without rows, fewer partitions than
-    numbers) or there twice."""
+def whole_names(files: set[str]) -> list[str]:
+    """:func:`names_of`. Raises InputError where a partition is lost (vectors without rows, fewer
+    partitions than numbers) or there twice."""
     names = names_of(files)
     content = [name.rpartition("-")[2] for name in names]
     if again := [n for n, c in zip(names, content, strict=True) if content.count(c) > 1]:
@@ -193,6 +193,7 @@ def check_whole(files: set[str]) -> None:
             f"rows of the gallery are lost: {gone}.parquet is gone. Put it back, or add its "
             "captions again, and remove vectors without rows"
         )
+    return names
 
 
 def first_rows(image_ids: pd.Series) -> np.ndarray:

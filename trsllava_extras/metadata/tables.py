@@ -183,10 +183,8 @@ def _comparable(values: pd.Series, path: Path, problems: list[str]) -> pd.Series
     """A column that filters can compare: dates as ``2021-06-01``, numbers as numbers where most
     values are, else text; what is neither is left out, with a sentence."""
     if values.name == "geometry":
-        made = values.map(joined)
-        if lost := int(
-            (made.isna() & values.map(lambda g: g is not None and not g.is_empty)).sum()
-        ):
+        made, given = values.map(joined), values.map(lambda g: g is not None and not g.is_empty)
+        if lost := int((given & made.isna()).sum()):
             problems.append(
                 f"{shown(path)}: {lost:,} places are not in degrees, longitude before latitude "
                 "(WGS 84, as GeoJSON has them); they were left out"

@@ -50,7 +50,7 @@ def band_roles(raster: DatasetReader) -> dict[str, int]:
     product that the file's name tells, or by their wavelengths."""
     described = [set(re.findall(r"[^\W_]+", (d or "").lower())) for d in raster.descriptions]
     described = [{re.sub(r"^b0+", "b", word) for word in words} for words in described]
-    file = "" if raster.name.startswith("<") else Path(raster.name).name.lower()
+    file = Path(raster.name).name.lower()
     codes = _CODES[_satellite(set().union(*described), file)]
     roles: dict[str, int] = {}
     for number, words in enumerate(described, 1):

@@ -49,6 +49,7 @@ _VRT_ATTRIBUTES = """rasterXSize rasterYSize dataAxisToSRSAxisMapping coordinate
 format key dataType band blockXSize blockYSize resampling relativeToVRT shared RasterXSize
 RasterYSize DataType BlockXSize BlockYSize xOff yOff xSize ySize c1 c2 c3 c4 Projection Id Pixel
 Line X Y Z Info"""
+_NONE = ElementTree.Element("none")
 _STATISTICS = """PAMDataset PAMRasterBand Metadata MDI Histograms HistItem HistMin HistMax
 BucketCount IncludeOutOfRange Approximate HistCounts"""
 _OPENED = (".ovr", ".msk", ".aux", ".rrd")  # beside a raster: GDAL opens them, whatever they hold
@@ -84,7 +85,8 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
         raise unreadable(path, ValueError("no raster"))
     try:
         with ExitStack() as opened:
-            sources = _sources(Path(path))
+            tree = virtual_raster(Path(path)) if driver == "VRT" else _NONE
+            sources = _sources(tree, Path(path).parent)
             is_far = any(str(source).startswith("/vsi") for source in sources)
             opened.enter_context(rasterio.Env(**SETTINGS, **(FAR if is_far else NEAR)))
             for file in (Path(path), *([] if is_far else sources)):
@@ -96,7 +98,7 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
             is_text = name_as_text(str(path)) == str(path)  # else GDAL cannot take the name
             source = path if is_text else opened.enter_context(open(path, "rb"))
             if driver == "VRT":
-                source = opened.enter_context(_as_read(Path(path))).name
+                source = opened.enter_context(_as_read(tree, Path(path))).name
             raster = opened.enter_context(rasterio.open(source, driver=driver))
             # bytes of a pixel; numpy has no complex whole numbers
             kinds = (kind.replace("complex_int16", "complex64") for kind in raster.dtypes)
@@ -172,22 +174,21 @@ def companions(path: str | Path) -> list[Path]:
         names += [f"{path.stem}{end}" for end in ends] + [f"{stem}_MTL.txt", f"{stem}_MTL.xml"]
         names += [stem.replace("IMG_", kind, 1) + ".XML" for kind in ("DIM_", "RPC_")]
     beside = [path.with_name(name) for name in dict.fromkeys(names)]
-    beside += _sources(path)
+    if path.suffix.lower() == ".vrt":
+        beside += _sources(virtual_raster(path), path.parent)
     there = (file for file in beside if file.is_file())
     own = (file for file in there if not (file.is_symlink() and _is_elsewhere(file, path)))
     return [file for file in own if not _is_statistics(file)]
 
 
-def _sources(path: Path) -> list[Path]:
-    """What a virtual raster refers to; nothing for other files."""
-    named = virtual_raster(path).iter("SourceFilename") if path.suffix.lower() == ".vrt" else ()
-    return [path.parent / (source.text or "").strip() for source in named]
+def _sources(tree: ElementTree.Element, folder: Path) -> list[Path]:
+    """What a virtual raster in that folder refers to."""
+    return [folder / (source.text or "").strip() for source in tree.iter("SourceFilename")]
 
 
-def _as_read(path: Path) -> MemoryFile:
+def _as_read(tree: ElementTree.Element, path: Path) -> MemoryFile:
     """A virtual raster as it was read and checked here, with full paths, in memory: GDAL's own
     reader takes other parts of a file for its content. Its name tells the product."""
-    tree = virtual_raster(path)
     for source in tree.iter("SourceFilename"):
         text = (source.text or "").strip()
         source.text = text if text.startswith("/vsi") else str(path.parent / text)
@@ -209,18 +210,17 @@ def led_astray(path: Path) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _led_astray(path: Path, *_: tuple) -> str:
-    names, stem = _helpers(path.parent, path.parent.stat().st_mtime_ns), path.stem.lower()
+def _led_astray(path: Path, _: tuple, of_folder: tuple) -> str:
+    names, stem = _helpers(path.parent, of_folder), path.stem.lower()
     beside = names[bisect_left(names, (stem, "")) :]
     beside = takewhile(lambda pair: pair[0].startswith(stem), beside)
     files = [path.with_name(name) for low, name in beside if low[len(stem) :][:1] in (".", "_")]
-    if elsewhere := [file.name for file in files if _is_elsewhere(file, path)]:
-        return elsewhere[0]
     rasters = [file for file in files if file.suffix.lower() in _OPENED]
-    odd = [file.name for file in rasters if driver_of(file) not in ("GTiff", "HFA")]
-    odd += [f.name for f in files if f.name.lower().endswith(".aux.xml") and not _is_plain(f)]
+    odd = [file for file in files if _is_elsewhere(file, path)]  # those are not looked into
+    odd = odd or [file for file in rasters if driver_of(file) not in ("GTiff", "HFA")]
+    odd = odd or [f for f in files if f.name.lower().endswith(".aux.xml") and not _is_plain(f)]
     if odd:
-        return odd[0]
+        return odd[0].name
     # none of them misleads GDAL, so they can be opened
     return next(filter(None, map(_names_others, [*rasters, path])), "")
 
@@ -249,7 +249,7 @@ def _names_others(path: Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def _helpers(folder: Path, _: int) -> list[tuple[str, str]]:
+def _helpers(folder: Path, _: tuple) -> list[tuple[str, str]]:
     """Names of all files in a folder that GDAL might open unasked, and of links, in small letters
     and as they are, sorted."""
     with os.scandir(folder) as entries:
@@ -289,7 +289,7 @@ def virtual_raster(path: Path) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(path.read_bytes())
     except (ElementTree.ParseError, ValueError, LookupError, OSError):
-        return ElementTree.Element("none")
+        return _NONE
 
 
 def refused(path: Path, root: Path) -> str:
