@@ -97,9 +97,14 @@ def reciprocal_rank_fusion(first: np.ndarray, second: np.ndarray, k: float) -> n
     mean rank. Cormack, Clarke and Büttcher, SIGIR 2009 (k = 60 there)."""
     from scipy.stats import rankdata  # slow to import
 
-    ranks = (rankdata(-np.round(scores, 6), axis=1) for scores in (first, second))
-    # times k, so that neighbours in a long list stay further apart than a tie
-    return k * sum(1 / (k + r) for r in ranks)
+    def share(scores: np.ndarray) -> np.ndarray:
+        # times k, so that neighbours in a long list stay further apart than a tie
+        return k / (k + rankdata(-np.round(scores, 6)))
+
+    out = np.empty(first.shape)
+    for q, pair in enumerate(zip(first, second, strict=True)):  # rankdata needs eight times a row
+        out[q] = share(pair[0]) + share(pair[1])
+    return out
 
 
 def inverted_softmax_penalty(blocks: Iterable[np.ndarray], temperature: float) -> np.ndarray:

@@ -35,9 +35,9 @@ from transformers.utils import is_accelerate_available, is_bitsandbytes_availabl
 
 from trsllava_extras.schema import schema
 from trsllava_utils.captioner import Question, Reply, Settings
-from trsllava_utils.files import InputError, MissingError, content_fingerprint, fingerprint
+from trsllava_utils.files import InputError, MissingError, fingerprint
 from trsllava_utils.prompts import LIMITS, Prompt, make_prompt
-from trsllava_utils.weights import NO_CODE, device, not_here
+from trsllava_utils.weights import NO_CODE, content_fingerprint, device, not_here
 
 LLAVA = "llava-hf/llava-v1.6-mistral-7b-hf"
 MAX_BATCH = 64  # images

@@ -90,9 +90,9 @@ def _lexical(_: Score, queries: Side, items: Side, method: Method, index: Words)
 
         def scored(tile: Side, start: int) -> np.ndarray:
             rows = weights[start : start + len(tile.groups)]
-            return tile.best((rows @ wanted).toarray()).T
+            return asking.best(tile.best((rows @ wanted).toarray()).T)
 
-        return asking.best(by_tiles(items, wanted.shape[1], scored))
+        return by_tiles(items, asking, scored)
 
     return score
 
@@ -137,7 +137,8 @@ def _leave_one_out(_: Score, queries: Side, items: Side, method: Method, index: 
     query itself. Query n is text n of the items."""
 
     def score(block: slice) -> np.ndarray:
-        vectors = np.ascontiguousarray(queries.vectors[block].T)
+        asking = queries.take(block)
+        vectors = np.ascontiguousarray(asking.vectors.T)
 
         def scored(tile: Side, first: int) -> np.ndarray:
             cosines = as_float32(tile.vectors) @ vectors
@@ -145,7 +146,7 @@ def _leave_one_out(_: Score, queries: Side, items: Side, method: Method, index: 
             cosines[own - first, own - block.start] = _LEFT_OUT
             return tile.best(cosines).T
 
-        return by_tiles(items, vectors.shape[1], scored)
+        return by_tiles(items, asking, scored)
 
     return score
 

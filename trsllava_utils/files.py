@@ -143,13 +143,6 @@ def file_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def content_fingerprint(path: str | os.PathLike) -> str:
-    """Sixteen hex digits for a file, or for all files of a folder with their names."""
-    path = Path(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return fingerprint([(p.relative_to(path).as_posix(), file_sha256(p)) for p in files])
-
-
 def file_stamp(path: str | os.PathLike) -> tuple[int, ...]:
     """Changes when a file changes, and costs no reading: size, time of change, number on disk."""
     found = os.stat(path)
@@ -381,11 +374,14 @@ def append_lines(path: Path, values: Iterable[dict]) -> None:
 # — sealed files —
 
 
-def write_sealed(path: Path, content: bytes, about: dict) -> None:
+def write_sealed(path: Path, parts: Iterable[bytes | memoryview], about: dict) -> None:
     """Write a file and, last, its manifest ``<file>.json``: what it was made from, and its hash."""
-    with atomic_path(path) as tmp:
-        tmp.write_bytes(content)
-    about = {**about, "sha256": hashlib.sha256(content).hexdigest()}
+    digest = hashlib.sha256()
+    with atomic_path(path) as tmp, open(tmp, "wb") as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+    about = {**about, "sha256": digest.hexdigest()}
     write_json(path.with_name(f"{path.name}.json"), about)
 
 

@@ -119,6 +119,8 @@ def of_images(
     image = embeddings.rows["image_id"].map(number)
     order = image.dropna().sort_values(kind="stable").index
     groups = image[order].to_numpy(dtype=np.int64)
+    if order.equals(embeddings.rows.index):  # nothing is copied
+        return embeddings.rows, embeddings.vectors, groups
     return embeddings.rows.loc[order], embeddings.vectors[order], groups
 
 

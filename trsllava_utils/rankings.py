@@ -59,14 +59,14 @@ def rank_dataset(method: str, sources: Sources, top_k: int = 10) -> Rankings:
         for about, _ in kept.values()
     )
     if reused:
-        tables = {name: table.copy() for name, (_, table) in kept.items()}
+        tables = {name: table for name, (_, table) in kept.items()}
     else:
         tables = dict(zip(files, retrieve(method, sources, top_k), strict=True))
         for name, file in files.items():
-            content = tables[name].to_parquet()
-            write_sealed(file, content, {"made_from": made_from, "top_k": top_k})
+            about = {"made_from": made_from, "top_k": top_k}
+            write_sealed(file, [tables[name].to_parquet()], about)
     top = tables["top"][tables["top"]["rank"] <= top_k].reset_index(drop=True)
-    return Rankings(tables["ranks"], top, files["ranks"], reused, fingerprint(made_from))
+    return Rankings(tables["ranks"].copy(), top, files["ranks"], reused, fingerprint(made_from))
 
 
 @read_once

@@ -22,7 +22,7 @@ VERSION = 3  # of the rules: raised when a formula changes, so that old rankings
 BLOCK = 512  # queries scored at a time, at most
 TILE_SCORES = 1 << 21  # scores of texts held at a time: about the size of a processor's cache
 FEW = 256  # below this number of queries, tiles are as long as for this number
-MATRIX = 1 << 27  # scores held at a time: 512 MB, for each text of a query
+MATRIX = 1 << 24  # scores held at a time: 64 MB
 TIE_TOLERANCE = 1e-6  # at most so far from the best relevant score, one is tied with it
 
 Score = Callable[[slice], np.ndarray]  # a block of queries -> (n_in_block, n_items) float32
@@ -96,8 +96,7 @@ def best_cosine(queries: Side, items: Side) -> Score:
     def score(block: slice) -> np.ndarray:
         asking = queries.take(block)
         vectors = as_float32(asking.vectors)
-        scores = by_tiles(items, len(vectors), lambda tile, _: _best_cosines(vectors, tile))
-        return asking.best(scores)
+        return by_tiles(items, asking, lambda tile, _: asking.best(_best_cosines(vectors, tile)))
 
     return score
 
@@ -131,16 +130,16 @@ def blocks(n: int, n_items: int = 0) -> list[slice]:
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
 
-def by_tiles(items: Side, n: int, scored: Callable[[Side, int], np.ndarray]) -> np.ndarray:
-    """Scores ``(n, n_items) float32`` of n query texts.
+def by_tiles(items: Side, asking: Side, scored: Callable[[Side, int], np.ndarray]) -> np.ndarray:
+    """Scores ``(n, n_items) float32`` of n queries.
 
     Args:
         scored: scores one tile: some of the items, and the index of their first text ->
             ``(n, n_items_in_tile)``.
     """
-    out = np.empty((n, items.n), np.float32)
+    out = np.empty((asking.n, items.n), np.float32)
     texts_each = max(1, round(len(items.groups) / max(items.n, 1)))
-    step = max(1, TILE_SCORES // (max(n, FEW) * texts_each))
+    step = max(1, TILE_SCORES // (max(len(asking.groups), FEW) * texts_each))
 
     for start in range(0, items.n, step):
         tile = slice(start, min(start + step, items.n))

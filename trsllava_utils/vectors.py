@@ -8,13 +8,14 @@ the key of its text.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from trsllava_utils import plugins
 from trsllava_utils.encoders import Encoder, kept_encoder, unit_vectors
@@ -109,20 +110,25 @@ def embed_corpus(
     keys = [_key(text, role) for text in corpus["text"]]
     texts = dict(zip(keys, corpus["text"], strict=True))
     missing = {key: text for key, text in texts.items() if key not in stored.rows}
-    made: dict[bytes, np.ndarray] = {}
+    n, new, vectors = len(stored.rows), [], stored.vectors
     try:
-        for several in _encode(missing, model, role, scheduler) if missing else ():
-            made |= several
+        for several, made in _encode(missing, model, role, scheduler) if missing else ():
+            if not new:  # one matrix for all: a copy of it costs more memory than all else here
+                vectors = np.empty((n + len(missing), made.shape[1]), np.float32)
+                vectors[:n] = stored.vectors
+            vectors[n + len(new) :][: len(several)] = made
+            new += several
     finally:  # what was encoded before an error is kept
-        now = _on_disk(model, derived)[1]
-        if now.is_by(model) and now.rows.keys() >= stored.rows.keys():
-            stored = now  # another run may have added to it meanwhile
-        if new := [key for key in made if key not in stored.rows]:
+        now = _on_disk(model, derived)[1] if new else stored
+        if now.rows.keys() > stored.rows.keys() and now.is_by(model):
+            stored = now  # another run has added to it meanwhile
+            unknown = [row for row, key in enumerate(new) if key not in stored.rows]
+            vectors = np.concatenate([stored.vectors, vectors[n:][unknown]])
+            new = [new[row] for row in unknown]
+        if new:
             rows = {key: row for row, key in enumerate([*stored.rows, *new])}
-            vectors = np.stack([made[key] for key in new])
-            vectors = np.concatenate([stored.vectors, vectors]) if stored.rows else vectors
             cut = np.r_[stored.too_long, model.too_long([missing[key] for key in new])].astype(bool)
-            stored = Stored(vectors, rows, cut, stored.manifest)
+            stored = Stored(vectors[: len(rows)], rows, cut, stored.manifest)
             _write(path, stored, model)
     control = stored.manifest["control"]
     content = fingerprint(corpus.astype(str).values.tolist(), role)
@@ -137,7 +143,7 @@ def stored_vector(text: str, model: Encoder, derived: Path, role: str) -> np.nda
     stored = _on_disk(model, derived)[1]
     row = stored.rows.get(_key(text, role))
     # is_by last, because it may ask a server
-    return stored.vectors[row : row + 1] if row is not None and stored.is_by(model) else None
+    return stored.vectors[[row]] if row is not None and stored.is_by(model) else None
 
 
 def vector_path(name: str, precision: str, derived: Path) -> Path:
@@ -157,9 +163,9 @@ def _key(text: str, role: str) -> bytes:
 
 def _encode(
     texts: dict[bytes, str], model: Encoder, role: str, scheduler: str
-) -> Iterator[dict[bytes, np.ndarray]]:
-    """:func:`unit_vectors` of some texts after the other, by their keys, here or by the plug-in for
-    schedulers, with a progress bar."""
+) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    """:func:`unit_vectors` of some texts after the other, behind their keys, here or by the plug-in
+    for schedulers, with a progress bar."""
     step = CHUNK if scheduler else STEP
     # texts of about one length share a batch, so little of it is padding
     order = sorted(texts, key=lambda key: -len(texts[key]))
@@ -174,7 +180,7 @@ def _encode(
         made = spread(unit_vectors, chunks, scheduler, (model.name, role, model.precision))
     with progress(total=len(texts), desc="encoding", unit="text", delay=2) as bar:
         for number, encoded in made:
-            yield dict(zip(parts[number], encoded, strict=True))
+            yield parts[number], encoded
             bar.update(len(encoded))
 
 
@@ -191,8 +197,22 @@ def _read(path: Path) -> Stored:
 
 def _write(path: Path, stored: Stored, model: Encoder) -> None:
     keys = np.frombuffer(b"".join(stored.rows), np.uint8).reshape(-1, 32)
-    content = save({"vectors": stored.vectors, "keys": keys, "too_long": stored.too_long})
+    tensors = {"vectors": stored.vectors, "keys": keys, "too_long": stored.too_long}
     about = {"encoder": model.identity, "control": stored.manifest["control"]}
     about["versions"] = versions("sentence-transformers", "transformers", "torch")
-    write_sealed(path, content, about)
+    write_sealed(path, _safetensors(tensors), about)
     _read.put(path, replace(stored, manifest=about))
+
+
+def _safetensors(tensors: dict[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+    """A safetensors file piece by piece: the library's ``save`` holds two copies of it in memory.
+    The format: https://github.com/huggingface/safetensors#format."""
+    dtypes, header, end = {"float32": "F32", "uint8": "U8", "bool": "BOOL"}, {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        about = {"dtype": dtypes[tensor.dtype.name], "shape": tensor.shape}
+        header[name] = {**about, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that numbers lie where processors like them
+    yield len(text).to_bytes(8, "little") + text
+    yield from (np.ascontiguousarray(tensor).data for tensor in tensors.values())

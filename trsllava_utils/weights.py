@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from trsllava_utils.files import InputError, MissingError, content_fingerprint, file_sha256
+from trsllava_utils.files import InputError, MissingError, file_sha256, fingerprint
 from trsllava_utils.parameters import check
 
 NO_CODE = {"trust_remote_code": False}  # a model is weights; code that comes with it is not run
@@ -73,3 +73,10 @@ def not_here(what: str, error: Exception, hint: str) -> MissingError:
     return MissingError(
         f"{what} is not on this machine and cannot be downloaded ({reason}); {hint}"
     )
+
+
+def content_fingerprint(path: str | os.PathLike) -> str:
+    """Sixteen hex digits for a file, or for all files of a folder with their names."""
+    path = Path(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return fingerprint([(p.relative_to(path).as_posix(), file_sha256(p)) for p in files])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from tests.conftest import HashEncoder
 from trsllava_utils import files as artefacts
@@ -61,6 +63,21 @@ def test_a_run_keeps_what_another_one_wrote_meanwhile(tmp_path):
     fresh = embed_corpus(corpus(*everything), HashEncoder(), tmp_path / "fresh")
     assert np.array_equal(kept.vectors, fresh.vectors)
     assert np.array_equal(mine.vectors, fresh.vectors[[3, 4, 0, 1, 5]])
+
+
+def test_the_file_is_one_that_safetensors_reads(tmp_path):
+    made = embed_corpus(corpus("b", "a", "c"), HashEncoder(), tmp_path)
+    made = embed_corpus(corpus("b", "d"), HashEncoder(), tmp_path)
+    there = load_file(made.path)
+    assert {name: str(x.dtype) for name, x in there.items()} == {
+        "vectors": "float32",
+        "keys": "uint8",
+        "too_long": "bool",
+    }
+    rows = {key.tobytes(): row for row, key in enumerate(there["keys"])}
+    mine = [rows[hashlib.sha256(f"document\0{text}".encode()).digest()] for text in "bd"]
+    assert len(rows) == 4 and np.array_equal(there["vectors"][mine], made.vectors)
+    assert not there["too_long"].any() and len(there["too_long"]) == 4
 
 
 def test_stale_vectors_are_not_used(tmp_path):

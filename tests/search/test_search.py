@@ -3,9 +3,11 @@ folders with hostile names and known places."""
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -398,3 +400,14 @@ def test_one_call_and_the_command(sources, tmp_path, capsys):
 )
 def test_phrases(caption, words):
     assert phrase(caption) == words
+
+
+def test_an_index_goes_when_nobody_uses_it(sources):
+    """It is as large as the gallery, and what is remembered for all methods must not hold it."""
+    index = Index(sources, "hybrid")
+    index.find("boats", k=2, label="harbor")
+    gone = weakref.ref(index)
+    gc.disable()
+    del index
+    gc.enable()
+    assert gone() is None

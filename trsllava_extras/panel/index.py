@@ -25,7 +25,7 @@ from trsllava_extras.panel.picture import describe
 from trsllava_extras.panel.query import Part, Query, folded, parse_query, phrase, with_feedback
 from trsllava_extras.panel.uncaptioned import pictured
 from trsllava_utils.annotations import clean_text
-from trsllava_utils.data import load_dataset
+from trsllava_utils.data import Dataset, load_dataset
 from trsllava_utils.files import InputError, MissingError, check_choice, first_few
 from trsllava_utils.parameters import MINILM, TILING, check
 from trsllava_utils.ranking import top_items
@@ -71,7 +71,6 @@ class Index:
         self._image_bank = both.image_bank
         self._forms = text_forms(self.method.texts or sources.texts)
         self._starts = np.searchsorted(self._described.groups, np.arange(len(self.image_ids) + 1))
-        self._listed = lru_cache(16)(self._filter)
 
     def find(
         self,
@@ -153,7 +152,7 @@ class Index:
 
     def _parse(self, query: str) -> Query:
         """A query in parts; captions of the dataset are sentences, whatever signs they hold."""
-        return parse_query(query, is_sentence=folded(query) in self._captioned)
+        return parse_query(query, is_sentence=folded(query) in self._captioned.index)
 
     def _number_of(self, image_id: str) -> int:
         if image_id not in self._number:
@@ -192,34 +191,25 @@ class Index:
         people's queries of a few words get here, where they fit. Empty for methods with CLIP."""
         if self.method.plugged:
             return np.zeros(0, np.float32)
-        made = self.sources.embed(self._phrases, role="query")
+        made = self.sources.embed(_phrases, self.sources, role="query")
         side = one_each(made.rows["text"].to_numpy(), made.vectors, None, self._mean)
         score = self._by_text(side)
         best = [score(block).max(axis=1) for block in blocks(side.n, len(self.image_ids))]
         return np.sort(np.concatenate([np.zeros(0, np.float32), *best]))
 
-    def _phrases(self) -> pd.DataFrame:
-        """``PROBES`` different phrases as a text corpus."""
-        texts = self.sources.captions.corpus("one_sentence")["text"]
-        phrases = sorted(set(map(phrase, texts)) - {""})
-        chosen = np.sort(np.random.default_rng(0).permutation(len(phrases))[:PROBES])
-        rows = [("", "phrases", n, "caption", phrases[n]) for n in chosen]
-        return pd.DataFrame(rows, columns=CORPUS_COLUMNS)
+    @property
+    def _captioned(self) -> pd.Series:
+        """The images by their reference captions."""
+        return self.sources.once(_by_caption, self.sources.dataset)
 
-    @cached_property
-    def _captioned(self) -> dict[str, set[str]]:
-        """Reference caption -> the images that have it."""
-        captions = self.sources.dataset.captions
-        return captions["image_id"].groupby(captions["text"].map(folded)).agg(set).to_dict()
-
-    def _filter(self, label: str, where: str, bbox: str) -> np.ndarray:
+    def _listed(self, label: str, where: str, bbox: str) -> np.ndarray:
         """Numbers of the images that the filters let through."""
         listed = np.arange(len(self.image_ids))
         if label:
             check_choice("class", label, sorted(set(self._labels) - {""}))
             listed = listed[self._labels == label]
         if where.strip() or bbox.strip():
-            passed = select(metadata_of(self.sources.dataset), where, bbox)
+            passed = _passed(self.sources.dataset, where, bbox)
             listed = listed[[self.image_ids[n] in passed for n in listed]]
         return listed
 
@@ -230,7 +220,8 @@ class Index:
         ids = [self.image_ids[n] for n in numbers]
         nearest = [self._nearest(n, wanted) for n in numbers]
         words = folded(parsed.sentence)
-        own = self._captioned.get(words, set()) if words else set()
+        captioned = words and words in self._captioned.index
+        own = set(self._captioned.loc[[words]]) if captioned else set()
         table = pd.DataFrame(
             {
                 "image_id": ids,
@@ -262,6 +253,29 @@ class Index:
             for number, variant in enumerate(variants, 1)
             if text in {clean_text(variant.text(form)) for form in self._forms}
         )
+
+
+# What `Sources` remembers must not hold an index, which is as large as the gallery.
+
+
+def _phrases(sources: Sources) -> pd.DataFrame:
+    """``PROBES`` different phrases of the captions, as a text corpus."""
+    texts = sources.captions.corpus("one_sentence")["text"]
+    phrases = sorted(set(map(phrase, texts)) - {""})
+    chosen = np.sort(np.random.default_rng(0).permutation(len(phrases))[:PROBES])
+    rows = [("", "phrases", n, "caption", phrases[n]) for n in chosen]
+    return pd.DataFrame(rows, columns=CORPUS_COLUMNS)
+
+
+def _by_caption(dataset: Dataset) -> pd.Series:
+    """Image ids by the reference captions, folded."""
+    return dataset.captions.set_index(dataset.captions["text"].map(folded))["image_id"]
+
+
+@lru_cache(16)
+def _passed(dataset: Dataset, where: str, bbox: str) -> set[str]:
+    """The images that a condition and a box let through: every page asks again."""
+    return select(metadata_of(dataset), where, bbox)
 
 
 def search(
