@@ -19,6 +19,7 @@ import pandas as pd
 from trsllava_utils import plugins
 from trsllava_utils.data import Dataset
 from trsllava_utils.files import InputError, MissingError, check_choice
+from trsllava_utils.parameters import check
 from trsllava_utils.ranking import NamedSide, Sides, described, of_images, sides
 from trsllava_utils.records import text_forms
 from trsllava_utils.scoring import Score, Side, best_cosine, blocks, one_each
@@ -91,6 +92,7 @@ class Method:
     """
 
     def __init__(self, text: str) -> None:
+        check(method=text)
         self.name = re.sub(r"\s+", "", text)
         self.name = {"human": "reference"}.get(self.name, self.name)  # its earlier name
         self.steps: dict[str, dict[str, float]] = {}

@@ -84,6 +84,7 @@ def rule_of(method: str) -> Rule:
         InputError: there is none.
         MissingError: it needs the extras.
     """
+    check(method=method)
     if method.strip() == "max":
         return Max()
     make = plugins.find("rules", "steps")

@@ -652,6 +652,26 @@ def test_storage_without_its_package(static_encoder, url):
 RASTERS = pytest.mark.fault("Table of rasters")
 
 
+ODD = [("gsd", "ten"), ("gsd", float("inf")), ("date", None), ("date", 2021), ("problem", 3)]
+ODD += [("footprint", [1.0]), ("footprint", [[1, 2]]), ("footprint", [1.0] * 4), ("footprint", {})]
+ODD += [("footprints", [None]), ("footprints", None), ("windows", [0, 0, 32]), ("windows", None)]
+ODD += [("windows", [-32, 0, 32, 32]), ("percentiles", [1.0] * 100), ("percentiles", None)]
+ODD += [("guess", "no"), ("left_out", None), ("left_out", "1"), ("foreign", 1)]
+
+
+def in_rows(name, value):
+    """Every row says something else."""
+
+    def harm(path):
+        told = json.loads(path.read_text())
+        for row in told["rows"].values():
+            row[name] = value
+        told.pop("fingerprint")
+        write_json(path, told)  # with a seal that is right
+
+    return harm
+
+
 @RASTERS
 @damaged(
     unsealed,
@@ -661,6 +681,7 @@ RASTERS = pytest.mark.fault("Table of rasters")
     lambda path: path.write_text("[]"),
     lambda path: path.write_text("{"),
     lambda path: path.write_text('{"rows": {"a": 1}}'),
+    *(in_rows(name, value) for name, value in ODD),
 )
 def test_a_damaged_table_of_rasters_is_made_again(tmp_path, harm):
     place = rasterio.transform.from_origin(600_000, 5_300_000, 10, 10)

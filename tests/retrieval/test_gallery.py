@@ -170,6 +170,16 @@ def test_find_reads_the_nearest_text(static_encoder, tmp_path):
         gallery.find("a boat", k=0)
 
 
+def test_a_partition_damaged_while_it_is_searched_is_named(static_encoder, tmp_path):
+    gallery = Gallery(str(tmp_path), static_encoder)
+    (name,) = gallery.add(captions(30), texts_each=100)
+    gallery.embed()
+    assert len(gallery.find("a boat")) == 8
+    (tmp_path / f"{name}.parquet").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=rf"{name}.parquet cannot be read"):
+        gallery.find("a boat")
+
+
 def test_damaged_vectors_are_named(static_encoder, tmp_path):
     gallery = Gallery(str(tmp_path), static_encoder)
     names = gallery.add(captions(30), texts_each=30)

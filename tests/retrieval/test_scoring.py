@@ -51,7 +51,7 @@ def test_a_method_is_its_steps_in_order_with_all_settings():
     ("text", "says"),
     [
         ("meen", "Did you mean 'mean'"),
-        ("", "unknown method ''"),
+        ("", "method='' should not be empty"),
         ("max+centred", "centred cannot follow max; the order is"),
         ("max+mean", "mean cannot follow max"),
         ("csls+csls", "csls cannot follow csls"),

@@ -27,6 +27,7 @@ from trsllava_extras.panel.picture import describe
 from trsllava_extras.panel.query import phrase
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT, InputError, MissingError
+from trsllava_utils.ranking import rule_of
 from trsllava_utils.sources import Sources
 
 
@@ -411,3 +412,11 @@ def test_an_index_goes_when_nobody_uses_it(sources):
     del index
     gc.enable()
     assert gone() is None
+
+
+@pytest.mark.parametrize("method", [-1, True, ["max"]])
+def test_a_method_that_is_no_text_is_a_sentence(sources, method):
+    with pytest.raises(InputError, match="method"):
+        Index(sources, method)
+    with pytest.raises(InputError, match="method"):
+        rule_of(method)

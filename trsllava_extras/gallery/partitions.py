@@ -128,9 +128,10 @@ class Partitions:
 
     def text(self, name: str, row: int) -> str:
         """One text of a partition."""
-        file = pq.ParquetFile(self.local(f"{name}.parquet"))
-        texts = file.read_row_group(row // ROW_GROUP, columns=["text"])["text"]
-        return texts[row % ROW_GROUP].as_py()
+        with reading(f"{self.url}/{name}.parquet"):
+            file = pq.ParquetFile(self.local(f"{name}.parquet"))
+            texts = file.read_row_group(row // ROW_GROUP, columns=["text"])["text"]
+            return texts[row % ROW_GROUP].as_py()
 
     def local(self, name: str) -> str:
         """Path of a file on this machine; a remote file is downloaded first."""

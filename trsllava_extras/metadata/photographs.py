@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 from trsllava_extras.rasters import places
 from trsllava_extras.rasters.dates import acquired
 from trsllava_extras.rasters.opening import companions, open_raster
-from trsllava_extras.rasters.scenes import look_at
+from trsllava_extras.rasters.scenes import Photograph, look_at
 from trsllava_utils.files import InputError
 from trsllava_utils.images import PHOTO_SUFFIXES
 
@@ -23,7 +23,7 @@ def photographs(images: pd.DataFrame, derived: Path) -> pd.DataFrame:
     Kept in ``derived/photographs.json``."""
     paths = images.loc[images["path"] != "", "path"].drop_duplicates()
     paths = [path for path in paths if Path(path).suffix.lower() in PHOTO_SUFFIXES]
-    return look_at(paths, derived / "photographs.json", _look, VERSION)
+    return look_at(paths, derived / "photographs.json", _look, Photograph, VERSION)
 
 
 def _look(path: Path) -> dict:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError, model_validator
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
@@ -29,6 +32,43 @@ WINDOW_NAME = r"@\d+_\d+"
 SAMPLE = 1024  # pixels a side that the percentiles of a scene are taken from
 SAVE_EACH, CHUNK = 60, 16  # seconds; files
 VERSION = 4
+
+
+class Photograph(BaseModel, extra="forbid", strict=True):
+    """What is kept of a photograph, see :func:`scan`."""
+
+    key: list
+    gsd: FiniteFloat | None
+    date: str
+    footprint: list[FiniteFloat] | None
+    footprints: list[list[FiniteFloat] | None] | None
+
+    @model_validator(mode="after")
+    def _places_are_points_or_rings(self) -> Photograph:
+        for ring in (self.footprint, *(self.footprints or ())):
+            if ring is not None and (len(ring) % 2 or len(ring) in (0, 4)):
+                raise ValueError(f"{len(ring)} numbers are no place")
+        return self
+
+
+class Scene(Photograph):
+    """What is kept of a raster."""
+
+    windows: list[NonNegativeInt] | None
+    percentiles: list[float] | None
+    left_out: int
+    problem: str
+    guess: bool
+    stretched: bool
+
+    @model_validator(mode="after")
+    def _windows_have_four_numbers_and_a_place(self) -> Scene:
+        windows, percentiles = self.windows or [], self.percentiles or []
+        if len(windows) != 4 * len(self.footprints or []) or len(percentiles) % 101:
+            raise ValueError("windows, places and percentiles do not fit together")
+        if bool(windows) != bool(percentiles):
+            raise ValueError("windows without percentiles")
+        return self
 
 
 def check_tile(tile: int, overlap: int) -> None:
@@ -61,18 +101,24 @@ def scan(images: pd.DataFrame, derived: Path, tile: int = 0, overlap: int = 0) -
     paths = images.loc[images["path"] != "", "path"].drop_duplicates()
     paths = [path for path in paths if Path(path).suffix.lower() in RASTER_SUFFIXES]
     store = derived / f"rasters-{tile}-{overlap}.json"
-    return look_at(paths, store, lambda path: _look(path, tile, overlap), VERSION, tile, overlap)
+    version = VERSION, tile, overlap
+    return look_at(paths, store, lambda path: _look(path, tile, overlap), Scene, *version)
 
 
 def look_at(
-    paths: list[str], store: Path, look: Callable[[Path], dict], *version: int
+    paths: list[str],
+    store: Path,
+    look: Callable[[Path], dict],
+    kind: type[BaseModel],
+    *version: int,
 ) -> pd.DataFrame:
-    """What ``look`` says of files, one row each, kept in ``store``; a file is looked at again when
-    it changes, or one that it is read with, or ``version``."""
+    """What ``look`` says of files, one row of this kind each, kept in ``store``; a file is looked
+    at again when it changes, or one that it is read with, or ``version``; and when its row is
+    damaged."""
     keys = {path: _key(path, *version) for path in paths}
     kept = read_json(store).get("rows") if paths else {}
-    kept = {p: r for p, r in kept.items() if isinstance(r, dict)} if isinstance(kept, dict) else {}
-    rows = {path: row for path, row in kept.items() if row.get("key") == keys.get(path)}
+    kept = kept if isinstance(kept, dict) else {}
+    rows = {path: row for path, row in kept.items() if _is_whole(row, kind, keys.get(path))}
     todo = [path for path in paths if path not in rows]
     saved = time.monotonic()
 
@@ -89,6 +135,13 @@ def look_at(
             saved = time.monotonic()
     bar.close()
     return pd.DataFrame.from_dict({path: rows[path] for path in paths}, orient="index")
+
+
+def _is_whole(row: Any, kind: type[BaseModel], key: list | None) -> bool:
+    """Whether it is a row of this kind, and of the file as it is now."""
+    with suppress(ValidationError):
+        return kind.model_validate(row).key == key
+    return False
 
 
 def _key(path: str, *version: int) -> list:
