@@ -40,13 +40,15 @@ def adopt(root: Path, files: dict[str, Path], home: Path) -> None:
     derived = home / "derived"
     if not re.fullmatch(_OWN, home.name) or not files:
         return
-    if derived.is_dir():
-        if _root(derived) != str(root):
-            with suppress(InputError):  # a disk that can only be read
-                write_json(derived / "archive.json", {"root": str(root)})
+    if derived.is_dir() and _root(derived) == str(root):
         return
     sampled = sorted(files)[:: max(1, len(files) // LOOKED_AT)]
     seen = {sha256 for name in sampled for sha256 in _pictures(files[name])}
+    about = {"root": str(root), "pictures": sorted(seen)}
+    if derived.is_dir():
+        with suppress(InputError):  # a disk that can only be read
+            write_json(derived / "archive.json", about)
+        return
     for other in sorted(home.parent.glob(_ARCHIVES)):
         if len(seen & _described(other)) < MOST * len(sampled):
             continue
@@ -62,7 +64,7 @@ def adopt(root: Path, files: dict[str, Path], home: Path) -> None:
             raise cannot_write(derived, error) from error
         with suppress(OSError):  # it holds something else
             other.parent.rmdir()
-        write_json(derived / "archive.json", {"root": str(root)})
+        write_json(derived / "archive.json", about)
         how = f"moved from {old}" if has_moved else "has the pictures of another one"
         print(f"{root.name} {how}; its captions and vectors are kept ({shown(derived)})")
         return
@@ -99,6 +101,8 @@ def _pictures(path: Path) -> set[str]:
 
 
 def _described(derived: Path) -> set[str]:
-    """The pictures that have captions there."""
+    """The pictures that have captions there, and some that the archive held."""
+    held = read_json(derived / "archive.json").get("pictures")
     lines = (line for path in derived.glob("captions/*.jsonl") for line in read_lines(path))
-    return {str(value.get("image_sha256")) for _, value, _ in lines if isinstance(value, dict)}
+    described = {str(value.get("image_sha256")) for _, value, _ in lines if isinstance(value, dict)}
+    return described | set(map(str, held if isinstance(held, list) else ()))

@@ -6,6 +6,7 @@ Runs where Chromium and Playwright are; skipped elsewhere. ``SCREENSHOTS=FOLDER`
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 
 from tests.jupyterlab import CHROMIUM, FLAGS, jupyterlab
+from trsllava_extras.panel import search
 from trsllava_utils.captioning import caption_dataset
 from trsllava_utils.data import load_dataset
 from trsllava_utils.files import PROJECT_ROOT
@@ -263,6 +265,32 @@ def test_feedback_over_two_rounds(page, panel):
     assert dense() == counts[0]
 
 
+def test_a_selection_gets_a_word_and_is_found_by_it(page, panel):
+    panel.ask("boats at a pier")
+    first, third = panel.ids[0], panel.ids[2]
+    panel.mark(0, "select")
+    panel.mark(2, "select")
+    panel.root.get_by_label("tag", exact=True).fill("to check")
+    panel.root.get_by_role("button", name="tag", exact=True).click()
+    panel.root.get_by_text("2 images have the tag 'to check'").wait_for(timeout=MINUTE)
+    assert "to check" in panel.tiles.nth(0).inner_text()
+    assert "to check" not in panel.tiles.nth(1).inner_text()
+    shoot(panel.root, "tags")
+    where = panel.root.get_by_label("where")
+    where.fill("tag = 'to check'")
+    where.press("Enter")
+    panel.status.filter(has_text="· 2 images searched").wait_for(timeout=MINUTE)
+    assert set(panel.ids) == {first, third}
+    told = json.loads(panel.download("COCO").read_text("utf-8"))
+    assert [image["tags"] for image in told["images"]] == [["to check"]] * 2
+    panel.root.get_by_role("button", name="untag", exact=True).click()
+    panel.root.get_by_text("no image meets the condition (0 of 105)").wait_for(timeout=MINUTE)
+    where.fill("")
+    where.press("Enter")
+    panel.status.filter(has_text="· 105 images searched").wait_for(timeout=MINUTE)
+    panel.button("clear selection").click()
+
+
 def test_selection_saved_and_loaded(page, panel):
     panel.ask("boats")
     first = panel.ids
@@ -302,6 +330,24 @@ def test_selection_saved_and_loaded(page, panel):
     other.keyboard.press("Escape")
     assert not other.locator("dialog.lightbox[open]").count()
     other.close()
+
+
+def test_a_saved_page_has_no_holes_and_prints_on_two_sheets(browser, tmp_path):
+    found = search("boats at a pier", k=8, data_dir=str(tmp_path))
+    found.save(tmp_path / "found.html")
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto((tmp_path / "found.html").as_uri())
+    for width, columns in ((1600, 4), (1000, 4), (600, 2), (380, 2)):
+        page.set_viewport_size({"width": width, "height": 900})
+        boxes = page.locator(".tiles a").evaluate_all(
+            "all => all.map(e => e.getBoundingClientRect())"
+        )
+        assert len({round(box["x"]) for box in boxes}) == columns
+        assert len({round(box["height"]) for box in boxes}) == 1
+    sheets = len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(format="A4")))
+    assert 1 <= sheets <= 2
+    context.close()
 
 
 def test_a_picture_is_dropped(page, panel, tmp_path):

@@ -4,12 +4,13 @@ as ``-p NAME VALUE``, named as in the notebooks."""
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from textwrap import shorten
 
 from trsllava_extras.cli.shell import parse, parser
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import load_dataset
-from trsllava_utils.files import NAMED, shown
+from trsllava_utils.files import NAMED, InputError, escaped, first_few, shown, user_path, write_text
 from trsllava_utils.parameters import MINILM, TILING
 from trsllava_utils.sources import SETTING
 
@@ -60,31 +61,63 @@ def search(words: list[str]) -> None:
     from trsllava_extras.panel import search as find
     from trsllava_extras.panel.found import KINDS
     from trsllava_extras.panel.picture import describer_of
+    from trsllava_extras.tags import tag
 
     made = parser("search", "Find images by words or by a picture.")
     made.add_argument("dataset", help=DATASET)
     what = "what it shows; or parts, with weights: 'storage tanks + 0.5 river - houses'"
     made.add_argument("query", nargs="?", default="", help=what)
     made.add_argument("--image", default="", metavar="FILE", help="a picture to search with")
+    made.add_argument("--queries", metavar="FILE", help="many queries: one a line, or CSV")
+    made.add_argument("--fits", action="store_true", help="only images that seem to fit")
     made.add_argument("--k", type=int, default=8, help="number of images (default 8)")
     made.add_argument("--where", default="", metavar="CONDITION", help=WHERE)
     made.add_argument("--bbox", default="", metavar="W,S,E,N", help="west,south,east,north")
+    made.add_argument("--tag", metavar="WORD", help="keep this word with the images found")
     for kind in KINDS:
         made.add_argument(f"--{kind}", metavar=kind.upper(), help=f"save the result as {kind}")
     args, given = parse(made, words, {"method", *SETTING, *_LOADED})
     only = {"where": args.where, "bbox": args.bbox}
     if sys.stderr.isatty():  # PyTorch alone takes two seconds; the next line takes this one's place
         print("loading the captions and the encoder …", end="\r", file=sys.stderr)
+    if args.queries:
+        _search_many(args, given, only)
+        return
     found = find(args.query, args.dataset, args.k, image=args.image, **given, **only)
+    found = found.fitting() if args.fits else found
     about = f"{found.total:,} images, described by {found.sources.captioner}"
     print(f"{about:<40}", file=sys.stderr)
     if args.image and not args.query:
         who = given.get("query_captioner") or describer_of(found.sources)
         print(f"{args.image}, described by {who}: {found.query.text}")
     print(found)
+    if args.tag is not None:
+        tag(found.sources.dataset, found.table["image_id"], args.tag, found.query.text)
+        print(f"{len(found.table):,} images have the tag {args.tag!r} now")
     for kind in KINDS:
         if path := getattr(args, kind):
             print("wrote", shown(found.save(path, kind)))
+
+
+def _search_many(args: Namespace, given: dict, only: dict[str, str]) -> None:
+    from trsllava_extras.panel.index import index_of
+    from trsllava_extras.panel.many import find_many, read_queries
+    from trsllava_extras.results import csv_text
+
+    for name in ("query", "image", "tag", "html", "geojson", "geoparquet", "stac", "coco"):
+        if getattr(args, name):
+            raise InputError(f"{name} does not go with --queries; the table is saved by --csv")
+    queries = read_queries(args.queries)
+    table = find_many(index_of(args.dataset, **given), queries, args.k, args.fits, **only)
+    columns = ["id", "query", "rank", "image_id", "score", "percentile", "label"]
+    shown_table = table[[c for c in columns if c in table]].round({"score": 3, "percentile": 1})
+    shown_table["query"] = [shorten(text, 60) for text in shown_table["query"]]
+    print(escaped(shown_table.to_string(index=False)) if len(table) else "no image fits")
+    without = queries.index.difference(table["id"]).tolist()
+    if without and args.fits:
+        print(f"nothing fits {len(without)} of {len(queries)} queries: {first_few(without)}")
+    if args.csv:
+        print("wrote", shown(write_text(user_path(args.csv), csv_text(table, index=False))))
 
 
 def gallery(words: list[str]) -> None:

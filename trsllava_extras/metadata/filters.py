@@ -8,6 +8,7 @@ import sqlite3
 import numpy as np
 import pandas as pd
 
+from trsllava_extras.tags import BETWEEN
 from trsllava_utils.files import InputError, first_few
 
 
@@ -17,7 +18,8 @@ def select(metadata: pd.DataFrame, where: str = "", bbox: str = "") -> set[str]:
     Args:
         metadata: see :func:`load_metadata`.
         where: a condition on its columns as in SQL, ``date >= '2023-06-01' and cloud < 20``;
-            images of which a column is not known are left out; empty: all.
+            images of which a column is not known are left out; ``tag = 'flooded'`` is asked of each
+            tag of an image; empty: all.
         bbox: ``"west,south,east,north"`` in degrees; images whose footprint touches it; empty: all.
 
     Raises:
@@ -37,7 +39,9 @@ def what_there_is(metadata: pd.DataFrame, where: str = "", bbox: str = "", label
     columns = [c for c in metadata if re.search(rf"(?<!\w){re.escape(c)}(?!\w)", bare, re.I)]
     told = ""
     for name in columns:
-        values = sorted(set(metadata[name].dropna()))
+        values = metadata[name].dropna()
+        values = values.str.split(BETWEEN).explode() if name == "tag" else values
+        values = sorted(set(values))
         if pd.api.types.is_numeric_dtype(metadata[name]) or name == "date":
             told += f"; {name} is {values[0]} to {values[-1]}"
         elif name != "geometry":
@@ -53,6 +57,9 @@ def _where(metadata: pd.DataFrame, where: str) -> set[str]:
     """SQLite reads the condition: in memory, allowed to do nothing but select from one table."""
     table = metadata.drop(columns="geometry", errors="ignore").rename_axis("image_id").reset_index()
     allowed = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
+    tag = table.get("tag", pd.Series(None, table.index, dtype=object))
+    if tag.dtype == object:  # an image with several tags has a row for each
+        table = table.assign(tag=tag.str.split(BETWEEN)).explode("tag")
     connection = sqlite3.connect(":memory:")
     try:
         _check_kinds(table, where)

@@ -13,6 +13,7 @@ from trsllava_extras.metadata.photographs import photographs
 from trsllava_extras.metadata.shapes import footprints, with_places
 from trsllava_extras.rasters import scenes
 from trsllava_extras.rasters.dates import acquired
+from trsllava_extras.tags import tags_of
 from trsllava_utils.data import Dataset
 
 
@@ -53,7 +54,16 @@ def load_metadata(dataset: Dataset) -> tuple[pd.DataFrame, list[str]]:
     return table.dropna(axis="columns", how="all"), problems
 
 
-@lru_cache(maxsize=4)
 def metadata_of(dataset: Dataset) -> pd.DataFrame:
-    """The table of :func:`load_metadata`, read once for a dataset."""
+    """The table of :func:`load_metadata`, read once for a dataset, and the column ``tag`` as it is
+    now (see ``tags.py``), where an image has one."""
+    table, tags = _read_once(dataset), tags_of(dataset)
+    if tags.empty:
+        return table
+    told = tags.reindex(table.index)
+    return table.assign(tag=told.where(told.notna(), table.get("tag")))
+
+
+@lru_cache(maxsize=4)
+def _read_once(dataset: Dataset) -> pd.DataFrame:
     return load_metadata(dataset)[0]

@@ -10,9 +10,8 @@ import base64
 import hashlib
 import io
 import json
-import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from trsllava_extras.metadata import metadata_of
 from trsllava_extras.metadata.filters import what_there_is
 from trsllava_extras.metadata.shapes import for_files
 from trsllava_extras.pages import LARGE, data_uri, in_scene, jpeg, marked, picture_uri, render, said
+from trsllava_extras.panel import folders
 from trsllava_extras.panel.query import Query
 from trsllava_extras.panel.uncaptioned import not_searched, uncaptioned
 from trsllava_extras.results import csv_text
@@ -34,19 +34,15 @@ from trsllava_utils.files import (
     NAMED,
     InputError,
     atomic_path,
-    cannot_write,
     check_choice,
     escaped,
-    first_few,
     parse_json,
     read_text,
-    shown,
-    slug,
     user_path,
     write_text,
 )
 from trsllava_utils.folder import name_as_text
-from trsllava_utils.images import read_image, view
+from trsllava_utils.images import view
 from trsllava_utils.parameters import check
 from trsllava_utils.records import Variant
 from trsllava_utils.sources import Sources
@@ -54,7 +50,8 @@ from trsllava_utils.sources import Sources
 if TYPE_CHECKING:
     import geopandas
 
-KINDS = ("html", "csv", "geojson", "geoparquet", "stac", "folder")  # what a result is saved as
+# what a result is saved as
+KINDS = ("html", "csv", "geojson", "geoparquet", "stac", "coco", "folder", "imagefolder")
 EXCERPT = 180  # characters of a caption under a picture
 FILTERS = ("label", "where", "bbox")
 KNOWN_BY = 5  # pictures by which a saved page knows its archive
@@ -87,7 +84,7 @@ class Found:
 
     def __repr__(self) -> str:
         columns = ["rank", "image_id", "score", "percentile", "label", "date", "lat", "lon"]
-        table = self.table[[c for c in columns if c in self.table]]
+        table = self.table[[c for c in columns if c in self.table]].dropna(axis=1, how="all")
         table = table.round({"score": 3, "percentile": 1, "lat": 4, "lon": 4})
         shown = [table.to_string(index=False)] if len(table) else []
         return escaped("\n".join([*shown, *(f"· {note}" for note in self.notes)]))
@@ -131,8 +128,22 @@ class Found:
         """Whether nearly every phrase of the captions finds a first image that scores higher. (A
         filter may leave out what does fit; then this says nothing.)"""
         is_whole = self.request.get("page") == 1 and not self._filters
-        known = "percentile" in self.table and len(self.table) and is_whole
-        return bool(known and self.table["percentile"].iloc[0] < FEW)
+        known = "percentile" in self.table and is_whole
+        return known and not (self.table["percentile"][:1] >= FEW).any()  # or all are left out
+
+    def fitting(self) -> Found:
+        """Without the images that score less than nearly every phrase of the captions would.
+
+        Raises:
+            InputError: scores are compared with nothing here.
+        """
+        if "percentile" not in self.table:
+            raise InputError(
+                "whether an image fits is known of a plain sentence, by a rule without CLIP, among "
+                "captions with twenty phrases at least"
+            )
+        kept = self.table[self.table["percentile"] >= FEW].reset_index(drop=True)
+        return replace(self, table=kept)
 
     @property
     def _filters(self) -> dict[str, str]:
@@ -163,17 +174,21 @@ class Found:
             kind: "html" (a page with the pictures and all their captions that needs no network),
                 "csv" (with full paths), "geojson" or "geoparquet" (footprints and the table, for
                 QGIS and the like), "stac" (an item collection with all captions, of images with a
-                date), "folder" (links to the files; copies where links cannot be made,
-                and of windows the picture); empty: by the suffix (.parquet is GeoParquet).
+                date), "coco" (captions as COCO has them), "folder" (links to the files; copies
+                where links cannot be made, and of windows the picture), "imagefolder" (copies with
+                captions and tags, for Hugging Face's datasets); empty: by the suffix (.parquet is
+                GeoParquet, .json COCO).
 
         Raises:
             InputError: an unknown kind, one with places where none is known, a folder that is not
                 empty, or images that are gone from the disk.
         """
         kind = kind or Path(path).suffix.lower().lstrip(".") or "folder"
-        kind = check_choice("kind of file", {"parquet": "geoparquet"}.get(kind, kind), KINDS)
-        if kind == "folder":
-            return self._save_files(user_path(path))
+        kind = {"parquet": "geoparquet", "json": "coco"}.get(kind, kind)
+        kind = check_choice("kind of file", kind, KINDS)
+        if kind in ("folder", "imagefolder"):
+            save = folders.save_files if kind == "folder" else folders.save_imagefolder
+            return save(self.table, self.sources, user_path(path))
         if kind != "geoparquet":
             return write_text(user_path(path), self.as_text(kind))
         with atomic_path(user_path(path)) as tmp:
@@ -186,6 +201,8 @@ class Found:
             return result_page(self)
         if kind == "csv":
             return csv_text(self._with_files(), index=False)
+        if kind == "coco":
+            return folders.coco(self.table, self.sources, self.query.text)
         if kind == "stac":
             records = self.sources.captions.records
             captions = {i: [v.fields for v in records[i].variants] for i in self.table["image_id"]}
@@ -222,31 +239,6 @@ class Found:
         }
         return self.table.assign(**first, **last)[[*first, *self.table, *last]]
 
-    def _save_files(self, folder: Path) -> Path:
-        """Links to the files, numbered by rank; nothing that is there is written over."""
-        dataset, width = self.sources.dataset, len(str(len(self.table)))
-        files = {image_id: dataset.file_of(image_id) for image_id in self.table["image_id"]}
-        gone = [i for i, file in files.items() if not file or not Path(file.path).is_file()]
-        if gone:
-            raise InputError(f"no files on disk of {first_few(gone)}; nothing was saved")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise InputError(f"{shown(folder)} is not empty; choose another folder")
-            for rank, (image_id, file) in zip(self.table["rank"], files.items(), strict=True):
-                suffix = ".jpg" if file.window else Path(file.path).suffix.lower()
-                target = folder / f"{rank:0{width}d}_{slug(image_id)}{suffix}"
-                if file.window:
-                    target.write_bytes(jpeg(read_image(file, dataset.rendering)))
-                    continue
-                with suppress(OSError):  # Windows forbids links, some disks cannot hold them
-                    target.symlink_to(Path(file.path).resolve())
-                if not target.exists():
-                    shutil.copy2(file.path, target)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-        return folder
-
     @cached_property
     def tiles(self) -> list[dict]:
         """What is shown of each image: its picture, score and nearest caption."""
@@ -260,6 +252,8 @@ class Found:
         percentile = getattr(row, "percentile", None)
         tile["percentile"] = "" if percentile is None else f"{percentile:.0f}"
         tile["of"] = len(record.variants)
+        tag = getattr(row, "tag", None)
+        tile["tags"] = tag if isinstance(tag, str) else ""
         tile["verdict"] = "" if row.hit is pd.NA else "hit" if row.hit else "miss"
         tile["picture"] = picture_uri(self.sources.dataset, row.image_id)
         tile["said"] = variant.one_sentence or said(record)

@@ -24,6 +24,7 @@ from trsllava_extras.panel.found import FILTERS, Found
 from trsllava_extras.panel.picture import describe
 from trsllava_extras.panel.query import Part, Query, folded, parse_query, phrase, with_feedback
 from trsllava_extras.panel.uncaptioned import pictured
+from trsllava_extras.tags import stamp
 from trsllava_utils.annotations import clean_text
 from trsllava_utils.data import Dataset, load_dataset
 from trsllava_utils.files import InputError, MissingError, check_choice, first_few
@@ -150,6 +151,19 @@ class Index:
         table.insert(0, "rank", np.arange(1, len(best) + 1))
         return Found(parsed, table, len(best), self.sources, {"selected": [*image_ids]})
 
+    def every(self, **only: str) -> Found:
+        """All images that the filters of :meth:`find` let through, as a result without scores.
+
+        Raises:
+            InputError: none of them, or a filter that cannot be understood.
+        """
+        check(**only)
+        listed = self._listed(*(only.get(name, "") for name in FILTERS))
+        told = " and ".join(text for text in only.values() if text.strip())
+        if not len(listed):
+            raise InputError(f"no image meets the condition {told}")
+        return self.pick([self.image_ids[n] for n in listed], told)
+
     def _parse(self, query: str) -> Query:
         """A query in parts; captions of the dataset are sentences, whatever signs they hold."""
         return parse_query(query, is_sentence=folded(query) in self._captioned.index)
@@ -209,7 +223,7 @@ class Index:
             check_choice("class", label, sorted(set(self._labels) - {""}))
             listed = listed[self._labels == label]
         if where.strip() or bbox.strip():
-            passed = _passed(self.sources.dataset, where, bbox)
+            passed = _passed(self.sources.dataset, where, bbox, stamp(self.sources.dataset))
             listed = listed[[self.image_ids[n] in passed for n in listed]]
         return listed
 
@@ -273,8 +287,9 @@ def _by_caption(dataset: Dataset) -> pd.Series:
 
 
 @lru_cache(16)
-def _passed(dataset: Dataset, where: str, bbox: str) -> set[str]:
-    """The images that a condition and a box let through: every page asks again."""
+def _passed(dataset: Dataset, where: str, bbox: str, _: tuple) -> set[str]:
+    """The images that a condition and a box let through, while tags are the same: every page asks
+    again."""
     return select(metadata_of(dataset), where, bbox)
 
 
@@ -295,7 +310,7 @@ def search(
     an :class:`Index`.
 
     Args:
-        query: what the images should show.
+        query: what the images should show; empty, with a filter: all that it lets through.
         dataset, split, data_dir: see :func:`trsllava_utils.load_dataset`.
         k: number of images.
         image: a picture to search with: a captioner describes it, unless a query does.
@@ -313,17 +328,38 @@ def search(
         InputError, MissingError: see ``load_dataset`` and :class:`Index`; where captions are
             missing, the message is the command that makes them.
     """
-    for name in options:
-        check_choice("parameter", name, OPTIONS)
     only = {name: options.pop(name) for name in FILTERS if name in options}
-    if isinstance(query, str) and not (query.strip() or image):
+    is_asked = not isinstance(query, str) or query.strip() or image
+    if not is_asked and not "".join(only.values()).strip():
         raise InputError(NOTHING)
-    check(k=k, **({} if image else {"query": query}), **only)
+    check(k=k, **({"query": query} if is_asked and not image else {}), **only)
     if only.get("bbox", "").strip():
         parse_bbox(only["bbox"])  # before anything is embedded
+    describer = options.pop("query_captioner", "")
+    how = {"captioner": captioner, "encoder": encoder, "split": split, "data_dir": data_dir}
+    index = index_of(dataset, method, **how, **options)
+    if not is_asked:
+        return index.every(**only)
+    if image and not query.strip():
+        query = describe(image, index.sources, str(describer))
+    return index.find(query, k, picture=image, **only)
+
+
+def index_of(
+    dataset: str,
+    method: str = "",
+    *,
+    captioner: str = "",
+    encoder: str = MINILM,
+    split: str = "test",
+    data_dir: str = "",
+    **options: str | int,
+) -> Index:
+    """The index that :func:`search` asks; arguments and errors as there, without filters."""
+    for name in options:
+        check_choice("parameter", name, OPTIONS)
     tiling = {name: options.pop(name) for name in TILING if name in options}
     loaded = load_dataset(dataset, data_dir, split, **tiling)
-    describer = options.pop("query_captioner", "")
     sources = Sources(loaded, captioner, encoder=encoder, **options)
     try:
         _ = sources.clip or sources.captions
@@ -331,7 +367,4 @@ def search(
         sources = replace(sources, clip=choice.clip())
         if not sources.clip:
             raise
-    method = method or ("fusion" if sources.clip else "max")
-    if image and not query.strip():
-        query = describe(image, sources, str(describer))
-    return Index(sources, method).find(query, k, picture=image, **only)
+    return Index(sources, method or ("fusion" if sources.clip else "max"))

@@ -30,6 +30,7 @@ from trsllava_extras.panel.found import STATIC, Found, read_settings
 from trsllava_extras.panel.index import Index
 from trsllava_extras.panel.picture import describe, describer_of
 from trsllava_extras.panel.world import WorldMap
+from trsllava_extras.tags import tag, untag
 from trsllava_utils import plugins
 from trsllava_utils.captions import load_captions
 from trsllava_utils.data import KNOWN, Dataset, load_dataset
@@ -180,14 +181,14 @@ class Panel:
 
     def _choices(self, request: dict[str, Any]) -> dict[str, Any]:
         known = metadata_of(self.sources.dataset)
-        columns = ", ".join(column for column in known if column != "geometry")
+        columns = ", ".join([*(c for c in known if c not in ("geometry", "tag")), "tag"])
         methods = [request.get("method", "max"), *METHODS]
         methods += ["clip", "fusion"] if self.sources.clip else []
         return {
             "methods": list(dict.fromkeys(methods)),
             "labels": sorted(set(self.sources.dataset.images["label"]) - {""}),
             "sizes": sorted({*PAGE_SIZES, request.get("k", 8)}),
-            "where_hint": f"as in SQL, on {columns}" if columns else "no column is known",
+            "where_hint": f"as in SQL, on {columns}",
             "has_places": "geometry" in known,
             "has_captions": len(self._captions) > 0,
         }
@@ -321,6 +322,19 @@ class Panel:
             raise InputError("these images have no reference captions")
         self.search(**{**START, "query": self._captions.sample(1).iloc[0]})
 
+    def _tag(self, word: str, remove: bool = False) -> None:
+        """A word is kept with the selected images, or taken from them."""
+        dataset, names = self.sources.dataset, list(self.screen.selected)
+        if not names:
+            raise InputError("nothing is selected: s, or the button under a picture, selects it")
+        if remove:
+            told = f"{untag(dataset, names, word):,} images had the tag {word!r}"
+        else:
+            tag(dataset, names, word, self.found.query.text)
+            told = f"{len(names):,} images have the tag {word!r}: where tag = '{word}'"
+        (self._search if "query" in self.found.request else self._select)()  # with the tags of now
+        self._tell(notes=[told, *self.found.notes])
+
     def _select(self) -> None:
         self._show(self._selection(self._index("max")))
 
@@ -333,7 +347,7 @@ class Panel:
         """The selection or the whole ranking (as a page, its first images) as a file."""
         found = self._chosen(MOST if kind == "html" else self.found.total, selection)
         name = slug(found.query.text)[:40] or "search"
-        if kind == "folder":
+        if kind in ("folder", "imagefolder"):
             parent = self.sources.dataset.derived / "selections"
             parent.mkdir(parents=True, exist_ok=True)
             folder = found.save(tempfile.mkdtemp(prefix=f"{name}_", dir=parent), kind)
@@ -341,8 +355,10 @@ class Panel:
             self._tell(notes=[f"{number} are in {shown(folder)}"])
             return
         types = {"csv": "text/csv", "html": "text/html", "geojson": "application/geo+json"}
+        types["coco"] = "application/json"
         check_choice("kind of file", kind, types)
-        self._send(f"{name}.{kind}", types[kind], found.as_text(kind).encode())
+        suffix = {"coco": "coco.json"}.get(kind, kind)
+        self._send(f"{name}.{suffix}", types[kind], found.as_text(kind).encode())
         self._tell(notes=[f"saved {len(found.table):,} of {found.total:,} images"])
 
     def _chosen(self, most: int, selection: bool) -> Found:
@@ -379,4 +395,5 @@ class Panel:
         self.search(**{**START, **kept, "query": query, "picture": str(path)})
 
 
-_COMMANDS = ("open", "path", "picture_of", "download", "caption", "select", "save", "load")
+_COMMANDS = ("open", "path", "picture_of", "download", "caption", "select", "tag")
+_COMMANDS += ("save", "load")

@@ -163,7 +163,12 @@ function render({ model, el: host }) {
   });
   const paging = el("div", { className: "row" }, previous, page, pages, next, again, clear);
   const what = el("select", { attributes: { "aria-label": "what is saved" } });
-  const kinds = ["csv", "html", ...(choices.has_places ? ["geojson"] : []), "folder"];
+  const word = el("input", {
+    placeholder: "a word for the selection",
+    size: 18,
+    attributes: { "aria-label": "tag" },
+  });
+  const kinds = ["csv", "html", ...(choices.has_places ? ["geojson"] : []), "coco", "folder", "imagefolder"];
   const saving = el(
     "div",
     { className: "row" },
@@ -171,18 +176,25 @@ function render({ model, el: host }) {
     what,
     ...kinds.map((kind) =>
       button(
-        kind === "html" ? "page" : kind === "csv" || kind === "folder" ? kind : "GeoJSON",
+        { html: "page", geojson: "GeoJSON", coco: "COCO", imagefolder: "image folder" }[kind] || kind,
         {
           csv: "CSV with full paths",
           html: "a page that needs no network, of 200 images at most",
           geojson: "places, for QGIS and the like",
+          coco: "captions as COCO has them",
           folder: "links to the files, on the machine that searches",
+          imagefolder: "copies with captions and tags, for Hugging Face's datasets",
         }[kind],
         () => send("save", { kind, selection: what.value === "selection" }),
       ),
     ),
     button("show selection", "the selected images", () => send("select")),
     button("clear selection", "select none", () => choose([])),
+    word,
+    button("tag", "keep this word with the selected images", () => send("tag", { word: word.value })),
+    button("untag", "take this word from the selected images", () =>
+      send("tag", { word: word.value, remove: true }),
+    ),
   );
   const box = makeLightbox(
     host,
@@ -266,10 +278,9 @@ function render({ model, el: host }) {
       open,
       marks,
       el("b", { text: `${tile.rank}. ${tile.image_id}${verdict}` }),
-      el("br"),
-      score.filter(Boolean).join(" · "),
-      el("br"),
-      ...words,
+      el("div", { className: "facts", text: score.filter(Boolean).join(" · ") }),
+      el("div", { className: "words" }, ...words),
+      tile.tags ? el("div", { className: "tags", text: tile.tags }) : "",
     );
     item.addEventListener("keydown", (event) => {
       if (!isPlain(event)) return;
