@@ -133,10 +133,13 @@ class Driver:
 
 def test_words_weights_and_wrong_input(page, panel):
     assert panel.tiles.count() == 8
+    assert page.locator("details summary", has_text="What to notice").count()  # not sanitised away
     panel.ask("white planes parked side by side")
     assert panel.ids[0].startswith("airplane") and "percentile" in panel.tiles.first.inner_text()
     assert panel.root.locator("mark", has_text=re.compile("planes|parked")).count()
     assert panel.tiles.first.locator("img").evaluate("i => i.naturalWidth > 0 && i.alt.length > 9")
+    panel.query.press("Enter")  # the picture has the time of a query, not that of a model
+    page.wait_for_timeout(1000)
     shoot(panel.root, "search_panel")
     panel.ask("storage tanks + 0.5 grass - houses")
     assert panel.ids[0].startswith("storagetanks")

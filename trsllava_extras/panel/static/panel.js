@@ -164,9 +164,10 @@ function render({ model, el: host }) {
   const paging = el("div", { className: "row" }, previous, page, pages, next, again, clear);
   const what = el("select", { attributes: { "aria-label": "what is saved" } });
   const word = el("input", {
-    placeholder: "a word for the selection",
+    placeholder: "a tag",
     size: 18,
     attributes: { "aria-label": "tag" },
+    title: "a word to keep with the selected images; where: tag = 'word'",
   });
   const kinds = ["csv", "html", ...(choices.has_places ? ["geojson"] : []), "coco", "folder", "imagefolder"];
   const saving = el(
