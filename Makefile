@@ -1,12 +1,13 @@
-# Two commands: `make demo` and `make test`. The rest: lab, lint, notebooks (refresh the committed outputs), faults
-# (all of them, a hundred kills too, counted in docs/reliability.md), servers (real ones, compared in docs/servers.md), clean.
+# Two commands: `make demo` and `make test`. The rest: lab, serve (the search panel by itself), lint, notebooks (refresh
+# the committed outputs), faults (all of them, a hundred kills too, counted in docs/reliability.md), servers (real ones,
+# compared in docs/servers.md), clean.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lab lint notebooks faults servers clean
+.PHONY: demo test lab serve lint notebooks faults servers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m trsllava_utils run sample
@@ -16,6 +17,10 @@ test: $(VENV)/.test-installed
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab --notebook-dir . notebooks/index.ipynb
+
+serve: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements-test.txt voila
+	$(BIN)/python -m trsllava_utils serve $(or $(DATASET),sample)
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

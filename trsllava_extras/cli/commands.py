@@ -120,6 +120,19 @@ def _search_many(args: Namespace, given: dict, only: dict[str, str]) -> None:
         print("wrote", shown(write_text(user_path(args.csv), csv_text(table, index=False))))
 
 
+def serve(words: list[str]) -> None:
+    """search in a browser, without notebooks"""
+    from trsllava_extras.cli.serve import serve as serve_panel
+
+    made = parser("serve", "The search panel in a browser, on this machine only.")
+    made.add_argument("dataset", help=DATASET)
+    made.add_argument("--query", default="buildings beside water", help="what is asked first")
+    made.add_argument("--port", type=int, default=8866, help="of the address (default 8866)")
+    made.add_argument("--no-browser", action="store_true", help="only print the address")
+    args, given = parse(made, words, {"method", *SETTING, *_LOADED})
+    serve_panel(args.dataset, given, args.query, args.port, not args.no_browser)
+
+
 def gallery(words: list[str]) -> None:
     """embed and search captions of any number"""
     from trsllava_extras.gallery.gallery import Gallery

@@ -134,9 +134,9 @@ def _open(sources: Sources, request: dict[str, Any]) -> Panel | Found:
 
 
 def interactive() -> bool:
-    """Whether there is a person before the widgets: Jupyter servers, VS Code and Colab say so in
-    the environment; papermill, nbconvert and nbval do not."""
-    attended = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
+    """Whether there is a person before the widgets: Jupyter servers, VS Code, Colab and Voilà say
+    so in the environment; papermill, nbconvert and nbval do not."""
+    attended = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG", "VOILA_REQUEST_URL")
     return any(name in os.environ for name in attended)
 
 
