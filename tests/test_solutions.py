@@ -17,7 +17,8 @@ NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("0*.ipynb"))
 
 def solutions(notebook: nbformat.NotebookNode) -> list[str]:
     """The Python of the folded part of the exercises, one text a solution."""
-    folded = [c.source.partition("<details>")[2] for c in notebook.cells if "<details>" in c.source]
+    exercises = [c.source for c in notebook.cells if "## Try it yourself" in c.source]
+    folded = [source.partition("<details>")[2] for source in exercises if "<details>" in source]
     assert len(folded) == 1, "one cell of exercises, with its solutions folded"
     return re.findall(r"```python\n(.*?)```", folded[0], re.DOTALL)
 
