@@ -409,10 +409,10 @@ def test_the_panel_is_there_again_after_a_reload(page, panel):
     page.reload()
     page.get_by_text(re.compile(r"\| Idle")).wait_for(timeout=2 * MINUTE)
     page.mouse.move(700, 1000)
-    for _ in range(60):  # JupyterLab draws only the cells in view
+    for step in range(180):  # JupyterLab draws only the cells in view, and widgets come later
         if panel.query.count():
             break
-        page.mouse.wheel(0, 600)
+        page.mouse.wheel(0, 600 if step % 90 < 45 else -600)  # down, and up again
         page.wait_for_timeout(500)
     panel.query.scroll_into_view_if_needed()
     panel.status.filter(has_text="a bridge over a river").wait_for(timeout=MINUTE)
