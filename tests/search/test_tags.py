@@ -143,6 +143,13 @@ def test_a_file_that_a_spreadsheet_wrote(sources):
     assert "gone1,seen" in path.read_text()  # of images that are gone, too
 
 
+def test_a_column_of_the_users_own_may_be_called_tag(archive):
+    (archive / "metadata.csv").write_text("file_name,tag\nriver/0.png,7\nroad/1.png,9\n")
+    index = Index(Sources(load(archive)))
+    assert index.every(where="tag > 8").table["image_id"].tolist() == ["road/1"]
+    assert any("tag is 7" in note for note in index.find("a road", where="tag > 10").notes)
+
+
 def test_exports_are_read_by_the_libraries_that_define_them(sources, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     dataset = sources.dataset

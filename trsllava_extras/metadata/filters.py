@@ -40,7 +40,8 @@ def what_there_is(metadata: pd.DataFrame, where: str = "", bbox: str = "", label
     told = ""
     for name in columns:
         values = metadata[name].dropna()
-        values = values.str.split(BETWEEN).explode() if name == "tag" else values
+        if name == "tag" and values.dtype == object:
+            values = values.str.split(BETWEEN).explode()
         values = sorted(set(values))
         if pd.api.types.is_numeric_dtype(metadata[name]) or name == "date":
             told += f"; {name} is {values[0]} to {values[-1]}"
