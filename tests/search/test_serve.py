@@ -48,7 +48,7 @@ def address(tmp_path_factory, static_encoder):
         assert found, (home / "log").read_text()
         yield found[0]
     finally:
-        os.killpg(server.pid, signal.SIGINT)
+        os.killpg(server.pid, signal.SIGTERM)  # where Ctrl-C is ignored, as in background jobs, too
         server.wait(30)
 
 
