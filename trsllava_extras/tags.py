@@ -5,7 +5,6 @@ file is called later. The table may be edited in a spreadsheet.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,17 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from trsllava_extras.layouts import read_csv
 from trsllava_extras.results import csv_text
 from trsllava_utils.data import Dataset
-from trsllava_utils.files import (
-    InputError,
-    file_stamp,
-    read_once,
-    read_text,
-    reading,
-    shown,
-    write_text,
-)
+from trsllava_utils.files import InputError, file_stamp, read_once, shown, write_text
 
 COLUMNS = ["image_id", "tag", "query", "date", "picture"]
 BETWEEN = "; "  # several tags of an image in one cell
@@ -115,11 +107,7 @@ def _rows(dataset: Dataset) -> pd.DataFrame:
 
 @read_once
 def _read(path: Path) -> pd.DataFrame:
-    text = read_text(path)
-    head = text.partition("\n")[0]
-    given = {"dtype": str, "keep_default_na": False, "sep": ";" if ";" in head else ","}
-    with reading(path):
-        rows = pd.read_csv(io.StringIO(text), **given)
+    rows = read_csv(path, dtype=str, keep_default_na=False)
     if missing := [name for name in COLUMNS[:2] if name not in rows]:
         raise InputError(
             f"{shown(path)}: no column {missing[0]}; its columns should be {', '.join(COLUMNS)}"

@@ -27,6 +27,8 @@ def test_queries_are_lines_or_a_table(tmp_path):
     assert read_queries(tmp_path / "q.txt").to_dict() == {"1": "boats", "3": "a river, wide"}
     (tmp_path / "q.csv").write_text('id,query\nk7,"boats, white"\n007,a river\n', "utf-8")
     assert read_queries(tmp_path / "q.csv").to_dict() == {"k7": "boats, white", "007": "a river"}
+    (tmp_path / "s.csv").write_text("sep=;\nid;query\nk7;boats, white\n", "utf-8")  # Excel's
+    assert read_queries(tmp_path / "s.csv").to_dict() == {"k7": "boats, white"}
     (tmp_path / "n.csv").write_text("query\nboats\na river\n", "utf-8")
     assert read_queries(tmp_path / "n.csv").to_dict() == {"1": "boats", "2": "a river"}
 
@@ -91,6 +93,6 @@ def test_the_command_prints_and_saves_one_table(index, tmp_path, capsys):
     assert "nothing fits 1 of 2 queries: y" in told and "harbor" in told
     saved = pd.read_csv(tmp_path / "out.csv")
     assert saved["id"].tolist() == ["x", "x"] and saved["rank"].tolist() == [1, 2]
-    for other in (["--html", "x.html"], ["--tag", "seen"], ["--image", "x.jpg"]):
+    for other in (["--html", "x.html"], ["--tag", "seen"], ["--image", "x.jpg"], ["--folder", "x"]):
         with pytest.raises(InputError, match="does not go with --queries"):
             command([*words, *other])

@@ -100,12 +100,13 @@ def search(words: list[str]) -> None:
 
 
 def _search_many(args: Namespace, given: dict, only: dict[str, str]) -> None:
+    from trsllava_extras.panel.found import KINDS
     from trsllava_extras.panel.index import index_of
     from trsllava_extras.panel.many import find_many, read_queries
     from trsllava_extras.results import csv_text
 
-    for name in ("query", "image", "tag", "html", "geojson", "geoparquet", "stac", "coco"):
-        if getattr(args, name):
+    for name in ("query", "image", "tag", *KINDS):
+        if name != "csv" and getattr(args, name):
             raise InputError(f"{name} does not go with --queries; the table is saved by --csv")
     queries = read_queries(args.queries)
     table = find_many(index_of(args.dataset, **given), queries, args.k, args.fits, **only)

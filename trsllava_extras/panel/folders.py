@@ -43,8 +43,13 @@ def save_imagefolder(table: pd.DataFrame, sources: Sources, folder: Path) -> Pat
     def is_photograph(file: ImageFile) -> bool:
         return not file.window and Path(file.path).suffix.lower() in PHOTO_SUFFIXES
 
-    rows = _fill(table, sources, folder, put, is_photograph)
-    lines = (f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    lines = []
+    names = _fill(table, sources, folder, put, is_photograph)
+    for name, row in zip(names, table.to_dict("records"), strict=True):
+        captions = sentences(sources.captions.records[row["image_id"]])
+        about = {"file_name": name, "image_id": row["image_id"], "text": captions[0]}
+        about |= {"captions": captions, "label": row["label"], "tags": _tags(row)}
+        lines.append(f"{json.dumps(about, ensure_ascii=False)}\n")
     return write_text(folder / "metadata.jsonl", "".join(lines)).parent
 
 
@@ -54,33 +59,30 @@ def _fill(
     folder: Path,
     put: Callable[[ImageFile, Path], None],
     as_it_is: Callable[[ImageFile], bool],
-) -> list[dict]:
+) -> list[str]:
     """Put each file that may be taken ``as_it_is`` into an empty folder, of others the picture;
-    what is known of each."""
+    their names there."""
     dataset, width = sources.dataset, len(str(len(table)))
     files = {image_id: dataset.file_of(image_id) for image_id in table["image_id"]}
     gone = [i for i, file in files.items() if not file or not Path(file.path).is_file()]
     if gone:
         raise InputError(f"no files on disk of {first_few(gone)}; nothing was saved")
-    told = []
+    put_there = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise InputError(f"{shown(folder)} is not empty; choose another folder")
-        for row, file in zip(table.to_dict("records"), files.values(), strict=True):
+        for rank, (image_id, file) in zip(table["rank"], files.items(), strict=True):
             suffix = Path(file.path).suffix.lower() if as_it_is(file) else ".jpg"
-            target = folder / f"{row['rank']:0{width}d}_{slug(row['image_id'])}{suffix}"
+            target = folder / f"{rank:0{width}d}_{slug(image_id)}{suffix}"
             if as_it_is(file):
                 put(file, target)
             else:
                 target.write_bytes(jpeg(read_image(file, dataset.rendering)))
-            captions = sentences(sources.captions.records[row["image_id"]])
-            about = {"file_name": target.name, "image_id": row["image_id"], "text": captions[0]}
-            about |= {"captions": captions, "label": row["label"], "tags": _tags(row)}
-            told.append(about)
+            put_there.append(target.name)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    return told
+    return put_there
 
 
 def coco(table: pd.DataFrame, sources: Sources, query: str) -> str:

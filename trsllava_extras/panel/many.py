@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pandas as pd
 
+from trsllava_extras.layouts import read_csv
 from trsllava_extras.panel.index import Index
-from trsllava_utils.files import InputError, MissingError, read_text, reading, shown, user_path
+from trsllava_utils.files import InputError, MissingError, read_text, shown, user_path
 
 
 def read_queries(path: str | Path) -> pd.Series:
@@ -22,16 +22,14 @@ def read_queries(path: str | Path) -> pd.Series:
     file = user_path(path)
     if not file.is_file():
         raise MissingError(f"{path} not found; give a file of queries, one a line, or CSV")
-    text = read_text(file)
     if file.suffix.lower() == ".csv":
-        with reading(file):
-            table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        table = read_csv(file, dtype=str, keep_default_na=False)
         if "query" not in table:
             raise InputError(f"{shown(file)}: no column query, only {', '.join(table)}")
         ids = table["id"] if "id" in table else pd.Series(range(1, len(table) + 1)).astype(str)
         queries = pd.Series(table["query"].str.strip().to_numpy(), ids.to_numpy())
     else:
-        lines = [line.strip() for line in text.splitlines()]
+        lines = [line.strip() for line in read_text(file).splitlines()]
         queries = pd.Series(lines, [str(n) for n in range(1, len(lines) + 1)], dtype=object)
     queries = queries[queries != ""]
     if queries.empty or queries.index.has_duplicates:
